@@ -1,0 +1,323 @@
+//! The cluster's configuration: what it holds, how it is signed, and which one is accepted.
+//!
+//! [`Acceptance`] is the only place that decides whether a signed configuration is taken over.
+
+use std::{collections::HashSet, sync::Arc};
+
+use libp2p::{
+    Multiaddr, PeerId,
+    identity::{Keypair, PublicKey},
+};
+use prost::Message as _;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    id::ClusterId,
+    pb,
+    record::UnixMillis,
+    ring::Ring,
+    wire::{Invalid, Wire},
+};
+
+/// Most schedulers of a cluster.
+pub const SCHEDULERS_MAX: usize = 256;
+/// Longest signed configuration in bytes.
+pub const CONFIGURATION_BYTES_MAX: usize = 512 << 10;
+/// Longest configuration that is sent by gossip itself and not as a hint to pull it.
+pub const GOSSIPED_BYTES_MAX: usize = 32 << 10;
+/// Separates signatures of configurations from every other use of the key.
+const SIGNATURE_DOMAIN: &[u8] = b"damselfly configuration v1\0";
+
+/// What an operator sets for the whole cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// How many schedulers own each task: 1–8.
+    pub replicas: u32,
+    /// The members of the hash ring.
+    pub schedulers: Vec<SchedulerEntry>,
+    /// Milliseconds between two heartbeats of a host: 100–60,000. A scheduler is warm after three, 15 s at most.
+    pub heartbeat_ms: u64,
+    /// Milliseconds without a heartbeat after which a host is no longer a holder: 3 heartbeats to 1 hour.
+    pub lease_ms: u64,
+    /// Most parents that a downloader is given: 1–64.
+    pub candidate_parents: u32,
+    /// Parents that a downloader fetches from at a time: 1–64.
+    pub concurrent_parents: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            replicas: 2,
+            schedulers: Vec::new(),
+            heartbeat_ms: 5_000,
+            lease_ms: 30_000,
+            candidate_parents: 16,
+            concurrent_parents: 8,
+        }
+    }
+}
+
+/// A scheduler in the ring.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SchedulerEntry {
+    /// Its identity.
+    pub peer_id: PeerId,
+    /// Where it can be dialled; `/dns` addresses are resolved at each dial.
+    pub addresses: Vec<Multiaddr>,
+    /// Its share of the ring relative to the others: 1–100.
+    #[serde(default = "one")]
+    pub weight: u32,
+}
+
+const fn one() -> u32 {
+    1
+}
+
+impl Settings {
+    /// Checks every value against its range.
+    ///
+    /// # Errors
+    /// [`Invalid`] names the field and its range.
+    pub fn validate(&self) -> Result<(), Invalid> {
+        in_range("replicas", self.replicas.into(), 1, 8)?;
+        in_range("schedulers", self.schedulers.len() as u64, 0, SCHEDULERS_MAX as u64)?;
+        in_range("heartbeat_ms", self.heartbeat_ms, 100, 60_000)?;
+        in_range("lease_ms", self.lease_ms, 3 * self.heartbeat_ms, 3_600_000)?;
+        in_range("candidate_parents", self.candidate_parents.into(), 1, 64)?;
+        in_range("concurrent_parents", self.concurrent_parents.into(), 1, 64)?;
+        let mut seen = HashSet::new();
+        for scheduler in &self.schedulers {
+            in_range("schedulers.weight", scheduler.weight.into(), 1, 100)?;
+            in_range("schedulers.addresses", scheduler.addresses.len() as u64, 1, pb::ADDRESSES_MAX as u64)?;
+            if !seen.insert(scheduler.peer_id) {
+                return Err(Invalid::new("schedulers", format!("{} is listed twice", scheduler.peer_id)));
+            }
+        }
+        Ok(())
+    }
+
+    /// How long after a start or an epoch change a scheduler's not knowing a task means nothing, in milliseconds.
+    pub fn warm_up_ms(&self) -> u64 {
+        (3 * self.heartbeat_ms).min(15_000)
+    }
+}
+
+fn in_range(what: &'static str, value: u64, low: u64, high: u64) -> Result<(), Invalid> {
+    if (low..=high).contains(&value) {
+        return Ok(());
+    }
+    Err(Invalid::new(what, format!("{value} is not within {low}–{high}")))
+}
+
+/// One version of the settings of one cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Configuration {
+    /// The cluster it is for.
+    pub cluster: ClusterId,
+    /// Grows with every change.
+    pub epoch: u64,
+    /// When it was signed.
+    pub issued: UnixMillis,
+    /// What it says.
+    pub settings: Settings,
+}
+
+impl Configuration {
+    /// The ring that follows from it.
+    pub fn ring(&self) -> Ring {
+        let members = self.settings.schedulers.iter().map(|entry| (entry.peer_id, entry.weight));
+        Ring::new(members, self.settings.replicas as usize)
+    }
+
+    /// Signs it with the cluster's root key.
+    ///
+    /// # Errors
+    /// [`Invalid`]: a value is out of range, the whole is too long, or the key cannot sign.
+    pub fn sign(&self, root: &Keypair) -> Result<SignedConfiguration, Invalid> {
+        self.settings.validate()?;
+        let settings =
+            serde_json::to_vec(&self.settings).map_err(|error| Invalid::new("settings", error.to_string()))?;
+        let body = pb::Configuration {
+            cluster: self.cluster.digest().to_vec(),
+            epoch: self.epoch,
+            issued: self.issued.0,
+            settings,
+        }
+        .encode_to_vec();
+        let signature =
+            root.sign(&signed_bytes(&body)).map_err(|error| Invalid::new("signing key", error.to_string()))?;
+        let signed = pb::SignedConfiguration { body, signer: root.public().encode_protobuf(), signature };
+        let bytes = signed.encode_to_vec();
+        if bytes.len() > CONFIGURATION_BYTES_MAX {
+            return Err(Invalid::new("configuration", format!("{} bytes are too many", bytes.len())));
+        }
+        Ok(SignedConfiguration { bytes: bytes.into(), epoch: self.epoch })
+    }
+}
+
+fn signed_bytes(body: &[u8]) -> Vec<u8> {
+    [SIGNATURE_DOMAIN, body].concat()
+}
+
+/// A configuration as it is passed on: opaque but for its epoch, which is a claim until [`Acceptance`] has looked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SignedConfiguration {
+    bytes: Arc<[u8]>,
+    epoch: u64,
+}
+
+impl SignedConfiguration {
+    /// The epoch it claims.
+    pub const fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Its bytes, to be sent and stored.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Wire for SignedConfiguration {
+    fn to_bytes(&self) -> Vec<u8> {
+        self.bytes.to_vec()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Result<Self, Invalid> {
+        if bytes.len() > CONFIGURATION_BYTES_MAX {
+            return Err(Invalid::new("configuration", format!("{} bytes are too many", bytes.len())));
+        }
+        let signed: pb::SignedConfiguration = pb::decode("configuration", bytes)?;
+        let body: pb::Configuration = pb::decode("configuration", &signed.body)?;
+        Ok(Self { bytes: bytes.into(), epoch: body.epoch })
+    }
+}
+
+/// A configuration that was accepted, with what follows from it.
+#[derive(Debug)]
+pub struct Accepted {
+    /// What it says.
+    pub configuration: Configuration,
+    /// The ring of its schedulers.
+    pub ring: Ring,
+    /// As it was signed, to be passed on.
+    pub signed: SignedConfiguration,
+}
+
+/// Decides which signed configuration a member takes over: only its own cluster's, only by the root, never a lower
+/// epoch.
+#[derive(Debug)]
+pub struct Acceptance {
+    cluster: ClusterId,
+    current: Option<Arc<Accepted>>,
+}
+
+/// What became of a configuration that was offered.
+#[derive(Debug)]
+pub enum Verdict {
+    /// It is newer and is in force from now on.
+    Newer(Arc<Accepted>),
+    /// It is in force already.
+    Known,
+}
+
+/// Why a configuration was not accepted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigurationRefused {
+    /// It cannot be read or breaks a limit.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// It is another cluster's.
+    #[error("the configuration is of cluster {0}, not of ours")]
+    OtherCluster(ClusterId),
+    /// Its signer is not the cluster's root.
+    #[error("the configuration is not signed by the cluster's root")]
+    OtherSigner,
+    /// The signature does not fit.
+    #[error("the configuration's signature is wrong")]
+    Forged,
+    /// A newer one is in force.
+    #[error("the configuration has epoch {offered}, but {current} is in force")]
+    Older {
+        /// Epoch of the configuration that was offered.
+        offered: u64,
+        /// Epoch in force.
+        current: u64,
+    },
+    /// The same epoch was signed twice with different contents.
+    #[error("two different configurations are signed with epoch {0}")]
+    Equivocation(u64),
+}
+
+impl Acceptance {
+    /// Accepts configurations of `cluster`.
+    pub const fn new(cluster: ClusterId) -> Self {
+        Self { cluster, current: None }
+    }
+
+    /// What is in force.
+    pub const fn current(&self) -> Option<&Arc<Accepted>> {
+        self.current.as_ref()
+    }
+
+    /// The epoch in force; 0 before the first.
+    pub fn epoch(&self) -> u64 {
+        self.current.as_ref().map_or(0, |accepted| accepted.configuration.epoch)
+    }
+
+    /// Looks at an offered configuration and takes it over when it is newer.
+    ///
+    /// # Errors
+    /// [`ConfigurationRefused`]: what is in force stays.
+    pub fn offer(&mut self, signed: &SignedConfiguration) -> Result<Verdict, ConfigurationRefused> {
+        if let Some(current) = &self.current {
+            if current.signed == *signed {
+                return Ok(Verdict::Known);
+            }
+            if signed.epoch() < current.configuration.epoch {
+                return Err(ConfigurationRefused::Older {
+                    offered: signed.epoch(),
+                    current: current.configuration.epoch,
+                });
+            }
+        }
+        let configuration = self.verify(signed)?;
+        if configuration.epoch == self.epoch() {
+            return Err(ConfigurationRefused::Equivocation(configuration.epoch));
+        }
+        let ring = configuration.ring();
+        let accepted = Arc::new(Accepted { configuration, ring, signed: signed.clone() });
+        self.current = Some(Arc::clone(&accepted));
+        Ok(Verdict::Newer(accepted))
+    }
+
+    fn verify(&self, signed: &SignedConfiguration) -> Result<Configuration, ConfigurationRefused> {
+        let outer: pb::SignedConfiguration = pb::decode("configuration", signed.as_bytes())?;
+        let signer =
+            PublicKey::try_decode_protobuf(&outer.signer).map_err(|error| Invalid::new("signer", error.to_string()))?;
+        if ClusterId::of_root(&signer) != self.cluster {
+            return Err(ConfigurationRefused::OtherSigner);
+        }
+        if !signer.verify(&signed_bytes(&outer.body), &outer.signature) {
+            return Err(ConfigurationRefused::Forged);
+        }
+        let body: pb::Configuration = pb::decode("configuration", &outer.body)?;
+        let cluster = ClusterId::from_bytes(&body.cluster)?;
+        if cluster != self.cluster {
+            return Err(ConfigurationRefused::OtherCluster(cluster));
+        }
+        let settings: Settings =
+            serde_json::from_slice(&body.settings).map_err(|error| Invalid::new("settings", error.to_string()))?;
+        settings.validate()?;
+        Ok(Configuration { cluster, epoch: body.epoch, issued: UnixMillis(body.issued), settings })
+    }
+}
+
+mod exchange;
+pub use exchange::{Gossip, Request, Response};
+
+#[cfg(test)]
+mod tests;

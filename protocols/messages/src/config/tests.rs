@@ -1,0 +1,70 @@
+use super::*;
+
+fn configuration(root: &Keypair, epoch: u64) -> Configuration {
+    let scheduler = SchedulerEntry {
+        peer_id: PeerId::random(),
+        addresses: vec!["/ip4/127.0.0.1/tcp/1".parse().expect("an address")],
+        weight: 1,
+    };
+    let settings = Settings { schedulers: vec![scheduler], ..Settings::default() };
+    Configuration { cluster: ClusterId::of_root(&root.public()), epoch, issued: UnixMillis(1), settings }
+}
+
+#[test]
+fn only_newer_configurations_of_the_root_are_accepted() {
+    let root = Keypair::generate_ed25519();
+    let mut acceptance = Acceptance::new(ClusterId::of_root(&root.public()));
+    let second = configuration(&root, 2).sign(&root).expect("valid");
+    assert!(matches!(acceptance.offer(&second), Ok(Verdict::Newer(_))));
+    assert!(matches!(acceptance.offer(&second), Ok(Verdict::Known)));
+
+    let first = configuration(&root, 1).sign(&root).expect("valid");
+    assert_eq!(acceptance.offer(&first).expect_err("older"), ConfigurationRefused::Older { offered: 1, current: 2 });
+    let same = configuration(&root, 2).sign(&root).expect("valid");
+    assert_eq!(acceptance.offer(&same).expect_err("another of the epoch"), ConfigurationRefused::Equivocation(2));
+
+    let stranger = Keypair::generate_ed25519();
+    let forged = configuration(&root, 3).sign(&stranger).expect("valid");
+    assert_eq!(acceptance.offer(&forged).expect_err("a stranger's"), ConfigurationRefused::OtherSigner);
+    let mut other = configuration(&root, 3);
+    other.cluster = ClusterId::of_root(&stranger.public());
+    let other = other.sign(&root).expect("valid");
+    assert!(matches!(acceptance.offer(&other), Err(ConfigurationRefused::OtherCluster(_))));
+    assert_eq!(acceptance.epoch(), 2);
+}
+
+#[test]
+fn any_changed_bit_is_refused() {
+    let root = Keypair::generate_ed25519();
+    let signed = configuration(&root, 5).sign(&root).expect("valid");
+    for position in 0..signed.as_bytes().len() {
+        let mut bytes = signed.as_bytes().to_vec();
+        bytes[position] ^= 1;
+        let mut acceptance = Acceptance::new(ClusterId::of_root(&root.public()));
+        let accepted = SignedConfiguration::from_bytes(&bytes).is_ok_and(|signed| acceptance.offer(&signed).is_ok());
+        assert!(!accepted, "byte {position}");
+    }
+}
+
+#[test]
+fn values_out_of_range_are_refused_with_the_range() {
+    let settings = Settings { replicas: 9, ..Settings::default() };
+    assert_eq!(settings.validate().expect_err("too many").to_string(), "invalid replicas: 9 is not within 1–8");
+    assert!(Settings { lease_ms: 10, ..Settings::default() }.validate().is_err());
+    assert!(serde_json::from_str::<Settings>(r#"{"unknown":1}"#).is_err());
+}
+
+#[test]
+fn gossip_of_a_long_configuration_is_a_hint() {
+    let root = Keypair::generate_ed25519();
+    let mut long = configuration(&root, 1);
+    let entry = long.settings.schedulers[0].clone();
+    long.settings.schedulers =
+        (0..SCHEDULERS_MAX).map(|_| SchedulerEntry { peer_id: PeerId::random(), ..entry.clone() }).collect();
+    long.settings.schedulers[0].addresses = vec![entry.addresses[0].clone(); 16];
+    let long = long.sign(&root).expect("valid");
+    let gossip = Gossip::of(&long);
+    assert_eq!(gossip.full.is_none(), long.as_bytes().len() > GOSSIPED_BYTES_MAX);
+    let short = Gossip::of(&configuration(&root, 1).sign(&root).expect("valid"));
+    assert_eq!(Gossip::from_bytes(&short.to_bytes()), Ok(short));
+}

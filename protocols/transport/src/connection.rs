@@ -1,0 +1,135 @@
+//! The one transport: TCP, DNS, TLS, admission, multiplexer. There is no way around it to a protocol.
+
+use std::{io, iter, time::Duration};
+
+use futures::{AsyncRead, AsyncWrite, FutureExt, future::BoxFuture};
+use libp2p::{
+    PeerId, Transport,
+    core::{
+        UpgradeInfo,
+        muxing::StreamMuxerBox,
+        transport::Boxed,
+        upgrade::{InboundConnectionUpgrade, OutboundConnectionUpgrade, Version},
+    },
+    dns, identity, tcp,
+};
+use yamux::Mode;
+
+use crate::{
+    dialing::{DialPolicy, Policed},
+    muxer::Muxer,
+    protocol::MUXER,
+    tls::{CertificateError, Tls},
+};
+
+/// From the first packet to the multiplexer; a host that does not answer costs a caller this long.
+pub const SETUP_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Why a transport could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum TransportError {
+    /// This host's key is of no use for TLS.
+    #[error("no TLS with this host's key")]
+    Certificate(#[from] CertificateError),
+    /// The system's resolver configuration cannot be read.
+    #[error("no DNS resolver")]
+    Dns(#[source] io::Error),
+}
+
+/// Makes the transport of this host; must be called inside of a tokio runtime.
+///
+/// # Errors
+/// [`TransportError`]: the program cannot start.
+pub fn transport(
+    keypair: &identity::Keypair,
+    admission: Admission,
+    policy: DialPolicy,
+) -> Result<Boxed<(PeerId, StreamMuxerBox)>, TransportError> {
+    let tls = Tls::new(keypair)?;
+    let tcp = tcp::tokio::Transport::new(tcp::Config::new().nodelay(true));
+    // Inside of DNS, so that a name cannot stand for an address that the policy refuses.
+    let tcp = dns::tokio::Transport::system(Policed::new(tcp, policy)).map_err(TransportError::Dns)?;
+    Ok(tcp
+        .upgrade(Version::V1Lazy)
+        .authenticate(tls)
+        .multiplex_ext(move |peer, _| Admitted { peer: *peer, admission })
+        .timeout(SETUP_TIMEOUT)
+        .boxed())
+}
+
+/// Who may go on after authentication.
+///
+/// This is the place for credentials: both sides will show theirs here, one bounded frame each, on the encrypted stream
+/// of a peer whose key is proved, before the multiplexer starts. So a stranger never reaches yamux, identify or gossip.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admission {
+    /// Every peer that proved its own key.
+    Open,
+}
+
+/// Why a peer was not admitted.
+#[derive(Debug, thiserror::Error)]
+pub enum NotAdmitted {
+    /// The connection failed meanwhile.
+    #[error("connection failed during admission")]
+    Io(#[from] io::Error),
+}
+
+impl Admission {
+    /// Decides about `peer`, who is at the other end of `stream`.
+    async fn admit<C: AsyncRead + AsyncWrite + Unpin>(self, peer: PeerId, _stream: &mut C) -> Result<(), NotAdmitted> {
+        match self {
+            Self::Open => {
+                tracing::trace!(%peer, "admitted");
+                Ok(())
+            }
+        }
+    }
+}
+
+/// The upgrade from an authenticated stream to a multiplexer, by way of admission.
+#[derive(Debug, Clone)]
+struct Admitted {
+    peer: PeerId,
+    admission: Admission,
+}
+
+impl Admitted {
+    async fn upgrade<C: AsyncRead + AsyncWrite + Unpin>(
+        self,
+        mut stream: C,
+        mode: Mode,
+    ) -> Result<Muxer<C>, NotAdmitted> {
+        self.admission.admit(self.peer, &mut stream).await?;
+        Ok(Muxer::new(stream, mode))
+    }
+}
+
+impl UpgradeInfo for Admitted {
+    type Info = &'static str;
+    type InfoIter = iter::Once<Self::Info>;
+
+    fn protocol_info(&self) -> Self::InfoIter {
+        iter::once(MUXER)
+    }
+}
+
+impl<C: AsyncRead + AsyncWrite + Send + Unpin + 'static> InboundConnectionUpgrade<C> for Admitted {
+    type Output = Muxer<C>;
+    type Error = NotAdmitted;
+    type Future = BoxFuture<'static, Result<Self::Output, Self::Error>>;
+
+    fn upgrade_inbound(self, stream: C, _: Self::Info) -> Self::Future {
+        self.upgrade(stream, Mode::Server).boxed()
+    }
+}
+
+impl<C: AsyncRead + AsyncWrite + Send + Unpin + 'static> OutboundConnectionUpgrade<C> for Admitted {
+    type Output = Muxer<C>;
+    type Error = NotAdmitted;
+    type Future = BoxFuture<'static, Result<Self::Output, Self::Error>>;
+
+    fn upgrade_outbound(self, stream: C, _: Self::Info) -> Self::Future {
+        self.upgrade(stream, Mode::Client).boxed()
+    }
+}

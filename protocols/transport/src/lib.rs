@@ -1,0 +1,24 @@
+//! How Damselfly's programs talk.
+//!
+//! - [`protocol`]: every protocol name, with its limits
+//! - [`connection`]: the one transport, from TCP by way of [`tls`] and admission to the [`muxer`]
+//! - [`rpc`] and [`streams`]: what runs over a connection, in [`frame`]s
+//! - [`network`]: the worker that drives it, and the handle to it
+
+pub mod connection;
+pub mod dialing;
+pub mod frame;
+pub mod local;
+pub mod muxer;
+pub mod network;
+pub mod program;
+pub mod protocol;
+pub mod rpc;
+pub mod streams;
+pub mod tls;
+mod verifier;
+
+/// What the programs use, so that measurements in tests are theirs.
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

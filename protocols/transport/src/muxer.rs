@@ -1,0 +1,271 @@
+//! Many streams over one connection: yamux with the frame size that its libp2p wrapper hides.
+
+use std::{
+    collections::VecDeque,
+    io::{self, IoSlice, IoSliceMut},
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+};
+
+use futures::{AsyncRead, AsyncWrite, ready};
+use libp2p::core::muxing::{StreamMuxer, StreamMuxerEvent};
+use yamux::{Connection, ConnectionError, Mode};
+
+/// The longest yamux frame we send: the largest a receiver takes. 16 KiB, the default, costs more than half of the
+/// throughput, because each frame is a buffer, a queue entry and a wake-up.
+pub const SPLIT_SEND_BYTES: usize = 1024 * 1024;
+
+/// How many streams this side keeps open on a connection; opening more waits for one to be dropped.
+pub const OUTBOUND_STREAMS_MAX: usize = 40;
+
+/// How many streams of the other side a connection keeps open; more are reset at once. Larger than
+/// [`OUTBOUND_STREAMS_MAX`], because the opener may have dropped a stream before we did.
+pub const INBOUND_STREAMS_MAX: usize = 48;
+
+/// What yamux counts: both directions, and dropped streams that it has not collected yet. Reaching it ends the
+/// connection, so it lies above what the two limits above allow.
+pub const STREAMS_MAX: usize = OUTBOUND_STREAMS_MAX + INBOUND_STREAMS_MAX + 8;
+
+/// What the other side may send before we read it, over all streams of a connection: 256 KiB for each of
+/// [`STREAMS_MAX`], and 16 MiB for the windows of the busy ones to grow.
+pub const RECEIVE_WINDOW_BYTES: usize = STREAMS_MAX * yamux::DEFAULT_CREDIT as usize + 16 * 1024 * 1024;
+
+/// A yamux connection as libp2p wants it.
+pub struct Muxer<C> {
+    connection: Connection<C>,
+    /// Streams that arrived while libp2p asked for something else; bounded by [`INBOUND_STREAMS_MAX`].
+    arrived: VecDeque<Substream>,
+    waiting_for_inbound: Option<Waker>,
+    open: Arc<Open>,
+}
+
+impl<C: AsyncRead + AsyncWrite + Unpin> Muxer<C> {
+    /// Starts the multiplexer on an admitted connection.
+    pub fn new(socket: C, mode: Mode) -> Self {
+        Self {
+            connection: Connection::new(socket, config(), mode),
+            arrived: VecDeque::new(),
+            waiting_for_inbound: None,
+            open: Arc::default(),
+        }
+    }
+
+    /// The next stream of the other side; those above the limit are dropped, which resets them.
+    fn poll_arrival(&mut self, cx: &mut Context<'_>) -> Poll<Result<Substream, ConnectionError>> {
+        loop {
+            let stream = ready!(self.connection.poll_next_inbound(cx)).ok_or(ConnectionError::Closed)??;
+            match Slot::take(&self.open, Direction::Inbound) {
+                Some(slot) => return Poll::Ready(Ok(Substream { stream, _slot: slot })),
+                None => tracing::debug!(limit = INBOUND_STREAMS_MAX, "stream reset: too many on this connection"),
+            }
+        }
+    }
+}
+
+fn config() -> yamux::Config {
+    let mut config = yamux::Config::default();
+    // In this order: yamux asserts that the window has room for every stream.
+    config.set_max_num_streams(STREAMS_MAX);
+    config.set_max_connection_receive_window(Some(RECEIVE_WINDOW_BYTES));
+    config.set_split_send_size(SPLIT_SEND_BYTES);
+    config
+}
+
+impl<C: AsyncRead + AsyncWrite + Unpin> StreamMuxer for Muxer<C> {
+    type Substream = Substream;
+    type Error = ConnectionError;
+
+    fn poll_inbound(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Substream, ConnectionError>> {
+        if let Some(stream) = self.arrived.pop_front() {
+            return Poll::Ready(Ok(stream));
+        }
+        self.waiting_for_inbound = Some(cx.waker().clone());
+        self.poll_arrival(cx)
+    }
+
+    fn poll_outbound(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Substream, ConnectionError>> {
+        let Some(slot) = Slot::take_or_wait(&self.open, cx) else { return Poll::Pending };
+        let stream = ready!(self.connection.poll_new_outbound(cx))?;
+        Poll::Ready(Ok(Substream { stream, _slot: slot }))
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), ConnectionError>> {
+        self.connection.poll_close(cx)
+    }
+
+    /// yamux makes progress only while it is asked for inbound streams, so those are kept for `poll_inbound`.
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<StreamMuxerEvent, ConnectionError>> {
+        let stream = ready!(self.poll_arrival(cx))?;
+        self.arrived.push_back(stream);
+        if let Some(waker) = self.waiting_for_inbound.take() {
+            waker.wake();
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Direction {
+    Inbound,
+    Outbound,
+}
+
+/// How many streams of a connection are open.
+#[derive(Debug, Default)]
+struct Open(Mutex<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    inbound: usize,
+    outbound: usize,
+    waiting_for_outbound: Option<Waker>,
+}
+
+impl Open {
+    fn lock(&self) -> MutexGuard<'_, Counts> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One open stream's place in the count.
+#[derive(Debug)]
+struct Slot {
+    open: Arc<Open>,
+    direction: Direction,
+}
+
+impl Slot {
+    fn take(open: &Arc<Open>, direction: Direction) -> Option<Self> {
+        let mut counts = open.lock();
+        let (count, max) = match direction {
+            Direction::Inbound => (&mut counts.inbound, INBOUND_STREAMS_MAX),
+            Direction::Outbound => (&mut counts.outbound, OUTBOUND_STREAMS_MAX),
+        };
+        if *count >= max {
+            return None;
+        }
+        *count += 1;
+        Some(Self { open: open.clone(), direction })
+    }
+
+    fn take_or_wait(open: &Arc<Open>, cx: &Context<'_>) -> Option<Self> {
+        let slot = Self::take(open, Direction::Outbound);
+        if slot.is_none() {
+            open.lock().waiting_for_outbound = Some(cx.waker().clone());
+        }
+        slot
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let mut counts = self.open.lock();
+        match self.direction {
+            Direction::Inbound => counts.inbound -= 1,
+            Direction::Outbound => {
+                counts.outbound -= 1;
+                if let Some(waker) = counts.waiting_for_outbound.take() {
+                    waker.wake();
+                }
+            }
+        }
+    }
+}
+
+/// One stream of a [`Muxer`].
+#[derive(Debug)]
+pub struct Substream {
+    stream: yamux::Stream,
+    _slot: Slot,
+}
+
+impl AsyncRead for Substream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut [u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_read(cx, into)
+    }
+
+    fn poll_read_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut [IoSliceMut<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_read_vectored(cx, into)
+    }
+}
+
+impl AsyncWrite for Substream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, from)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        from: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, from)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_close(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::{StreamExt, future::poll_fn, stream::FuturesUnordered, task::noop_waker_ref};
+    use tokio_util::compat::TokioAsyncReadCompatExt;
+
+    use super::*;
+
+    type Side = Muxer<tokio_util::compat::Compat<tokio::io::DuplexStream>>;
+
+    fn pair() -> (Side, Side) {
+        let (left, right) = tokio::io::duplex(1 << 20);
+        (Muxer::new(left.compat(), Mode::Client), Muxer::new(right.compat(), Mode::Server))
+    }
+
+    fn try_open(side: &mut Side) -> Option<Substream> {
+        match Pin::new(side).poll_outbound(&mut Context::from_waker(noop_waker_ref())) {
+            Poll::Ready(stream) => Some(stream.expect("connection lives")),
+            Poll::Pending => None,
+        }
+    }
+
+    #[tokio::test]
+    async fn opening_waits_at_the_limit_and_goes_on_below_it() {
+        let (mut left, _right) = pair();
+        let mut streams = (0..OUTBOUND_STREAMS_MAX).map(|_| try_open(&mut left).expect("below")).collect::<Vec<_>>();
+        assert!(try_open(&mut left).is_none(), "yamux would end the connection instead");
+        streams.pop();
+        assert!(try_open(&mut left).is_some());
+    }
+
+    #[tokio::test]
+    async fn streams_of_both_sides_at_once_stay_below_what_yamux_counts() {
+        let (mut left, mut right) = pair();
+        let mut kept = Vec::new();
+        for side in [&mut left, &mut right] {
+            for _ in 0..OUTBOUND_STREAMS_MAX {
+                let mut stream = try_open(side).expect("below");
+                poll_fn(|cx| Pin::new(&mut stream).poll_write(cx, b"x")).await.expect("queued");
+                kept.push(stream);
+            }
+        }
+        let arrivals = [left, right].into_iter().map(|mut side| async move {
+            let mut arrived = Vec::new();
+            while arrived.len() < OUTBOUND_STREAMS_MAX {
+                arrived.push(poll_fn(|cx| Pin::new(&mut side).poll_inbound(cx)).await.expect("connection lives"));
+            }
+            (side, arrived)
+        });
+        let both = arrivals.collect::<FuturesUnordered<_>>().collect::<Vec<_>>().await;
+        assert_eq!(both.len(), 2);
+    }
+}

@@ -1,0 +1,316 @@
+//! Networks on loopback, as programs use them.
+
+use std::time::Instant;
+
+use damselfly_messages::{config, notify};
+use futures::{AsyncReadExt, AsyncWriteExt, future::join_all};
+use libp2p::identity::Keypair;
+
+use super::*;
+use crate::protocol::{ConfigProtocol, HAVE, NotifyProtocol, PIECE};
+
+const WITHIN: Duration = Duration::from_secs(10);
+
+fn config() -> NetworkConfig {
+    NetworkConfig {
+        keypair: Keypair::generate_ed25519(),
+        listen: vec!["/ip4/127.0.0.1/tcp/0".parse().expect("address")],
+        serves: Serves { scheduler: false, notify: true, config: true, piece: true, have: true },
+        topic: Some("test".into()),
+        limits: ConnectionLimits::default(),
+        dial_loopback: true,
+    }
+}
+
+fn started() -> (Network, Inbox) {
+    start(config()).expect("started")
+}
+
+async fn connect(from: &Network, to: &Network) {
+    from.connect(to.peer_id(), to.listeners(), WITHIN).await.expect("connected");
+}
+
+async fn pair() -> ((Network, Inbox), (Network, Inbox)) {
+    let (left, right) = (started(), started());
+    connect(&left.0, &right.0).await;
+    (left, right)
+}
+
+#[tokio::test]
+async fn ask_and_answer() {
+    let ((left, _left_inbox), (right, mut inbox)) = pair().await;
+    let asker = left.peer_id();
+    let server = tokio::spawn(async move {
+        let inbound = inbox.notify.recv().await.expect("asked");
+        assert_eq!(inbound.peer(), asker);
+        assert_eq!(inbound.decode(), Ok(notify::Request::NewEpoch(7)));
+        inbound.respond(notify::Response { held: true });
+        inbox.notify.recv().await.expect("asked").busy(Duration::from_secs(1));
+        drop(inbox.notify.recv().await.expect("asked"));
+        inbox
+    });
+    let ask = || left.request::<NotifyProtocol>(right.peer_id(), &notify::Request::NewEpoch(7), WITHIN);
+    assert_eq!(ask().await, Ok(notify::Response { held: true }));
+    assert_eq!(ask().await, Err(RequestError::Busy { retry_after: Duration::from_secs(1) }));
+    assert!(matches!(ask().await, Err(RequestError::Refused { .. })));
+    drop(server.await.expect("served"));
+    assert!(matches!(ask().await, Err(RequestError::Refused { .. })), "a dropped inbox refuses");
+}
+
+#[tokio::test]
+async fn the_callers_deadline_counts() {
+    let ((left, _left_inbox), (right, _inbox)) = pair().await;
+    let within = Duration::from_millis(200);
+    let asked = Instant::now();
+    let answer = left.request::<NotifyProtocol>(right.peer_id(), &notify::Request::NewEpoch(7), within).await;
+    assert_eq!(answer, Err(RequestError::Timeout));
+    assert!(asked.elapsed() < Duration::from_secs(2));
+}
+
+#[tokio::test]
+async fn unconnected_and_unserved_fail_at_once() {
+    let ((left, _left_inbox), (right, _inbox)) = pair().await;
+    let stranger = Keypair::generate_ed25519().public().to_peer_id();
+    let answer = left.request::<NotifyProtocol>(stranger, &notify::Request::NewEpoch(7), WITHIN).await;
+    assert!(matches!(answer, Err(RequestError::Unreachable { .. })), "{answer:?}");
+    assert_eq!(left.open_stream(stranger, PIECE, WITHIN).await.err(), Some(OpenError::NotConnected));
+    let unknown = StreamProtocol::new("/damselfly/unknown/1");
+    let error = left.open_stream(right.peer_id(), unknown.clone(), WITHIN).await.err();
+    assert_eq!(error, Some(OpenError::Unsupported { protocol: unknown }));
+
+    let (mute, _mute_inbox) = start(NetworkConfig { serves: Serves::default(), ..config() }).expect("started");
+    connect(&left, &mute).await;
+    let answer = left.request::<ConfigProtocol>(mute.peer_id(), &config::Request { known_epoch: 0 }, WITHIN).await;
+    assert!(matches!(answer, Err(RequestError::Protocol { .. })), "not served: {answer:?}");
+}
+
+#[tokio::test]
+async fn another_peer_at_the_address_is_refused() {
+    let ((left, _left_inbox), (right, _inbox)) = (started(), started());
+    let expected = Keypair::generate_ed25519().public().to_peer_id();
+    let address = right.listeners().remove(0).iter().take(2).collect::<Multiaddr>();
+    let error = left.connect(expected, vec![address], WITHIN).await.expect_err("wrong peer");
+    assert!(matches!(&error, ConnectError::WrongPeer { obtained, .. } if *obtained == right.peer_id()), "{error:?}");
+    assert!(left.connected().borrow().is_empty());
+}
+
+#[tokio::test]
+async fn the_dial_policy_refuses_loopback_even_by_name() {
+    let (right, _inbox) = started();
+    let (left, _left_inbox) = start(NetworkConfig { dial_loopback: false, ..config() }).expect("started");
+    let error = left.connect(right.peer_id(), right.listeners(), WITHIN).await.expect_err("refused");
+    assert!(matches!(error, ConnectError::NoAddress { .. }), "{error:?}");
+    let listeners = right.listeners();
+    let port = listeners[0].iter().nth(1).expect("port");
+    let by_name = "/dns4/localhost".parse::<Multiaddr>().expect("address").with(port);
+    let error = left.connect(right.peer_id(), vec![by_name], WITHIN).await.expect_err("refused");
+    assert!(matches!(error, ConnectError::Failed { .. }), "{error:?}");
+    assert!(left.connect(right.peer_id(), vec![], WITHIN).await.is_err());
+}
+
+#[tokio::test]
+async fn concurrent_connects_share_a_dial_and_views_follow() {
+    let ((left, mut left_inbox), (right, mut right_inbox)) = (started(), started());
+    join_all((0..20).map(|_| connect(&left, &right))).await;
+    assert_eq!(left_inbox.peers.recv().await, Some(PeerEvent::Connected(right.peer_id())));
+    assert_eq!(right_inbox.peers.recv().await, Some(PeerEvent::Connected(left.peer_id())));
+    assert!(left_inbox.peers.try_recv().is_err(), "one connection only");
+    let remote = left.remote_address(&right.peer_id()).expect("connected");
+    assert_eq!(remote.iter().take(2).collect::<Multiaddr>(), right.listeners()[0].iter().take(2).collect());
+    let mut observed = left.observed();
+    let observed = tokio::time::timeout(WITHIN, observed.wait_for(Option::is_some)).await.expect("identified");
+    assert!(observed.expect("alive").as_ref().expect("some").to_string().starts_with("/ip4/127.0.0.1/"));
+
+    left.disconnect(right.peer_id()).await;
+    assert_eq!(left_inbox.peers.recv().await, Some(PeerEvent::Disconnected(right.peer_id())));
+    assert_eq!(right_inbox.peers.recv().await, Some(PeerEvent::Disconnected(left.peer_id())));
+    assert!(!left.is_connected(&right.peer_id()));
+    connect(&left, &right).await;
+}
+
+#[tokio::test]
+async fn shutdown_ends_both_sides() {
+    let ((left, mut left_inbox), (right, mut right_inbox)) = pair().await;
+    // The dialler is ready first: without this the other side may never have been connected.
+    assert_eq!(right_inbox.peers.recv().await, Some(PeerEvent::Connected(left.peer_id())));
+    left.shutdown().await;
+    while left_inbox.peers.recv().await.is_some() {}
+    let gone = tokio::time::timeout(WITHIN, right_inbox.peers.recv()).await.expect("noticed");
+    assert_eq!(gone, Some(PeerEvent::Disconnected(left.peer_id())));
+    assert_eq!(left.connect(right.peer_id(), right.listeners(), WITHIN).await, Err(ConnectError::Shutdown));
+}
+
+#[tokio::test]
+async fn an_address_in_use_is_a_reason() {
+    let (left, _inbox) = started();
+    let listen = vec![left.listeners()[0].iter().take(2).collect()];
+    let error = start(NetworkConfig { listen, ..config() }).expect_err("in use");
+    assert!(matches!(error, StartError::Listen { .. }), "{error}");
+}
+
+/// Opens `n` streams at once and returns how many are echoed and how many were closed.
+async fn burst(from: &Network, to: PeerId, n: usize) -> (Vec<Stream>, usize) {
+    let opened = join_all((0..n).map(|_| async {
+        let mut stream = from.open_stream(to, PIECE, WITHIN).await.ok()?;
+        let mut echo = [0; 5];
+        stream.write_all(b"hello").await.ok()?;
+        stream.flush().await.ok()?;
+        stream.read_exact(&mut echo).await.ok()?;
+        Some(stream)
+    }));
+    let opened = tokio::time::timeout(WITHIN, opened).await.expect("nothing hangs");
+    let streams = opened.into_iter().flatten().collect::<Vec<_>>();
+    let closed = n - streams.len();
+    (streams, closed)
+}
+
+fn echo(mut inbox: Inbox) {
+    tokio::spawn(async move {
+        while let Some((_, mut stream)) = inbox.piece.recv().await {
+            tokio::spawn(async move {
+                let mut buffer = [0; 5];
+                while stream.read_exact(&mut buffer).await.is_ok() {
+                    if stream.write_all(&buffer).await.is_err() || stream.flush().await.is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+}
+
+#[tokio::test]
+async fn a_burst_of_64_streams_loses_none() {
+    let ((left, _left), (right, inbox), (third, _third)) = (started(), started(), started());
+    connect(&left, &right).await;
+    connect(&third, &right).await;
+    echo(inbox);
+    let bursts = [burst(&left, right.peer_id(), 32), burst(&third, right.peer_id(), 32)];
+    for (streams, closed) in join_all(bursts).await {
+        assert_eq!((streams.len(), closed), (32, 0));
+    }
+}
+
+#[tokio::test]
+async fn streams_above_the_cap_are_closed_at_once_and_come_back() {
+    let limits = ConnectionLimits { streams_per_peer: 1000, ..ConnectionLimits::default() };
+    let (left, _left_inbox) = start(NetworkConfig { limits, ..config() }).expect("started");
+    let (right, inbox) = started();
+    connect(&left, &right).await;
+    echo(inbox);
+    let (streams, closed) = burst(&left, right.peer_id(), 64).await;
+    assert_eq!((streams.len(), closed), (32, 32));
+    drop(streams);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let (streams, closed) = burst(&left, right.peer_id(), 32).await;
+    assert_eq!((streams.len(), closed), (32, 0), "dropped streams make room");
+}
+
+#[tokio::test]
+async fn our_own_cap_is_an_explicit_error() {
+    let ((left, _left_inbox), (right, inbox)) = pair().await;
+    echo(inbox);
+    let (streams, closed) = burst(&left, right.peer_id(), 32).await;
+    assert_eq!((streams.len(), closed), (32, 0));
+    assert_eq!(left.open_stream(right.peer_id(), HAVE, WITHIN).await.err(), Some(OpenError::Busy));
+}
+
+#[tokio::test]
+async fn streams_nobody_takes_end() {
+    let ((left, _left_inbox), (right, inbox)) = pair().await;
+    drop(inbox);
+    let (streams, closed) = burst(&left, right.peer_id(), 1).await;
+    assert_eq!((streams.len(), closed), (0, 1));
+}
+
+#[tokio::test]
+async fn a_large_transfer_arrives_as_it_was() {
+    const BYTES: usize = 64 << 20;
+    let ((left, _left_inbox), (right, mut inbox)) = pair().await;
+    let sent = (0..BYTES).map(|n| (n ^ (n >> 9)) as u8).collect::<Arc<[u8]>>();
+    let mut stream = left.open_stream(right.peer_id(), PIECE, WITHIN).await.expect("opened");
+    let sending = sent.clone();
+    let sender = tokio::spawn(async move {
+        stream.write_all(&sending).await.expect("written");
+        stream.close().await.expect("closed");
+    });
+    let (peer, mut stream) = inbox.piece.recv().await.expect("opened");
+    assert_eq!(peer, left.peer_id());
+    let mut got = Vec::new();
+    stream.read_to_end(&mut got).await.expect("read");
+    assert!(got[..] == sent[..], "{} bytes of {BYTES}", got.len());
+    sender.await.expect("sent");
+}
+
+#[tokio::test]
+async fn gossip_goes_on_only_when_accepted() {
+    let ((first, mut first_inbox), (hub, mut hub_inbox), (last, mut last_inbox)) = (started(), started(), started());
+    connect(&first, &hub).await;
+    connect(&last, &hub).await;
+    hub.set_explicit_peers(vec![first.peer_id(), last.peer_id()]).await;
+    for side in [&first, &last] {
+        side.set_explicit_peers(vec![hub.peer_id()]).await;
+    }
+    // A neighbour whose subscription has not arrived yet misses messages.
+    publish(&hub, b"here").await;
+    let heard = async { join_all([first_inbox.gossip.recv(), last_inbox.gossip.recv()]).await };
+    tokio::time::timeout(WITHIN, heard).await.expect("both subscribed");
+
+    let author = first.peer_id();
+    publish(&first, b"bad").await;
+    let gossip = hub_inbox.gossip.recv().await.expect("heard");
+    assert_eq!((&gossip.bytes[..], gossip.author, gossip.from), (&b"bad"[..], author, author));
+    gossip.reject();
+
+    publish(&first, b"good").await;
+    hub_inbox.gossip.recv().await.expect("heard").accept();
+    let gossip = tokio::time::timeout(WITHIN, last_inbox.gossip.recv()).await.expect("passed on").expect("heard");
+    // Not the rejected one.
+    assert_eq!((&gossip.bytes[..], gossip.author, gossip.from), (&b"good"[..], author, hub.peer_id()));
+
+    assert_eq!(first.publish(vec![0; 1 << 20]).await, Err(PublishError::TooLarge));
+    let (alone, _inbox) = start(NetworkConfig { topic: None, ..config() }).expect("started");
+    assert_eq!(alone.publish(b"x".to_vec()).await, Err(PublishError::NoTopic));
+}
+
+/// Publishes as soon as the subscriptions of the neighbours have arrived.
+async fn publish(network: &Network, bytes: &[u8]) {
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    for _ in 0..100 {
+        match network.publish(bytes.to_vec()).await {
+            Err(PublishError::NoPeers) => tokio::time::sleep(Duration::from_millis(50)).await,
+            result => return result.expect("published"),
+        }
+    }
+    panic!("nobody subscribed");
+}
+
+/// Memory to memory over one stream, for comparison with the table in docs: run with --release, --nocapture.
+#[tokio::test(flavor = "current_thread")]
+#[ignore = "a measurement"]
+async fn throughput() {
+    const CHUNK: usize = 1 << 20;
+    const CHUNKS: usize = 4096;
+    let ((left, _left_inbox), (right, mut inbox)) = pair().await;
+    let mut stream = left.open_stream(right.peer_id(), PIECE, WITHIN).await.expect("opened");
+    let sender = std::thread::spawn(move || {
+        futures::executor::block_on(async move {
+            let chunk = vec![7; CHUNK];
+            for _ in 0..CHUNKS {
+                stream.write_all(&chunk).await.expect("written");
+            }
+            stream.close().await.expect("closed");
+        });
+    });
+    let (_, mut stream) = inbox.piece.recv().await.expect("opened");
+    let mut chunk = vec![0; CHUNK];
+    let begin = Instant::now();
+    for n in 0..CHUNKS {
+        stream.read_exact(&mut chunk).await.expect("read");
+        if (n + 1) % (CHUNKS / 8) == 0 {
+            let megabytes = ((n + 1) * CHUNK) as f64 / 1e6;
+            println!("{megabytes:.0} MB, {:.0} MB/s so far", megabytes / begin.elapsed().as_secs_f64());
+        }
+    }
+    sender.join().expect("sent");
+}

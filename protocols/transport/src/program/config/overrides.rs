@@ -1,0 +1,111 @@
+//! Values from flags and the environment.
+
+use std::ffi::OsString;
+
+use clap::{ArgMatches, Command, Parser, parser::ValueSource};
+use toml::{Table, Value};
+
+use super::{Config, ConfigError, Source};
+
+/// One value that replaces what the file says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Override {
+    key: String,
+    texts: Vec<String>,
+    source: Source,
+}
+
+impl Override {
+    /// Sets the setting with the dotted name `key` to the value written in `texts`: one, or the items of a list.
+    pub fn new(key: impl Into<String>, texts: Vec<String>, source: Source) -> Self {
+        Self { key: key.into(), texts, source }
+    }
+
+    pub(super) fn key(&self) -> &str {
+        &self.key
+    }
+
+    pub(super) const fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// Puts the value into `table` in the first form that the configuration understands.
+    pub(super) fn apply<C: Config>(&self, table: &mut Table) -> Result<C, ConfigError> {
+        let mut problem = None;
+        for value in self.readings() {
+            let mut changed = table.clone();
+            insert(&mut changed, &self.key, value);
+            match changed.clone().try_into() {
+                Ok(config) => {
+                    *table = changed;
+                    return Ok(config);
+                }
+                Err(error) => problem = problem.or(Some(error)),
+            }
+        }
+        let problem =
+            problem.map_or_else(|| "no value".to_owned(), |error: toml::de::Error| error.message().to_owned());
+        let problem = format!("{:?}: {problem}", self.texts.join(" "));
+        Err(ConfigError::Override { origin: self.source.clone(), problem })
+    }
+
+    /// What the text may mean: a string, a number or truth value, a list.
+    fn readings(&self) -> Vec<Value> {
+        let list = Value::Array(self.texts.iter().cloned().map(Value::String).collect());
+        match &self.texts[..] {
+            [text] => {
+                [Some(Value::String(text.clone())), text.parse().ok(), Some(list)].into_iter().flatten().collect()
+            }
+            _ => vec![list],
+        }
+    }
+}
+
+fn insert(table: &mut Table, key: &str, value: Value) {
+    match key.split_once('.') {
+        None => drop(table.insert(key.to_owned(), value)),
+        Some((first, rest)) => {
+            let entry = table.entry(first).or_insert_with(|| Value::Table(Table::new()));
+            if let Value::Table(inner) = entry {
+                insert(inner, rest, value);
+            }
+        }
+    }
+}
+
+/// Parses the command line, and takes the settings among the arguments out as overrides.
+///
+/// `settings` pairs the names of arguments (fields of `A`) with the dotted keys that they set. Ends the program where
+/// the command line is wrong or help is asked for.
+pub fn parse_args<A: Parser>(settings: &[(&str, &str)]) -> (A, Vec<Override>) {
+    let (arguments, overrides) = args_from::<A>(settings, std::env::args_os()).unwrap_or_else(|error| error.exit());
+    (arguments, overrides)
+}
+
+/// [`parse_args`] of `line`, the program's name first.
+pub(super) fn args_from<A: Parser>(
+    settings: &[(&str, &str)],
+    line: impl IntoIterator<Item = impl Into<OsString> + Clone>,
+) -> Result<(A, Vec<Override>), clap::Error> {
+    let mut command = A::command();
+    let matches = command.try_get_matches_from_mut(line)?;
+    let arguments = A::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+    let found = settings.iter().filter_map(|(id, key)| from_match(&command, &matches, id, key));
+    Ok((arguments, found.collect()))
+}
+
+fn from_match(command: &Command, matches: &ArgMatches, id: &str, key: &str) -> Option<Override> {
+    let argument = command.get_arguments().find(|argument| argument.get_id() == id)?;
+    let source = match matches.value_source(id)? {
+        ValueSource::CommandLine => Source::Flag(format!("--{}", argument.get_long().unwrap_or(id))),
+        ValueSource::EnvVariable => {
+            Source::Env(argument.get_env().map_or_else(|| id.to_owned(), |name| name.to_string_lossy().into_owned()))
+        }
+        _ => return None,
+    };
+    let texts = match matches.try_get_one::<bool>(id) {
+        Ok(Some(flag)) => vec![flag.to_string()],
+        _ => matches.get_raw(id)?.map(|text| text.to_string_lossy().into_owned()).collect(),
+    };
+    Some(Override::new(key, texts, source))
+}

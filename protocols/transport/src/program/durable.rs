@@ -1,0 +1,71 @@
+//! Files that are either there with all their bytes, or not there, whatever happens meanwhile.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+
+/// Replaces `path` by a file with `bytes` and permissions `mode`; on return it survives a power loss.
+///
+/// # Errors
+/// [`io::Error`]: what was there is untouched, unless only the last sync of the directory failed.
+pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    write(path, bytes, mode, RenameFlags::empty())
+}
+
+/// Like [`replace`], but fails with [`io::ErrorKind::AlreadyExists`] when there is such a file.
+///
+/// # Errors
+/// [`io::Error`]: what was there is untouched.
+pub fn create(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    write(path, bytes, mode, RenameFlags::NOREPLACE)
+}
+
+fn write(path: &Path, bytes: &[u8], mode: u32, flags: RenameFlags) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let temporary = temporary(folder);
+    let written = write_synced(&temporary, bytes, mode)
+        .and_then(|()| renameat_with(CWD, &temporary, CWD, path, flags).map_err(io::Error::from));
+    if let Err(error) = written {
+        // What cannot be removed is a leftover that nothing reads.
+        drop(fs::remove_file(&temporary));
+        return Err(error);
+    }
+    File::open(folder)?.sync_all()
+}
+
+fn write_synced(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// A name that no other process and no other call uses.
+fn temporary(folder: &Path) -> PathBuf {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    folder.join(format!(".{}-{number}-{:08x}.new", std::process::id(), rand::random::<u32>()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn create_keeps_what_is_there_and_replace_does_not() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("file");
+        create(&path, b"one", 0o600).expect("created");
+        let error = create(&path, b"two", 0o600).expect_err("it exists");
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(&path).expect("read"), b"one");
+        replace(&path, b"two", 0o600).expect("replaced");
+        assert_eq!(fs::read(&path).expect("read"), b"two");
+        assert_eq!(fs::read_dir(folder.path()).expect("list").count(), 1, "no temporary file is left");
+    }
+}
