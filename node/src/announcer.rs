@@ -1,0 +1,273 @@
+//! Tells the owners what this host holds, and tells them again when they forgot or changed.
+//!
+//! The [`Ledger`] knows what each scheduler is to know. A heartbeat carries digests of that; buckets that differ are
+//! sent again. What no owner has accepted yet waits in the outbox, which is the store's queued tasks and deletes.
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use damselfly_messages::{
+    id::TaskId,
+    record::{Announcement, Binding, Holding, Record, Tombstone, UnixMillis},
+    scheduler::{AnnounceTask, BucketPart, Outcome, RequestBody, ResponseBody},
+};
+use damselfly_transport::network::Network;
+use libp2p::PeerId;
+use tokio::sync::Notify;
+
+use crate::{
+    blocking::blocking,
+    host::Host,
+    metrics::Metrics,
+    schedulers::{Announced, Schedulers},
+    store::{ContentState, Store, StoreError, TaskRecord, TaskState},
+};
+
+mod heartbeat;
+mod ledger;
+mod outbox;
+
+pub use heartbeat::SchedulerView;
+use ledger::Ledger;
+pub use outbox::AnnounceError;
+
+/// Records in one message: well under its limit even with the longest names.
+const RECORDS_PER_MESSAGE: usize = 500;
+/// For so long a delete is remembered, and a host may be away before what it holds is stale.
+const REMEMBERED: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// A handle to the announcer; cheap to clone.
+#[derive(Clone)]
+pub struct Announcer {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Store,
+    schedulers: Schedulers,
+    network: Network,
+    host: Host,
+    metrics: Metrics,
+    ledger: Mutex<Ledger>,
+    /// Tasks that somebody announces right now, so that the outbox leaves them alone.
+    claimed: Mutex<HashSet<TaskId>>,
+    /// Something waits in the outbox.
+    queued: Notify,
+    views: heartbeat::Views,
+}
+
+/// A task that its owner announces itself; the outbox leaves it alone until this is dropped.
+pub struct Claim {
+    inner: Arc<Inner>,
+    task: TaskId,
+    /// The outbox looks again when this ends.
+    wakes: bool,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        lock(&self.inner.claimed).remove(&self.task);
+        if self.wakes {
+            self.inner.queued.notify_one();
+        }
+    }
+}
+
+impl Announcer {
+    /// An announcer of what `store` holds. Reads all its records.
+    pub fn new(store: Store, schedulers: Schedulers, network: Network, host: Host, metrics: Metrics) -> Self {
+        let mut ledger = Ledger::new();
+        for record in store.tasks() {
+            ledger_record(&store, &record).into_iter().for_each(|record| ledger.put(record));
+        }
+        for tombstone in store.tombstones() {
+            ledger.put(Record::Deleted(tombstone));
+        }
+        let inner = Inner {
+            store,
+            schedulers,
+            network,
+            host,
+            metrics,
+            ledger: Mutex::new(ledger),
+            claimed: Mutex::default(),
+            queued: Notify::new(),
+            views: heartbeat::Views::default(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Takes a task out of the outbox's hands; `None` when somebody else has it.
+    pub fn claim(&self, task: TaskId) -> Option<Claim> {
+        lock(&self.inner.claimed).insert(task).then(|| Claim { inner: Arc::clone(&self.inner), task, wakes: true })
+    }
+
+    /// What each scheduler said last.
+    pub fn views(&self) -> Vec<(PeerId, SchedulerView)> {
+        self.inner.views.all()
+    }
+
+    /// Wakes the outbox: something was queued.
+    pub fn wake(&self) {
+        self.inner.queued.notify_one();
+    }
+
+    /// The task's record changed: from now on this is told.
+    pub fn record_changed(&self, task: &TaskId) {
+        let record = self.inner.store.task(task).and_then(|record| ledger_record(&self.inner.store, &record));
+        let mut ledger = lock(&self.inner.ledger);
+        match (record, self.inner.store.tombstone(task)) {
+            (Some(record), _) => ledger.put(record),
+            (None, Some(tombstone)) => ledger.put(Record::Deleted(tombstone)),
+            (None, None) => drop(ledger.remove(task)),
+        }
+    }
+
+    /// Tells the owners of a task that this host holds now, by a binding that they decided before.
+    pub async fn announce_known(&self, task: TaskId) {
+        self.record_changed(&task);
+        let Some(record) = self.inner.store.task(&task) else { return };
+        let announcement = Announcement {
+            name: record.name.clone(),
+            binding: record.binding,
+            holding: Holding::Complete,
+        };
+        let outcome = match self.inner.schedulers.announce(&announcement).await {
+            Ok(Announced::Accepted(binding)) => Outcome::Accepted(binding),
+            Ok(Announced::Conflict(winner)) => Outcome::Conflict(winner),
+            Ok(Announced::Buried(tombstone)) => Outcome::Buried(tombstone),
+            Ok(Announced::Refused(reason)) => Outcome::Refused(reason),
+            // The heartbeat tells it as soon as somebody listens.
+            Err(error) => return tracing::debug!(%task, %error, "a task is announced later"),
+        };
+        self.take_over(&Record::Held(announcement), outcome).await;
+    }
+
+    /// This host holds the task no more, without a delete: tells the owners at once.
+    pub async fn leave(&self, task: TaskId) {
+        lock(&self.inner.ledger).remove(&task);
+        self.inner.schedulers.report_all(task, RequestBody::LeaveTask(task)).await;
+    }
+
+    /// A delete was decided: drops the task durably and remembers the delete. Returns whether the task was here.
+    ///
+    /// # Errors
+    /// [`StoreError`]: the task is still here.
+    pub async fn bury(&self, tombstone: Tombstone) -> Result<bool, StoreError> {
+        let store = self.inner.store.clone();
+        let held = blocking(move || store.put_tombstone(tombstone)).await?.is_some();
+        self.inner.schedulers.recent().forget(&tombstone.task);
+        self.record_changed(&tombstone.task);
+        Ok(held)
+    }
+
+    /// Another content stands under the task's name: keeps the entry as a conflict. Returns whether this host lost.
+    ///
+    /// # Errors
+    /// [`StoreError`]: the entry is as before.
+    pub async fn lose(
+        &self,
+        task: TaskId,
+        winner: Binding,
+    ) -> Result<bool, StoreError> {
+        let Some(mut record) = self.inner.store.task(&task) else { return Ok(false) };
+        let loses = record.binding.content != winner.content
+            && winner.precedence(&record.binding) == std::cmp::Ordering::Greater;
+        if !loses || matches!(record.state, TaskState::Conflict { .. }) {
+            return Ok(false);
+        }
+        tracing::warn!(cid = record.name.cid(), tag = record.name.tag(), ours = %record.binding, %winner, "conflict: the name stands for another content");
+        self.inner.metrics.conflicts.inc();
+        record.state = TaskState::Conflict { winner };
+        let store = self.inner.store.clone();
+        blocking(move || store.put_task(record)).await?;
+        self.record_changed(&task);
+        Ok(true)
+    }
+
+    /// Sends records to a scheduler and takes over what it says of them.
+    async fn send(&self, scheduler: PeerId, records: &[Arc<Record>], bucket: Option<u8>) -> Result<(), String> {
+        // A bucket that has become empty is a part too.
+        let parts = records.len().div_ceil(RECORDS_PER_MESSAGE).max(usize::from(bucket.is_some()));
+        for part in 0..parts {
+            let start = part * RECORDS_PER_MESSAGE;
+            let chunk = &records[start..records.len().min(start + RECORDS_PER_MESSAGE)];
+            let part = bucket.map(|bucket| BucketPart { bucket, first: part == 0, last: part + 1 == parts });
+            let records = chunk.iter().map(|record| Record::clone(record)).collect();
+            let body = RequestBody::AnnounceTask(AnnounceTask { records, bucket: part });
+            match self.inner.schedulers.ask(scheduler, &body).await? {
+                ResponseBody::Announced(outcomes) => {
+                    self.inner.metrics.announced.inc_by(chunk.len() as u64);
+                    for (record, outcome) in chunk.iter().zip(outcomes) {
+                        self.take_over(record, outcome).await;
+                    }
+                }
+                ResponseBody::NotOwner(_) => return Err("its configuration is another one".to_owned()),
+                _ => return Err("it answered something else".to_owned()),
+            }
+        }
+        Ok(())
+    }
+
+    async fn take_over(&self, record: &Record, outcome: Outcome) {
+        let task = record.task();
+        let done = match (record, outcome) {
+            (Record::Held(held), Outcome::Accepted(binding)) if binding != held.binding => {
+                self.merge(task, binding).await
+            }
+            (Record::Held(_), Outcome::Conflict(winner)) => self.lose(task, winner).await.map(drop),
+            (Record::Held(_), Outcome::Buried(tombstone)) if tombstone.task == task => {
+                self.bury(tombstone).await.map(drop)
+            }
+            (_, Outcome::Refused(reason)) => {
+                tracing::debug!(%task, reason, "a scheduler refuses a record");
+                Ok(())
+            }
+            _ => Ok(()),
+        };
+        if let Err(error) = done {
+            tracing::error!(%task, error = &error as &dyn std::error::Error, "cannot keep what a scheduler decided");
+        }
+    }
+
+    /// Takes over what an owner knows better about a binding of ours.
+    async fn merge(&self, task: TaskId, binding: Binding) -> Result<(), StoreError> {
+        let Some(mut record) = self.inner.store.task(&task) else { return Ok(()) };
+        if record.binding.content != binding.content || matches!(record.state, TaskState::Conflict { .. }) {
+            return Ok(());
+        }
+        let before = record.binding;
+        record.binding.merge(&binding);
+        if record.binding == before {
+            return Ok(());
+        }
+        let store = self.inner.store.clone();
+        blocking(move || store.put_task(record)).await?;
+        self.record_changed(&task);
+        Ok(())
+    }
+}
+
+/// What the owners are to know of a task; `None` when nothing.
+fn ledger_record(store: &Store, record: &TaskRecord) -> Option<Record> {
+    let complete = matches!(store.content(record.binding.content), Some(ContentState::Complete { .. }));
+    let announced = record.state == TaskState::Acknowledged && complete;
+    announced.then(|| {
+        Record::Held(Announcement {
+            name: record.name.clone(),
+            binding: record.binding,
+            holding: Holding::Complete,
+        })
+    })
+}
+
+fn now() -> UnixMillis {
+    SystemTime::now().into()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

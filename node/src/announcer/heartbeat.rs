@@ -1,0 +1,196 @@
+//! Heartbeats: that this host lives, where it is, and digests of what each scheduler is to know of it.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use damselfly_messages::{
+    config::Accepted,
+    record::Record,
+    scheduler::{RequestBody, ResponseBody},
+};
+use damselfly_transport::network::PeerEvent;
+use libp2p::PeerId;
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior, interval},
+};
+
+use super::{Announcer, lock};
+
+/// A scheduler that cannot be reached is tried again after this.
+const RECONNECT: Duration = Duration::from_millis(500);
+/// A host keeps in touch with so many schedulers even when they are to know nothing of it.
+const SCHEDULERS_MIN: usize = 2;
+
+/// What a scheduler said last.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SchedulerView {
+    /// It answered the last heartbeat.
+    pub reachable: bool,
+    /// It has been an owner for long enough.
+    pub warm: bool,
+}
+
+/// What each scheduler said last.
+#[derive(Default)]
+pub(super) struct Views(Mutex<HashMap<PeerId, SchedulerView>>);
+
+impl Views {
+    pub fn all(&self) -> Vec<(PeerId, SchedulerView)> {
+        lock(&self.0).iter().map(|(peer, view)| (*peer, *view)).collect()
+    }
+
+    fn set(&self, peer: PeerId, view: SchedulerView) {
+        lock(&self.0).insert(peer, view);
+    }
+
+    fn keep_only(&self, members: &[PeerId]) {
+        lock(&self.0).retain(|peer, _| members.contains(peer));
+    }
+}
+
+impl Announcer {
+    /// Sends heartbeats and follows the ring, until the daemon ends.
+    pub async fn run(
+        self,
+        mut configuration: watch::Receiver<Option<Arc<Accepted>>>,
+        mut peers: mpsc::Receiver<PeerEvent>,
+    ) {
+        let mut beats = Beats { announcer: self, running: JoinSet::new(), busy: HashSet::new(), due: HashMap::new(), moved: HashMap::new() };
+        let mut tick = interval(Duration::from_millis(100));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        configuration.mark_changed();
+        loop {
+            tokio::select! {
+                changed = configuration.changed() => match changed {
+                    Ok(()) => {
+                        let accepted = configuration.borrow_and_update().clone();
+                        beats.on_configuration(accepted);
+                    }
+                    Err(_) => return,
+                },
+                Some(event) = peers.recv() => beats.on_peer(event),
+                Some(done) = beats.running.join_next(), if !beats.running.is_empty() => beats.on_done(done),
+                _ = tick.tick() => beats.on_tick(Instant::now()),
+            }
+        }
+    }
+}
+
+/// Which heartbeat is due when, and which are under way: at most one per scheduler.
+struct Beats {
+    announcer: Announcer,
+    running: JoinSet<(PeerId, bool)>,
+    busy: HashSet<PeerId>,
+    due: HashMap<PeerId, Instant>,
+    /// What the next heartbeat of a scheduler brings along.
+    moved: HashMap<PeerId, Vec<Arc<Record>>>,
+}
+
+impl Beats {
+    fn on_configuration(&mut self, accepted: Option<Arc<Accepted>>) {
+        let Some(accepted) = accepted else { return };
+        let members = accepted.ring.members().to_vec();
+        self.announcer.inner.views.keep_only(&members);
+        // What moved before and was not told yet is either in here again or no longer the scheduler's.
+        self.moved = lock(&self.announcer.inner.ledger).set_ring(Arc::clone(&accepted));
+        self.due = members.into_iter().map(|member| (member, Instant::now())).collect();
+        self.announcer.wake();
+    }
+
+    /// A scheduler that comes back hears of this host at once, and the outbox gets another chance.
+    fn on_peer(&mut self, event: PeerEvent) {
+        match event {
+            PeerEvent::Connected(peer) if self.due.contains_key(&peer) => {
+                self.due.insert(peer, Instant::now());
+                self.announcer.wake();
+            }
+            PeerEvent::Disconnected(peer) if self.due.contains_key(&peer) => {
+                self.announcer.inner.views.set(peer, SchedulerView::default());
+                self.due.insert(peer, Instant::now());
+            }
+            PeerEvent::Connected(_) | PeerEvent::Disconnected(_) => {}
+        }
+    }
+
+    fn on_done(&mut self, done: Result<(PeerId, bool), tokio::task::JoinError>) {
+        let Ok((peer, reached)) = done else { return };
+        self.busy.remove(&peer);
+        let pause = if reached { self.heartbeat() } else { RECONNECT.min(self.heartbeat()) };
+        self.due.entry(peer).and_modify(|due| *due = Instant::now() + pause);
+    }
+
+    fn on_tick(&mut self, now: Instant) {
+        let due: Vec<_> = self.due.iter().filter(|(_, due)| **due <= now).map(|(peer, _)| *peer).collect();
+        for peer in due {
+            if !self.busy.contains(&peer) && self.concerns(&peer) {
+                self.start(peer);
+            }
+        }
+    }
+
+    fn heartbeat(&self) -> Duration {
+        let accepted = self.announcer.inner.schedulers.accepted();
+        Duration::from_millis(accepted.map_or(5_000, |accepted| accepted.configuration.settings.heartbeat_ms))
+    }
+
+    /// Whether this host needs to keep in touch with the scheduler.
+    fn concerns(&self, peer: &PeerId) -> bool {
+        let ledger = lock(&self.announcer.inner.ledger);
+        if ledger.share(peer) > 0 || self.announcer.inner.network.is_connected(peer) {
+            return true;
+        }
+        let connected = self.due.keys().filter(|peer| self.announcer.inner.network.is_connected(peer)).count();
+        connected < SCHEDULERS_MIN
+    }
+
+    fn start(&mut self, peer: PeerId) {
+        self.due.insert(peer, Instant::now() + self.heartbeat());
+        self.busy.insert(peer);
+        let moved = self.moved.remove(&peer).unwrap_or_default();
+        let announcer = self.announcer.clone();
+        self.running.spawn(async move { (peer, announcer.beat(peer, moved).await) });
+    }
+}
+
+impl Announcer {
+    /// One heartbeat, and what it shows to be missing. Returns whether the scheduler answered.
+    async fn beat(&self, peer: PeerId, moved: Vec<Arc<Record>>) -> bool {
+        match self.try_beat(peer, moved).await {
+            Ok(()) => true,
+            Err(reason) => {
+                tracing::debug!(%peer, reason, "no heartbeat");
+                self.inner.views.set(peer, SchedulerView::default());
+                false
+            }
+        }
+    }
+
+    async fn try_beat(&self, peer: PeerId, moved: Vec<Arc<Record>>) -> Result<(), String> {
+        if !moved.is_empty() {
+            tracing::info!(%peer, records = moved.len(), "announcing what moved to a scheduler");
+            self.send(peer, &moved, None).await?;
+        }
+        let epoch = self.inner.schedulers.accepted().map_or(0, |accepted| accepted.configuration.epoch);
+        let digests = {
+            let ledger = lock(&self.inner.ledger);
+            (ledger.epoch() == epoch).then(|| ledger.digests(&peer))
+        };
+        let host = self.inner.host.announcement(&self.inner.network, digests);
+        let answer = match self.inner.schedulers.ask(peer, &RequestBody::AnnounceHost(Box::new(host))).await? {
+            ResponseBody::Host(answer) => answer,
+            ResponseBody::NotOwner(_) => return Err("its configuration is another one".to_owned()),
+            _ => return Err("it answered something else".to_owned()),
+        };
+        self.inner.views.set(peer, SchedulerView { reachable: true, warm: answer.warm });
+        for bucket in answer.mismatched {
+            let records = lock(&self.inner.ledger).bucket(&peer, bucket);
+            self.send(peer, &records, Some(bucket)).await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,193 @@
+//! What this host has to tell each scheduler. Pure: no clock, no I/O.
+
+use std::{collections::HashMap, sync::Arc};
+
+use damselfly_messages::{
+    config::Accepted,
+    id::TaskId,
+    record::{BucketDigests, Record},
+    ring::Ring,
+};
+use libp2p::PeerId;
+
+/// The records of this host and, for each scheduler, the digests of those that are its to know.
+///
+/// Records are found by scheduler and bucket only when a digest differs, so they are kept once.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    records: HashMap<TaskId, Entry>,
+    buckets: Vec<Vec<TaskId>>,
+    owners: HashMap<PeerId, Share>,
+    accepted: Option<Arc<Accepted>>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    record: Arc<Record>,
+    digest: u64,
+}
+
+/// What one scheduler is to know.
+#[derive(Debug, Default, Clone)]
+struct Share {
+    digests: BucketDigests,
+    records: usize,
+}
+
+impl Ledger {
+    /// An empty ledger.
+    pub fn new() -> Self {
+        Self { buckets: vec![Vec::new(); damselfly_messages::record::BUCKETS], ..Self::default() }
+    }
+
+    fn ring(&self) -> Option<&Ring> {
+        self.accepted.as_ref().map(|accepted| &accepted.ring)
+    }
+
+    /// Epoch of the ring by which the shares are computed; 0 before the first.
+    pub fn epoch(&self) -> u64 {
+        self.accepted.as_ref().map_or(0, |accepted| accepted.configuration.epoch)
+    }
+
+    /// Adds a record or replaces the task's.
+    pub fn put(&mut self, record: Record) {
+        let task = record.task();
+        let digest = record.digest();
+        if self.records.get(&task).is_some_and(|entry| entry.digest == digest) {
+            return;
+        }
+        self.remove(&task);
+        self.toggle(&task, digest, true);
+        self.buckets[task.bucket() as usize].push(task);
+        self.records.insert(task, Entry { record: Arc::new(record), digest });
+    }
+
+    /// Removes the task's record. Returns whether there was one.
+    pub fn remove(&mut self, task: &TaskId) -> bool {
+        let Some(entry) = self.records.remove(task) else { return false };
+        self.toggle(task, entry.digest, false);
+        self.buckets[task.bucket() as usize].retain(|other| other != task);
+        true
+    }
+
+    fn toggle(&mut self, task: &TaskId, digest: u64, added: bool) {
+        let Some(accepted) = self.accepted.clone() else { return };
+        for owner in accepted.ring.owners(task) {
+            self.owners.entry(owner).or_default().toggle(task, digest, added);
+        }
+    }
+
+    /// Takes over a new ring. Returns what each scheduler owns now and did not before: what moved.
+    pub fn set_ring(&mut self, accepted: Arc<Accepted>) -> HashMap<PeerId, Vec<Arc<Record>>> {
+        let before = self.accepted.replace(Arc::clone(&accepted));
+        let mut moved: HashMap<_, Vec<_>> = HashMap::new();
+        self.owners = HashMap::new();
+        for (task, entry) in &self.records {
+            for owner in accepted.ring.owners(task) {
+                self.owners.entry(owner).or_default().toggle(task, entry.digest, true);
+                if !before.as_ref().is_some_and(|before| before.ring.owns(&owner, task)) {
+                    moved.entry(owner).or_default().push(Arc::clone(&entry.record));
+                }
+            }
+        }
+        moved
+    }
+
+    /// The digests of what `owner` is to know.
+    pub fn digests(&self, owner: &PeerId) -> BucketDigests {
+        self.owners.get(owner).map(|share| share.digests.clone()).unwrap_or_default()
+    }
+
+    /// Number of records that `owner` is to know.
+    pub fn share(&self, owner: &PeerId) -> usize {
+        self.owners.get(owner).map_or(0, |share| share.records)
+    }
+
+    /// The records of one bucket that `owner` is to know.
+    pub fn bucket(&self, owner: &PeerId, bucket: u8) -> Vec<Arc<Record>> {
+        let Some(ring) = self.ring() else { return Vec::new() };
+        self.buckets[bucket as usize]
+            .iter()
+            .filter(|task| ring.owns(owner, task))
+            .filter_map(|task| self.records.get(task))
+            .map(|entry| Arc::clone(&entry.record))
+            .collect()
+    }
+}
+
+impl Share {
+    fn toggle(&mut self, task: &TaskId, digest: u64, added: bool) {
+        self.digests.toggle(task, digest);
+        if added {
+            self.records += 1;
+        } else {
+            self.records -= 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use damselfly_messages::{
+        config::{Acceptance, Configuration, SchedulerEntry, Settings, Verdict},
+        id::{ClusterId, ContentId},
+        name::Name,
+        record::{Announcement, Binding, Holding, UnixMillis},
+    };
+    use libp2p::identity::Keypair;
+
+    use super::*;
+
+    fn record(number: usize, generation: u64) -> Record {
+        let binding =
+            Binding { content: ContentId::of(b"x"), content_bytes: 1, generation, accepted: Some(UnixMillis(1)) };
+        let name = Name::parse(&format!("name {number}"), "").expect("a name");
+        Record::Held(Announcement { name, binding, holding: Holding::Complete })
+    }
+
+    fn ring(root: &Keypair, epoch: u64, members: &[PeerId]) -> Arc<Accepted> {
+        let address: libp2p::Multiaddr = "/ip4/127.0.0.1/tcp/1".parse().expect("an address");
+        let entry = |peer: &PeerId| SchedulerEntry { peer_id: *peer, addresses: vec![address.clone()], weight: 1 };
+        let settings = Settings { schedulers: members.iter().map(entry).collect(), ..Settings::default() };
+        let cluster = ClusterId::of_root(&root.public());
+        let configuration = Configuration { cluster, epoch, issued: UnixMillis(0), settings };
+        let signed = configuration.sign(root).expect("valid");
+        match Acceptance::new(cluster).offer(&signed) {
+            Ok(Verdict::Newer(accepted)) => accepted,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn only_what_moved_is_told_again() {
+        let root = Keypair::generate_ed25519();
+        let members: Vec<_> = (0..4).map(|_| PeerId::random()).collect();
+        let mut ledger = Ledger::new();
+        (0..1000).for_each(|number| ledger.put(record(number, 1)));
+        let all = ledger.set_ring(ring(&root, 1, &members[..3]));
+        assert_eq!(all.values().map(Vec::len).sum::<usize>(), 2000, "two owners each");
+        let moved = ledger.set_ring(ring(&root, 2, &members));
+        assert!(moved.keys().all(|owner| *owner == members[3]), "only to the new one");
+        let told = moved[&members[3]].len();
+        assert!((300..700).contains(&told), "{told} of about 500");
+        assert_eq!(ledger.share(&members[3]), told);
+    }
+
+    #[test]
+    fn digests_follow_the_records() {
+        let root = Keypair::generate_ed25519();
+        let member = PeerId::random();
+        let mut ledger = Ledger::new();
+        ledger.set_ring(ring(&root, 1, &[member]));
+        let empty = ledger.digests(&member);
+        ledger.put(record(1, 1));
+        let one = ledger.digests(&member);
+        assert_eq!(empty.mismatches(&one).len(), 1);
+        ledger.put(record(1, 2));
+        assert_ne!(ledger.digests(&member), one, "another generation");
+        let bucket = record(1, 1).task().bucket();
+        assert_eq!(ledger.bucket(&member, bucket).len(), 1);
+        assert!(ledger.remove(&record(1, 1).task()));
+        assert_eq!((ledger.digests(&member), ledger.share(&member)), (empty, 0));
+    }
+}

@@ -1,0 +1,256 @@
+//! The outbox: imports and deletes that no owner has heard of yet, and old entries that wait to be confirmed.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use damselfly_messages::{
+    record::{Announcement, Holding, UnixMillis},
+    scheduler::StatAnswer,
+};
+
+use super::{Announcer, Claim, REMEMBERED, now};
+use crate::{
+    blocking::blocking,
+    schedulers::{Announced, Answer, Unanswered},
+    store::{QueuedDelete, StoreError, TaskRecord, TaskState},
+};
+
+/// Pause after a round in which no scheduler could be reached; a scheduler that connects ends it early.
+const RETRY: Duration = Duration::from_secs(1);
+/// How often entries are looked at whose time is over.
+const EXPIRE_EVERY: Duration = Duration::from_secs(1);
+/// How often old tombstones are looked for and the time of the last contact is kept.
+const TIDY_EVERY: Duration = Duration::from_secs(3600);
+/// Key in the store under which the time of the last contact is kept.
+const LAST_CONTACT: &str = "last contact";
+
+impl Announcer {
+    /// Empties the outbox whenever it can, until the daemon ends.
+    pub async fn run_outbox(self) {
+        self.mark_stale().await;
+        loop {
+            let left = self.empty_outbox().await;
+            let wait = if left { RETRY } else { TIDY_EVERY };
+            // Either way there is another look: a wake-up is a hint.
+            let _woken = tokio::time::timeout(wait, self.inner.queued.notified()).await;
+        }
+    }
+
+    /// One round. Returns whether something is left that may go through later.
+    async fn empty_outbox(&self) -> bool {
+        if self.inner.schedulers.accepted().is_none() {
+            return false;
+        }
+        let mut left = false;
+        for delete in self.inner.store.queued_deletes() {
+            left |= !self.try_delete(&delete).await;
+        }
+        for record in self.inner.store.tasks() {
+            if !matches!(record.state, TaskState::Queued | TaskState::Stale) {
+                continue;
+            }
+            let Some(mut claim) = self.claim(record.task_id()) else { continue };
+            // Its end must not wake this loop again.
+            claim.wakes = false;
+            left |= !match record.state {
+                TaskState::Queued => self.try_announce(&claim, Arc::unwrap_or_clone(record)).await,
+                TaskState::Stale => self.try_confirm(Arc::unwrap_or_clone(record)).await,
+                TaskState::Acknowledged | TaskState::Conflict { .. } => true,
+            };
+        }
+        left
+    }
+
+    async fn try_delete(&self, delete: &QueuedDelete) -> bool {
+        let Ok(answer) = self.inner.schedulers.delete(&delete.name, Some(delete.queued)).await else { return false };
+        if let Some(tombstone) = answer.tombstone
+            && let Err(error) = self.bury(tombstone).await
+        {
+            tracing::error!(error = &error as &dyn std::error::Error, "cannot keep a delete");
+            return false;
+        }
+        let (store, name) = (self.inner.store.clone(), delete.name.clone());
+        let removed = blocking(move || store.remove_queued_delete(&name)).await;
+        tracing::info!(cid = delete.name.cid(), tag = delete.name.tag(), "a queued delete went through");
+        removed.is_ok()
+    }
+
+    async fn try_announce(&self, claim: &Claim, record: TaskRecord) -> bool {
+        let task = record.task_id();
+        let name = record.name.clone();
+        let log = |what: &str| tracing::info!(cid = name.cid(), tag = name.tag(), "a queued import {what}");
+        match self.announce_record(claim, record).await {
+            Ok(Announced::Accepted(_)) => log("is announced now"),
+            Ok(Announced::Conflict(winner)) => {
+                if let Err(error) = self.lose_queued(task, winner).await {
+                    tracing::error!(%task, error = &error as &dyn std::error::Error, "cannot keep a conflict");
+                    return false;
+                }
+            }
+            Ok(Announced::Buried(tombstone)) => {
+                log("was deleted meanwhile");
+                return self.bury(tombstone).await.is_ok();
+            }
+            Ok(Announced::Refused(reason)) => {
+                tracing::warn!(cid = name.cid(), tag = name.tag(), reason, "the owners refuse a queued import");
+                return false;
+            }
+            Err(error) => {
+                tracing::debug!(%task, %error, "a queued import still waits");
+                return false;
+            }
+        }
+        true
+    }
+
+    /// A queued import that lost is a conflict, whatever the precedence of what it never was accepted as.
+    async fn lose_queued(
+        &self,
+        task: damselfly_messages::id::TaskId,
+        winner: damselfly_messages::record::Binding,
+    ) -> Result<(), StoreError> {
+        if self.lose(task, winner).await? {
+            return Ok(());
+        }
+        let Some(mut record) = self.inner.store.task(&task) else { return Ok(()) };
+        if record.state == TaskState::Queued {
+            record.state = TaskState::Conflict { winner };
+            let store = self.inner.store.clone();
+            blocking(move || store.put_task(record)).await?;
+            self.record_changed(&task);
+        }
+        Ok(())
+    }
+
+    /// Announces a record that the store holds, and keeps what comes of it when it is accepted.
+    ///
+    /// An import that is younger than a delete it meets takes the next generation.
+    ///
+    /// # Errors
+    /// [`Unanswered`]: it is still queued.
+    pub async fn announce_record(&self, _claim: &Claim, mut record: TaskRecord) -> Result<Announced, AnnounceError> {
+        loop {
+            let announcement = Announcement {
+                name: record.name.clone(),
+                binding: record.binding,
+                holding: Holding::Complete,
+            };
+            match self.inner.schedulers.announce(&announcement).await? {
+                Announced::Accepted(binding) => {
+                    record.binding = binding;
+                    record.state = TaskState::Acknowledged;
+                    let (store, kept) = (self.inner.store.clone(), record.clone());
+                    blocking(move || store.put_task(kept)).await?;
+                    self.record_changed(&record.task_id());
+                    return Ok(Announced::Accepted(binding));
+                }
+                Announced::Buried(tombstone) if record.imported > tombstone.deleted => {
+                    record.binding.generation = tombstone.generation + 1;
+                    record.binding.accepted = None;
+                }
+                other => return Ok(other),
+            }
+        }
+    }
+
+    /// Asks whether an old entry is still what its name stands for.
+    async fn try_confirm(&self, mut record: TaskRecord) -> bool {
+        let task = record.task_id();
+        match self.inner.schedulers.stat(&record.name).await {
+            Ok(Answer::Found(StatAnswer::Found { candidates, .. })) => {
+                let confirmed = candidates.iter().find(|binding| binding.content == record.binding.content);
+                record.state = match confirmed {
+                    Some(binding) => {
+                        record.binding.merge(binding);
+                        TaskState::Acknowledged
+                    }
+                    None => TaskState::Conflict { winner: candidates[0] },
+                };
+                let store = self.inner.store.clone();
+                let kept = blocking(move || store.put_task(record)).await.is_ok();
+                self.record_changed(&task);
+                kept
+            }
+            // Nobody confirms it: it stays as it is until it is imported again.
+            Ok(Answer::Found(_) | Answer::Missing(_)) => true,
+            Err(_) => false,
+        }
+    }
+
+    /// After a long absence nothing here is announced before an owner confirms it: it may have been deleted, and the
+    /// delete forgotten.
+    async fn mark_stale(&self) {
+        let store = self.inner.store.clone();
+        let marked = blocking(move || {
+            let last = store.meta_get(LAST_CONTACT)?.and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes);
+            let away = last.is_some_and(|last| now().0.saturating_sub(last) > REMEMBERED.as_millis() as u64);
+            let mut marked = Vec::new();
+            for record in store.tasks().into_iter().filter(|_| away) {
+                if record.state == TaskState::Acknowledged {
+                    store.put_task(TaskRecord { state: TaskState::Stale, ..TaskRecord::clone(&record) })?;
+                    marked.push(record.task_id());
+                }
+            }
+            Ok::<_, StoreError>(marked)
+        });
+        match marked.await {
+            Ok(marked) => marked.iter().for_each(|task| self.record_changed(task)),
+            Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "cannot mark old entries as stale"),
+        }
+    }
+
+    /// Removes what has expired, and now and then forgets old deletes, until the daemon ends.
+    pub async fn run_expiry(self) {
+        let mut tidied: Option<Instant> = None;
+        loop {
+            tokio::time::sleep(EXPIRE_EVERY).await;
+            let store = self.inner.store.clone();
+            match blocking(move || store.expire(now())).await {
+                Ok(expired) => {
+                    for record in expired {
+                        tracing::info!(cid = record.name.cid(), tag = record.name.tag(), "expired");
+                        self.leave(record.task_id()).await;
+                    }
+                }
+                Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "cannot expire entries"),
+            }
+            if tidied.is_none_or(|tidied| tidied.elapsed() >= TIDY_EVERY) && self.tidy().await {
+                tidied = Some(Instant::now());
+            }
+        }
+    }
+
+    /// Keeps the time of the last contact and forgets old deletes. Returns whether there is contact.
+    async fn tidy(&self) -> bool {
+        if !self.views().iter().any(|(_, view)| view.reachable) {
+            return false;
+        }
+        let store = self.inner.store.clone();
+        let tidied = blocking(move || {
+            let now = now();
+            store.meta_put(LAST_CONTACT, Some(&now.0.to_be_bytes()))?;
+            let limit = UnixMillis(now.0.saturating_sub(REMEMBERED.as_millis() as u64));
+            let old: Vec<_> = store.tombstones().into_iter().filter(|tombstone| tombstone.deleted < limit).collect();
+            store.forget_tombstones_before(limit)?;
+            Ok::<_, StoreError>(old)
+        });
+        match tidied.await {
+            Ok(old) => old.iter().for_each(|tombstone| self.record_changed(&tombstone.task)),
+            Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "cannot tidy up"),
+        }
+        true
+    }
+}
+
+/// Why a record is not announced.
+#[derive(Debug, thiserror::Error)]
+pub enum AnnounceError {
+    /// No owner has heard of it.
+    #[error(transparent)]
+    Unanswered(#[from] Unanswered),
+    /// It was accepted, but that could not be kept.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}

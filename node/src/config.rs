@@ -1,0 +1,111 @@
+//! What dfdaemon is configured with.
+
+use std::{collections::BTreeMap, env, path::PathBuf};
+
+use damselfly_transport::{
+    local::socket_path,
+    program::{
+        cluster::ClusterConfig,
+        config::{BadValue, Config},
+        http::HttpConfig,
+    },
+};
+use libp2p::{Multiaddr, multiaddr::Protocol};
+use serde::{Deserialize, Serialize};
+
+use crate::limiter::Rate;
+
+/// The port for peers.
+const PEER_PORT: u16 = 4500;
+/// The port for HTTP.
+const HTTP_PORT: u16 = 4501;
+
+/// The configuration file of dfdaemon.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NodeConfig {
+    /// Where contents, the index and the host's key lie. Default `/var/lib/damselfly` for root, else
+    /// `$XDG_DATA_HOME/damselfly`.
+    pub data_dir: PathBuf,
+    /// The local RPC's socket. Default `$DFCACHE_SOCKET`, else `$XDG_RUNTIME_DIR/damselfly/dfdaemon.sock`, else
+    /// `/run/damselfly/dfdaemon.sock`.
+    pub socket: PathBuf,
+    /// Where peers reach this host, as multiaddrs. Default `/ip4/0.0.0.0/tcp/4500`. Without a cluster nothing listens.
+    pub listen: Vec<Multiaddr>,
+    /// What others are told to dial instead of what they see. Default none.
+    pub advertise: Vec<Multiaddr>,
+    /// What the host is for. Default `node`.
+    pub role: Role,
+    /// Most bytes sent to peers per second, such as `50MiB/s`. Default no limit.
+    pub upload_rate_limit: Option<Rate>,
+    /// Most bytes received from peers per second. Default no limit.
+    pub download_rate_limit: Option<Rate>,
+    /// Bytes of the file system that are left free. Default 512 MiB.
+    pub free_space_floor_bytes: u64,
+    /// Allows to dial loopback addresses, for several programs on one host. Default false.
+    pub allow_loopback: bool,
+    /// The cluster. Default none.
+    pub cluster: ClusterConfig,
+    /// HTTP. Default `127.0.0.1:4501`.
+    pub http: HttpConfig,
+    /// Where the host is: `host`, `rack`, `zone`, `region`, and whatever else others should know. Default none.
+    pub tags: BTreeMap<String, String>,
+}
+
+/// What a host is for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Imports and exports for its users, and serves what it holds.
+    #[default]
+    Node,
+    /// The same, and preferred by others as a parent.
+    Seed,
+}
+
+impl Default for NodeConfig {
+    fn default() -> Self {
+        let any = Protocol::Ip4(std::net::Ipv4Addr::UNSPECIFIED);
+        Self {
+            data_dir: default_data_dir(),
+            socket: socket_path(None),
+            listen: vec![Multiaddr::from(any).with(Protocol::Tcp(PEER_PORT))],
+            advertise: Vec::new(),
+            role: Role::Node,
+            upload_rate_limit: None,
+            download_rate_limit: None,
+            free_space_floor_bytes: crate::store::Options::default().free_space_floor,
+            allow_loopback: false,
+            cluster: ClusterConfig::default(),
+            http: HttpConfig::loopback(HTTP_PORT),
+            tags: BTreeMap::new(),
+        }
+    }
+}
+
+fn default_data_dir() -> PathBuf {
+    let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share"));
+    let own = || env::var_os("XDG_DATA_HOME").map(PathBuf::from).filter(|path| path.is_absolute()).or_else(home);
+    match own() {
+        Some(path) if !rustix::process::geteuid().is_root() => path.join("damselfly"),
+        _ => PathBuf::from("/var/lib/damselfly"),
+    }
+}
+
+impl Config for NodeConfig {
+    fn check(&self) -> Result<(), BadValue> {
+        if self.cluster.id.is_some() && self.listen.is_empty() {
+            return Err(BadValue::new("listen", "must have at least one address"));
+        }
+        if self.cluster.id.is_none() && !self.cluster.bootstrap.is_empty() {
+            return Err(BadValue::new("cluster.id", "must be set when cluster.bootstrap is"));
+        }
+        let too_long = |text: &String| text.len() > damselfly_messages::scheduler::TAG_TEXT_MAX;
+        if self.tags.len() > damselfly_messages::scheduler::TAGS_MAX
+            || self.tags.iter().any(|(key, value)| too_long(key) || too_long(value))
+        {
+            return Err(BadValue::new("tags", "must be at most 32, of at most 128 bytes each"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,236 @@
+//! Puts the daemon together: the store, the network, what runs on them, and the local RPC.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use damselfly_transport::{
+    local::{self, LocalServer},
+    network::{self, ConnectionLimits, NetworkConfig, Serves},
+    program::{
+        follower::{self, Follower, FollowerConfig},
+        http::{HttpServer, Monitoring, monitoring},
+        identity::{self, KEY_FILE},
+        metrics as program_metrics,
+    },
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    announcer::Announcer,
+    blocking::blocking,
+    config::{NodeConfig, Role},
+    download::Downloads,
+    export::Exporter,
+    health::health,
+    host::Host,
+    import::Importer,
+    limiter::Limiter,
+    metrics::Metrics,
+    notified::Notified,
+    rpc::Rpc,
+    schedulers::Schedulers,
+    store::{Opened, Options, Store},
+    tasks::Tasks,
+    upload::Uploads,
+};
+
+/// The newest configuration that was accepted.
+const CONFIGURATION_FILE: &str = "configuration.signed";
+/// How often the store's size is looked at.
+const USAGE_EVERY: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// A running daemon.
+pub struct Daemon {
+    http: HttpServer,
+    network: network::Network,
+    stop: CancellationToken,
+    rpc: tokio::task::JoinHandle<()>,
+    tasks: tokio::task::JoinSet<()>,
+}
+
+impl Daemon {
+    /// Starts everything; when it returns, the socket answers.
+    ///
+    /// # Errors
+    /// What a person has to put right first.
+    pub async fn start(config: NodeConfig) -> anyhow::Result<Self> {
+        identity::prepare_data_dir(&config.data_dir)?;
+        let keypair = identity::load_or_create(&config.data_dir.join(KEY_FILE))?;
+        let store = open_store(&config).await?;
+        let local = LocalServer::bind(&config.socket)?;
+        let metrics = Metrics::default();
+        let mut registry = program_metrics::registry();
+        metrics.register(&mut registry);
+
+        let cluster = config.cluster.id;
+        let member = cluster.is_some();
+        let (network, inbox) = network::start(NetworkConfig {
+            keypair,
+            listen: if member { config.listen.clone() } else { Vec::new() },
+            serves: Serves { scheduler: false, notify: member, config: member, piece: member, have: member },
+            topic: cluster.as_ref().map(follower::topic),
+            limits: ConnectionLimits::default(),
+            dial_loopback: config.allow_loopback,
+        })
+        .context("cannot start the network")?;
+        let follower = match cluster {
+            Some(cluster) => {
+                let follow = FollowerConfig {
+                    cluster,
+                    role: follower::Role::Node,
+                    bootstrap: config.cluster.bootstrap.clone(),
+                    stored: Some(config.data_dir.join(CONFIGURATION_FILE)),
+                };
+                let follower = Follower::start(follow, network.clone(), inbox.gossip, inbox.config)?;
+                program_metrics::register(&mut registry, network.clone(), follower.clone());
+                Some(follower)
+            }
+            None => None,
+        };
+
+        let schedulers = Schedulers::new(network.clone(), follower.clone());
+        let host = Host {
+            advertise: config.advertise.clone(),
+            allow_loopback: config.allow_loopback,
+            seed: config.role == Role::Seed,
+            tags: config.tags.clone(),
+        };
+        let announcer = Announcer::new(store.clone(), schedulers.clone(), network.clone(), host, metrics.clone());
+        let downloads = Downloads::new(
+            store.clone(),
+            network.clone(),
+            schedulers.clone(),
+            announcer.clone(),
+            Limiter::new(config.download_rate_limit),
+            metrics.clone(),
+        );
+        let uploads =
+            Uploads::new(store.clone(), downloads.clone(), Limiter::new(config.upload_rate_limit), metrics.clone());
+
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(uploads.run(inbox.piece, inbox.have));
+        tasks.spawn(announcer.clone().run_expiry());
+        tasks.spawn(watch_usage(store.clone(), metrics.clone()));
+        if let Some(follower) = &follower {
+            tasks.spawn(announcer.clone().run(follower.watch(), inbox.peers));
+            tasks.spawn(announcer.clone().run_outbox());
+            let notified = Notified {
+                announcer: announcer.clone(),
+                downloads: downloads.clone(),
+                schedulers: schedulers.clone(),
+                follower: follower.clone(),
+                metrics: metrics.clone(),
+            };
+            tasks.spawn(notified.run(inbox.notify));
+        }
+
+        let http = start_http(&config, registry, follower.clone(), announcer.clone()).await?;
+        let rpc = Rpc {
+            descriptors: local.descriptors(),
+            importer: Importer { store: store.clone(), announcer: announcer.clone(), metrics: metrics.clone() },
+            exporter: Exporter {
+                store: store.clone(),
+                schedulers: schedulers.clone(),
+                downloads,
+                announcer: announcer.clone(),
+                metrics: metrics.clone(),
+            },
+            tasks: Tasks { store, schedulers, announcer: announcer.clone(), metrics },
+            announcer,
+            follower,
+            peer: network.peer_id(),
+        };
+        let stop = CancellationToken::new();
+        let rpc = tokio::spawn(serve_rpc(local, rpc, stop.clone()));
+        tracing::info!(peer_id = %network.peer_id(), socket = %config.socket.display(), http = %http.address(), "dfdaemon is up");
+        Ok(Self { http, network, stop, rpc, tasks })
+    }
+
+    /// Ends everything; returns when it has ended.
+    pub async fn stop(mut self) {
+        self.stop.cancel();
+        drop(tokio::time::timeout(std::time::Duration::from_secs(2), &mut self.rpc).await);
+        self.tasks.shutdown().await;
+        self.http.stop().await;
+        self.network.shutdown().await;
+    }
+}
+
+async fn open_store(config: &NodeConfig) -> anyhow::Result<Store> {
+    let directory = config.data_dir.clone();
+    let options = Options { free_space_floor: config.free_space_floor_bytes, ..Options::default() };
+    let (store, opened) = blocking(move || Store::open(&directory, options)).await.context("cannot open the store")?;
+    log_opened(&opened);
+    if !opened.adoptable.is_empty() {
+        let adopting = store.clone();
+        tokio::task::spawn_blocking(move || {
+            for id in opened.adoptable {
+                if let Err(error) = adopting.adopt(id) {
+                    tracing::error!(content = %id, error = &error as &dyn std::error::Error, "cannot adopt a content");
+                }
+            }
+        });
+    }
+    Ok(store)
+}
+
+fn log_opened(opened: &Opened) {
+    tracing::info!(contents = opened.contents, tasks = opened.tasks, "the store is open");
+    if let Some(reason) = &opened.index_lost {
+        tracing::error!(reason, "the index was damaged and set aside; a new one was begun");
+    }
+    for content in &opened.damaged {
+        tracing::warn!(%content, "a content is damaged and set aside");
+    }
+    for what in &opened.set_aside {
+        tracing::warn!(what, "set aside: nothing explains it");
+    }
+    for reason in &opened.unreadable {
+        tracing::warn!(reason, "a record cannot be read");
+    }
+}
+
+async fn start_http(
+    config: &NodeConfig,
+    registry: prometheus_client::registry::Registry,
+    follower: Option<Follower>,
+    announcer: Announcer,
+) -> anyhow::Result<HttpServer> {
+    let ready = move || {
+        let health = health(follower.as_ref(), &announcer);
+        match health.member {
+            true => Ok(()),
+            false => Err(health.problems.into_iter().map(|problem| problem.message).collect()),
+        }
+    };
+    Ok(HttpServer::start(&config.http, monitoring(Monitoring::new(Arc::new(registry), ready))).await?)
+}
+
+async fn serve_rpc(local: LocalServer, rpc: Rpc, stop: CancellationToken) {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
+    reporter.set_service_status("damselfly.v1.Daemon", tonic_health::ServingStatus::Serving).await;
+    let served = tonic::transport::Server::builder()
+        .add_service(health)
+        .add_service(local::service(rpc))
+        .serve_with_incoming_shutdown(local.incoming(), stop.cancelled_owned())
+        .await;
+    if let Err(error) = served {
+        tracing::error!(error = &error as &dyn std::error::Error, "the local RPC has ended");
+    }
+}
+
+async fn watch_usage(store: Store, metrics: Metrics) {
+    loop {
+        let looked = store.clone();
+        match blocking(move || looked.usage()).await {
+            Ok(usage) => {
+                metrics.contents.set(usage.contents as i64);
+                metrics.stored_bytes.set(usage.bytes as i64);
+                metrics.free_bytes.set(usage.free_bytes as i64);
+            }
+            Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "cannot look at the store's size"),
+        }
+        tokio::time::sleep(USAGE_EVERY).await;
+    }
+}

@@ -1,0 +1,474 @@
+//! Downloads: one per content, however many exports ask for it.
+//!
+//! [`plan`] decides, the supervisor keeps parents at work, [`fetch`] moves pieces from one parent. A piece is verified,
+//! written to the store and to every [`sink`], and from then on served to others.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
+
+use damselfly_messages::{
+    id::ContentId,
+    manifest::Manifest,
+    name::Name,
+    piece::PieceIndex,
+    record::Binding,
+    scheduler::{Parent, ParentFault, ParentResult},
+};
+use damselfly_transport::network::Network;
+use libp2p::PeerId;
+use tokio::sync::{OnceCell, Semaphore, broadcast, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    announcer::Announcer,
+    blocking::blocking,
+    buffers::{Buffer, Buffers},
+    limiter::Limiter,
+    metrics::Metrics,
+    schedulers::Schedulers,
+    store::{self, ContentState, DownloadError, PieceMap, ReadError, Store, StoreError, TaskRecord, VerifiedPiece},
+};
+
+mod fetch;
+mod have;
+mod manifest;
+mod plan;
+mod sink;
+mod supervisor;
+
+use plan::Plan;
+pub use sink::Sink;
+
+/// Memory for pieces that are arriving or being verified and written.
+const BUFFER_BYTES: usize = 96 << 20;
+/// Parents that were learned and wait to be taken up.
+const NEW_PARENTS_MAX: usize = 64;
+/// Pieces gained that a slow listener may lag behind.
+const GAINED_BACKLOG: usize = 4096;
+
+/// All downloads of the daemon; cheap to clone.
+#[derive(Clone)]
+pub struct Downloads {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    store: Store,
+    network: Network,
+    schedulers: Schedulers,
+    announcer: Announcer,
+    limiter: Limiter,
+    metrics: Metrics,
+    buffers: Buffers,
+    /// How many pieces are verified and written at a time.
+    workers: Semaphore,
+    active: Mutex<HashMap<ContentId, Arc<OnceCell<Arc<Download>>>>>,
+}
+
+/// What to download, and for whom.
+#[derive(Clone)]
+pub struct Wanted {
+    /// The task it is for.
+    pub name: Name,
+    /// What the task is bound to.
+    pub binding: Binding,
+    /// Where to begin.
+    pub parents: Vec<Parent>,
+    /// Pieces in order, for a pipe.
+    pub sequential: bool,
+    /// How fast, at most.
+    pub limiter: Limiter,
+    /// Record to keep when it is complete; `None` when it must be checked first.
+    pub record: Option<TaskRecord>,
+}
+
+/// Why there is no content.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum FetchError {
+    /// No parent is left that has what is missing.
+    #[error("no holder is reachable{}", because(.0))]
+    NoSource(String),
+    /// Parents are left, but no verified byte has come for too long.
+    #[error("no data for {0} s")]
+    Stalled(u64),
+    /// The manifest turned out to be wrong after it was accepted; it was set aside with who gave it.
+    #[error("the manifest that {0} gave was wrong")]
+    FalseManifest(PeerId),
+    /// The disk is full, or fuller than allowed.
+    #[error("no space left for the content")]
+    NoSpace,
+    /// The store failed.
+    #[error("the store failed: {0}")]
+    Store(String),
+    /// Nobody waits for it any more.
+    #[error("given up")]
+    Abandoned,
+}
+
+fn because(reason: &str) -> String {
+    if reason.is_empty() { String::new() } else { format!(" ({reason})") }
+}
+
+impl From<StoreError> for FetchError {
+    fn from(error: StoreError) -> Self {
+        if error.is_no_space() { Self::NoSpace } else { Self::Store(error.to_string()) }
+    }
+}
+
+/// How far a download is.
+#[derive(Debug, Clone, Default)]
+pub struct Progress {
+    /// Verified pieces.
+    pub held: u32,
+    /// Set once it has ended.
+    pub ended: Option<Result<(), FetchError>>,
+}
+
+/// One content that is being downloaded.
+pub struct Download {
+    shared: Arc<Shared>,
+    manifest: Manifest,
+    name: Name,
+    stored: store::Download,
+    state: Mutex<State>,
+    progress: watch::Sender<Progress>,
+    /// Pieces as they verify, for peers that listen.
+    gained: broadcast::Sender<PieceIndex>,
+    new_parents: mpsc::Sender<Vec<Parent>>,
+    interest: AtomicUsize,
+    abandoned: CancellationToken,
+    from_peers_bytes: AtomicU64,
+}
+
+struct State {
+    plan: Plan,
+    held: PieceMap,
+    sinks: Vec<Arc<Sink>>,
+    records: Vec<TaskRecord>,
+    addresses: HashMap<PeerId, Vec<libp2p::Multiaddr>>,
+    /// Reports of parents that are gone.
+    faults: Vec<ParentResult>,
+    /// Pieces by parent that gave any, over the whole download.
+    givers: HashMap<PeerId, u32>,
+    /// Why the last parent was lost.
+    last_fault: String,
+    /// Who gave the manifest, until the last piece has proved its length.
+    unproved: Option<PeerId>,
+    /// The slowest limit that suits everybody who waits.
+    limiter: Limiter,
+}
+
+/// Somebody waits for a download; when the last one is dropped, it ends and stays resumable.
+pub struct Interest {
+    download: Arc<Download>,
+}
+
+impl std::ops::Deref for Interest {
+    type Target = Download;
+
+    fn deref(&self) -> &Download {
+        &self.download
+    }
+}
+
+impl Interest {
+    /// The download itself, for work that outlives this borrow but not the wish for it.
+    pub fn shared(&self) -> Arc<Download> {
+        Arc::clone(&self.download)
+    }
+}
+
+impl Drop for Interest {
+    fn drop(&mut self) {
+        if self.download.interest.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.download.abandoned.cancel();
+        }
+    }
+}
+
+impl Downloads {
+    /// Downloads into `store`, over `network`.
+    pub fn new(
+        store: Store,
+        network: Network,
+        schedulers: Schedulers,
+        announcer: Announcer,
+        limiter: Limiter,
+        metrics: Metrics,
+    ) -> Self {
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        Self {
+            shared: Arc::new(Shared {
+                store,
+                network,
+                schedulers,
+                announcer,
+                limiter,
+                metrics,
+                buffers: Buffers::new(BUFFER_BYTES),
+                workers: Semaphore::new(cores.max(2)),
+                active: Mutex::default(),
+            }),
+        }
+    }
+
+    /// Joins the download of a content, or begins or resumes it. `None` when the content is complete already.
+    ///
+    /// # Errors
+    /// [`FetchError`]: no parent gave a manifest, or the store cannot take the content.
+    pub async fn want(&self, wanted: Wanted) -> Result<Option<Interest>, FetchError> {
+        let content = wanted.binding.content;
+        loop {
+            if matches!(self.shared.store.content(content), Some(ContentState::Complete { .. })) {
+                return Ok(None);
+            }
+            let slot = Arc::clone(lock(&self.shared.active).entry(content).or_default());
+            let begun = slot.get_or_try_init(|| self.begin(&wanted, &slot)).await;
+            let download = match begun {
+                Ok(download) => Arc::clone(download),
+                Err(error) => {
+                    self.shared.forget(content, &slot);
+                    return Err(error);
+                }
+            };
+            if let Some(interest) = download.join(&wanted) {
+                return Ok(Some(interest));
+            }
+            // It ended between being found and being joined.
+            self.shared.forget(content, &slot);
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// A download under way.
+    pub fn get(&self, content: ContentId) -> Option<Arc<Download>> {
+        lock(&self.shared.active).get(&content).and_then(|slot| slot.get().cloned())
+    }
+
+    async fn begin(&self, wanted: &Wanted, slot: &Arc<OnceCell<Arc<Download>>>) -> Result<Arc<Download>, FetchError> {
+        let (manifest, first, unproved) = self.shared.manifest_for(wanted).await?;
+        let (store, wanted_manifest) = (self.shared.store.clone(), manifest.clone());
+        let stored = blocking(move || store.begin_download(&wanted_manifest)).await.map_err(|error| match error {
+            DownloadError::Store(error) => FetchError::from(error),
+            DownloadError::AlreadyUnderWay | DownloadError::AlreadyComplete => FetchError::Abandoned,
+        })?;
+        let held = stored.held();
+        let layout = manifest.layout();
+        let start = if wanted.sequential { 0 } else { rand::random() };
+        let missing = layout.indices().filter(|index| !held.contains(*index));
+        let plan = Plan::new(layout, missing, start, Instant::now());
+        let (new_parents, inbox) = mpsc::channel(NEW_PARENTS_MAX);
+        let download = Arc::new(Download {
+            shared: Arc::clone(&self.shared),
+            name: wanted.name.clone(),
+            progress: watch::Sender::new(Progress { held: plan.held(), ended: None }),
+            state: Mutex::new(State {
+                plan,
+                held,
+                sinks: Vec::new(),
+                records: Vec::new(),
+                addresses: HashMap::new(),
+                faults: Vec::new(),
+                givers: HashMap::new(),
+                last_fault: String::new(),
+                unproved,
+                limiter: wanted.limiter.clone(),
+            }),
+            manifest,
+            stored,
+            gained: broadcast::Sender::new(GAINED_BACKLOG),
+            new_parents,
+            interest: AtomicUsize::new(0),
+            abandoned: CancellationToken::new(),
+            from_peers_bytes: AtomicU64::new(0),
+        });
+        if let Some((giver, index, buffer)) = first {
+            download.take_piece(giver, index, buffer).await?;
+        }
+        tokio::spawn(supervisor::run(Arc::clone(&download), Arc::clone(slot), inbox));
+        Ok(download)
+    }
+}
+
+impl Shared {
+    /// Takes a download off the list, unless another one of the content has taken its place.
+    fn forget(&self, content: ContentId, slot: &Arc<OnceCell<Arc<Download>>>) {
+        let mut active = lock(&self.active);
+        if active.get(&content).is_some_and(|other| Arc::ptr_eq(other, slot)) {
+            active.remove(&content);
+        }
+    }
+}
+
+impl Download {
+    /// Another one waits for it; `None` when it has ended.
+    fn join(self: &Arc<Self>, wanted: &Wanted) -> Option<Interest> {
+        // Under the state's lock, in which the supervisor decides that it has ended.
+        let mut state = self.lock();
+        if self.abandoned.is_cancelled() || self.progress.borrow().ended.is_some() {
+            return None;
+        }
+        self.interest.fetch_add(1, Ordering::AcqRel);
+        state.records.extend(wanted.record.clone());
+        if !wanted.limiter.is_limited() {
+            state.limiter = Limiter::default();
+        }
+        drop(state);
+        self.add_parents(wanted.parents.clone());
+        Some(Interest { download: Arc::clone(self) })
+    }
+
+    /// The manifest of the content.
+    pub const fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Learned of further parents.
+    pub fn add_parents(&self, parents: Vec<Parent>) {
+        if self.new_parents.try_send(parents).is_err() {
+            tracing::debug!(content = %self.manifest.content(), "more new parents than can be taken up");
+        }
+    }
+
+    /// How far it is, and whether it has ended.
+    pub fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
+    }
+
+    /// Which pieces are held, and those gained from now on.
+    pub fn listen(&self) -> (Vec<PieceIndex>, broadcast::Receiver<PieceIndex>) {
+        let state = self.lock();
+        let held = self.manifest.layout().indices().filter(|index| state.held.contains(*index)).collect();
+        (held, self.gained.subscribe())
+    }
+
+    /// From now on each new piece is written to `sink` too. Returns the pieces that were held before.
+    pub fn attach(&self, sink: Arc<Sink>) -> Vec<PieceIndex> {
+        let mut state = self.lock();
+        state.sinks.push(sink);
+        self.manifest.layout().indices().filter(|index| state.held.contains(*index)).collect()
+    }
+
+    /// Stops writing to `sink`.
+    pub fn detach(&self, sink: &Arc<Sink>) {
+        self.lock().sinks.retain(|other| !Arc::ptr_eq(other, sink));
+    }
+
+    /// Whether a piece is held.
+    pub fn holds(&self, index: PieceIndex) -> bool {
+        self.lock().held.contains(index)
+    }
+
+    /// Reads a held piece, verified. Blocks.
+    ///
+    /// # Errors
+    /// [`ReadError`]; a damaged piece is fetched again.
+    pub fn read(&self, index: PieceIndex, buffer: &mut Vec<u8>) -> Result<(), ReadError> {
+        self.stored.read(index, buffer)
+    }
+
+    /// Bytes that came from peers since it began here.
+    pub fn from_peers_bytes(&self) -> u64 {
+        self.from_peers_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Peers that gave at least one piece.
+    pub fn givers(&self) -> u32 {
+        self.lock().givers.len() as u32
+    }
+
+    /// Parents that are being asked.
+    pub fn sources(&self) -> u32 {
+        self.lock().plan.parents().count() as u32
+    }
+
+    /// Verifies a piece from `giver`, writes it everywhere and counts it.
+    ///
+    /// # Errors
+    /// [`FetchError`] when the store cannot take it. A piece that does not verify is the giver's fault and excludes it.
+    async fn take_piece(self: &Arc<Self>, giver: PeerId, index: PieceIndex, buffer: Buffer) -> Result<(), FetchError> {
+        let _worker = self.shared.workers.acquire().await;
+        let this = Arc::clone(self);
+        blocking(move || {
+            let Some(piece) = VerifiedPiece::verify(&this.manifest, index, &buffer) else {
+                this.on_false_piece(giver, index);
+                return Ok(());
+            };
+            this.stored.write(piece)?;
+            let sinks = this.on_true_piece(giver, index, buffer.len() as u64);
+            sinks.iter().for_each(|sink| sink.write(index, &buffer));
+            Ok(())
+        })
+        .await
+    }
+
+    /// Counts a piece that is in the store now. Returns the sinks that are to get it.
+    fn on_true_piece(&self, giver: PeerId, index: PieceIndex, bytes: u64) -> Vec<Arc<Sink>> {
+        let mut state = self.lock();
+        if !state.plan.on_piece(&giver, index, Instant::now()) {
+            self.shared.metrics.duplicate_bytes.inc_by(bytes);
+            return Vec::new();
+        }
+        state.held.insert(index);
+        *state.givers.entry(giver).or_default() += 1;
+        if index.get() + 1 == self.manifest.layout().pieces() {
+            state.unproved = None;
+        }
+        self.shared.metrics.received_bytes.inc_by(bytes);
+        self.from_peers_bytes.fetch_add(bytes, Ordering::Relaxed);
+        // Nobody may listen.
+        let _listeners = self.gained.send(index);
+        let held = state.plan.held();
+        self.progress.send_modify(|progress| progress.held = held);
+        state.sinks.clone()
+    }
+
+    fn on_false_piece(&self, giver: PeerId, index: PieceIndex) {
+        let content = self.manifest.content();
+        tracing::warn!(%content, piece = index.get(), parent = %giver, "a parent sent a piece that does not verify; it is excluded");
+        self.shared.metrics.verification_failures.inc();
+        let mut state = self.lock();
+        let last = index.get() + 1 == self.manifest.layout().pieces();
+        if let Some(author) = state.unproved.filter(|author| last && *author != giver) {
+            // The length was another one's claim, and honest parents are not blamed for it.
+            drop(state);
+            self.end(Err(FetchError::FalseManifest(author)));
+            return;
+        }
+        lose_parent(&mut state, giver, ParentFault::Lied, "it sent bytes that do not verify");
+    }
+
+    /// Ends the download: the first end counts.
+    fn end(&self, result: Result<(), FetchError>) {
+        self.progress.send_if_modified(|progress| {
+            let first = progress.ended.is_none();
+            if first {
+                progress.ended = Some(result);
+            }
+            first
+        });
+        self.abandoned.cancel();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+}
+
+/// Takes a parent out of the plan and notes why.
+fn lose_parent(state: &mut State, parent: PeerId, fault: ParentFault, reason: &str) {
+    if let Some(result) = state.plan.remove_parent(&parent, fault) {
+        state.faults.push(result);
+    }
+    state.last_fault = format!("{parent}: {reason}");
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

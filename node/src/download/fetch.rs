@@ -1,0 +1,227 @@
+//! Pieces from one parent: a few long-lived streams, several requests under way on each.
+
+use std::{
+    collections::VecDeque,
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use damselfly_messages::{
+    piece::PieceIndex,
+    scheduler::ParentFault,
+    transfer::{FRAME_BYTES_MAX, PieceRequest, PieceResponse},
+    wire::Wire as _,
+};
+use damselfly_transport::{
+    frame::{self, FrameError},
+    protocol::PIECE,
+    streams::{OpenError, Stream},
+};
+use futures::AsyncReadExt as _;
+use libp2p::PeerId;
+use tokio::{sync::Semaphore, task::JoinSet, time::timeout};
+
+use super::{Download, FetchError, Shared};
+use crate::buffers::Buffer;
+
+/// Streams per parent; more bring nothing (docs/performance.md).
+const STREAMS: usize = 4;
+/// Requests under way on one stream, at most.
+const REQUESTS_PER_STREAM: usize = 8;
+/// How long a parent may take to accept a stream.
+const OPEN_WITHIN: Duration = Duration::from_secs(5);
+/// How long a parent may be silent while it owes an answer.
+const SILENCE_MAX: Duration = Duration::from_secs(15);
+/// How often a stream without work looks whether a piece is late elsewhere.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// Pieces of one stream that are being verified and written while the next ones arrive.
+const PIECES_BEHIND: usize = 4;
+
+/// Why fetching from a parent ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ParentError {
+    /// It broke the protocol or lied.
+    #[error("it broke the protocol: {0}")]
+    Lied(String),
+    /// It went away or is silent.
+    #[error("{0}")]
+    Unreachable(String),
+    /// It has too much to do.
+    #[error("it is busy")]
+    Busy,
+    /// It has nothing of the content.
+    #[error("it does not hold the content")]
+    NotHeld,
+    /// It is not the parent: this host failed.
+    #[error(transparent)]
+    Ours(#[from] FetchError),
+}
+
+impl ParentError {
+    /// What is reported of the parent; `None` when it is not to blame.
+    pub(super) const fn fault(&self) -> Option<ParentFault> {
+        match self {
+            Self::Lied(_) => Some(ParentFault::Lied),
+            Self::Unreachable(_) => Some(ParentFault::Unreachable),
+            Self::Busy | Self::NotHeld => Some(ParentFault::NotHeld),
+            Self::Ours(_) => None,
+        }
+    }
+}
+
+impl From<FrameError> for ParentError {
+    fn from(error: FrameError) -> Self {
+        match error {
+            FrameError::Io(error) => Self::from(error),
+            other => Self::Lied(other.to_string()),
+        }
+    }
+}
+
+impl From<io::Error> for ParentError {
+    fn from(error: io::Error) -> Self {
+        Self::Unreachable(error.to_string())
+    }
+}
+
+impl From<OpenError> for ParentError {
+    fn from(error: OpenError) -> Self {
+        Self::Unreachable(error.to_string())
+    }
+}
+
+/// Fetches from `parent` what the plan says, until the download or the parent ends.
+pub(super) async fn run(download: Arc<Download>, parent: PeerId) -> Result<(), ParentError> {
+    let pieces = download.manifest().layout().pieces() as usize;
+    let mut streams = JoinSet::new();
+    for _ in 0..STREAMS.min(pieces.div_ceil(2)).max(1) {
+        streams.spawn(run_stream(Arc::clone(&download), parent));
+    }
+    // The first stream that fails takes the others with it: they share the connection.
+    while let Some(ended) = streams.join_next().await {
+        match ended {
+            Ok(result) => result?,
+            Err(error) => return Err(ParentError::Unreachable(error.to_string())),
+        }
+    }
+    Ok(())
+}
+
+async fn run_stream(download: Arc<Download>, parent: PeerId) -> Result<(), ParentError> {
+    let mut stream = PieceStream::open(&download.shared, parent).await?;
+    let mut under_way: VecDeque<PieceIndex> = VecDeque::new();
+    let behind = Arc::new(Semaphore::new(PIECES_BEHIND));
+    loop {
+        while under_way.len() < REQUESTS_PER_STREAM {
+            let Some(index) = download.lock().plan.next(&parent, Instant::now()) else { break };
+            under_way.push_back(index);
+            stream.ask(&PieceRequest { content: download.manifest().content(), index: Some(index.get()) }).await?;
+        }
+        let Some(index) = under_way.pop_front() else {
+            if download.is_over(&parent) {
+                return Ok(());
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+            continue;
+        };
+        match stream.answer().await? {
+            PieceResponse::Piece { bytes } if bytes == download.manifest().layout().bytes(index) => {
+                let limiter = download.lock().limiter.clone();
+                limiter.pass(bytes).await;
+                let buffer = stream.body(&download.shared, bytes).await?;
+                hand_over(&download, parent, index, buffer, &behind).await;
+            }
+            PieceResponse::Piece { .. } | PieceResponse::Manifest { .. } => {
+                return Err(ParentError::Lied("it answered something else".into()));
+            }
+            PieceResponse::Busy { retry_millis } => {
+                let rest = Duration::from_millis(u64::from(retry_millis).clamp(10, 5_000));
+                download.lock().plan.on_busy(&parent, index, Instant::now() + rest);
+            }
+            PieceResponse::NotHeld => download.lock().plan.on_not_held(&parent, index),
+        }
+    }
+}
+
+/// Verifies and writes a piece beside the stream, which goes on unless too many are behind.
+async fn hand_over(
+    download: &Arc<Download>,
+    parent: PeerId,
+    index: PieceIndex,
+    buffer: Buffer,
+    behind: &Arc<Semaphore>,
+) {
+    let Ok(permit) = Arc::clone(behind).acquire_owned().await else { return };
+    let download = Arc::clone(download);
+    tokio::spawn(async move {
+        let _permit = permit;
+        if let Err(error) = download.take_piece(parent, index, buffer).await {
+            download.end(Err(error));
+        }
+    });
+}
+
+impl Download {
+    /// Whether nothing more is wanted of this parent.
+    fn is_over(&self, parent: &PeerId) -> bool {
+        let state = self.lock();
+        state.plan.is_complete() || !state.plan.parents().any(|other| other == parent)
+    }
+}
+
+/// A stream on which pieces are asked for and answered, in order.
+pub(super) struct PieceStream {
+    stream: Stream,
+}
+
+impl PieceStream {
+    pub(super) async fn open(shared: &Shared, parent: PeerId) -> Result<Self, ParentError> {
+        Ok(Self { stream: shared.network.open_stream(parent, PIECE, OPEN_WITHIN).await? })
+    }
+
+    pub(super) async fn ask(&mut self, request: &PieceRequest) -> Result<(), ParentError> {
+        let bytes = request.to_bytes();
+        in_time(frame::write(&mut self.stream, &bytes, FRAME_BYTES_MAX)).await
+    }
+
+    pub(super) async fn answer(&mut self) -> Result<PieceResponse, ParentError> {
+        match in_time(frame::read(&mut self.stream, FRAME_BYTES_MAX)).await? {
+            Some(header) => {
+                PieceResponse::from_bytes(&header).map_err(|error| ParentError::Lied(error.to_string()))
+            }
+            // It closes streams that are too many for it.
+            None => Err(ParentError::Busy),
+        }
+    }
+
+    /// Reads the body of a piece, as fast as the limits allow.
+    pub(super) async fn body(&mut self, shared: &Shared, bytes: usize) -> Result<Buffer, ParentError> {
+        shared.limiter.pass(bytes).await;
+        let mut buffer = shared.buffers.take(bytes).await;
+        self.fill(&mut buffer).await?;
+        Ok(buffer)
+    }
+
+    /// Reads exactly as much as fits, in steps with a deadline each: a slow parent is no silent one.
+    pub(super) async fn fill(&mut self, mut rest: &mut [u8]) -> Result<(), ParentError> {
+        while !rest.is_empty() {
+            let read = in_time(self.stream.read(rest)).await?;
+            if read == 0 {
+                return Err(ParentError::Unreachable("it closed the stream".into()));
+            }
+            rest = &mut rest[read..];
+        }
+        Ok(())
+    }
+}
+
+async fn in_time<T, E>(work: impl Future<Output = Result<T, E>>) -> Result<T, ParentError>
+where
+    ParentError: From<E>,
+{
+    match timeout(SILENCE_MAX, work).await {
+        Ok(done) => Ok(done?),
+        Err(_) => Err(ParentError::Unreachable(format!("it was silent for {} s", SILENCE_MAX.as_secs()))),
+    }
+}

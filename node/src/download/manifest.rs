@@ -1,0 +1,95 @@
+//! The first thing to fetch: a manifest, and with it the last piece, which proves the length that the manifest claims.
+
+use std::{sync::Arc, time::Duration};
+
+use damselfly_messages::{
+    manifest::Manifest,
+    piece::PieceIndex,
+    scheduler::Parent,
+    transfer::{PieceRequest, PieceResponse, manifest_from_body},
+};
+use libp2p::PeerId;
+
+use super::{FetchError, Shared, Wanted, fetch::{ParentError, PieceStream}};
+use crate::{blocking::blocking, buffers::Buffer};
+
+/// How long a parent may take to be connected to.
+pub(super) const CONNECT_WITHIN: Duration = Duration::from_secs(3);
+/// How long one parent may take to give the manifest and the last piece before the next one is asked.
+const MANIFEST_WITHIN: Duration = Duration::from_secs(20);
+
+/// A manifest, a piece that came with it, and who gave it if its length is not proved.
+type First = (Manifest, Option<(PeerId, PieceIndex, Buffer)>, Option<PeerId>);
+
+impl Shared {
+    /// The manifest of what is wanted: from the store when a download was interrupted, else from a parent.
+    pub(super) async fn manifest_for(self: &Arc<Self>, wanted: &Wanted) -> Result<First, FetchError> {
+        let (store, content) = (self.store.clone(), wanted.binding.content);
+        if let Some(manifest) = blocking(move || store.manifest(content)).await? {
+            return Ok((manifest, None, None));
+        }
+        let mut reasons = Vec::new();
+        // Complete parents first: they can prove the length.
+        let mut parents: Vec<_> = wanted.parents.iter().collect();
+        parents.sort_by_key(|parent| !parent.complete);
+        for parent in parents {
+            match tokio::time::timeout(MANIFEST_WITHIN, self.manifest_of(wanted, parent)).await {
+                Ok(Ok(first)) => return Ok(first),
+                Ok(Err(error)) => {
+                    if matches!(error, ParentError::Lied(_)) {
+                        tracing::warn!(%content, parent = %parent.peer, %error, "a parent gave a false manifest");
+                        self.metrics.verification_failures.inc();
+                    }
+                    reasons.push(format!("{}: {error}", parent.peer));
+                }
+                Err(_) => reasons.push(format!("{}: it took too long", parent.peer)),
+            }
+        }
+        Err(FetchError::NoSource(reasons.join("; ")))
+    }
+
+    async fn manifest_of(&self, wanted: &Wanted, parent: &Parent) -> Result<First, ParentError> {
+        let content = wanted.binding.content;
+        let connected = self.network.connect(parent.peer, parent.addresses.clone(), CONNECT_WITHIN).await;
+        connected.map_err(|error| ParentError::Unreachable(error.to_string()))?;
+        let mut stream = PieceStream::open(self, parent.peer).await?;
+        stream.ask(&PieceRequest { content, index: None }).await?;
+        let (content_bytes, digests) = match stream.answer().await? {
+            PieceResponse::Manifest { content_bytes, digests } => (content_bytes, digests),
+            PieceResponse::NotHeld => return Err(ParentError::NotHeld),
+            PieceResponse::Busy { .. } => return Err(ParentError::Busy),
+            PieceResponse::Piece { .. } => return Err(ParentError::Lied("it answered something else".into())),
+        };
+        let mut body = vec![0; digests * 32];
+        stream.fill(&mut body).await?;
+        let read = move || manifest_from_body(content, content_bytes, &body);
+        let manifest = blocking(read).await.map_err(|error| ParentError::Lied(error.to_string()))?;
+        self.prove(stream, manifest, parent.peer).await
+    }
+
+    /// Fetches the last piece from who gave the manifest: if it verifies, the length is right.
+    async fn prove(&self, mut stream: PieceStream, manifest: Manifest, giver: PeerId) -> Result<First, ParentError> {
+        let Some(last) = manifest.layout().indices().next_back() else {
+            return Ok((manifest, None, None));
+        };
+        stream.ask(&PieceRequest { content: manifest.content(), index: Some(last.get()) }).await?;
+        let bytes = match stream.answer().await? {
+            PieceResponse::Piece { bytes } if bytes == manifest.layout().bytes(last) => bytes,
+            // It may not have that piece yet. Then the length stays a claim, and the giver's.
+            PieceResponse::NotHeld | PieceResponse::Busy { .. } => return Ok((manifest, None, Some(giver))),
+            PieceResponse::Piece { .. } | PieceResponse::Manifest { .. } => {
+                return Err(ParentError::Lied("its last piece has another length".into()));
+            }
+        };
+        let buffer = stream.body(self, bytes).await?;
+        let (verified, manifest, buffer) = blocking(move || {
+            let verified = manifest.verifies(last, &buffer);
+            (verified, manifest, buffer)
+        })
+        .await;
+        if !verified {
+            return Err(ParentError::Lied("its last piece does not verify".into()));
+        }
+        Ok((manifest, Some((giver, last, buffer)), None))
+    }
+}

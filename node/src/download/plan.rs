@@ -1,0 +1,343 @@
+//! Which piece to ask of which parent next. Pure: no clock, no I/O.
+//!
+//! Rarest first, ties in a run that begins at a random piece: several downloaders of one source begin at different
+//! places and soon have something to give each other, while each writes its file nearly in order. The last piece comes
+//! first, because the content's length is a claim until it has verified. At the end, pieces that are late are asked of
+//! a second parent.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    time::{Duration, Instant},
+};
+
+use damselfly_messages::{
+    piece::{PieceIndex, PieceLayout},
+    scheduler::{ParentFault, ParentResult},
+};
+use libp2p::PeerId;
+
+/// Requests that a new parent gets at a time, before it has shown how fast it is.
+const OUTSTANDING_FIRST: usize = 4;
+/// Most bytes asked of one parent at a time.
+const OUTSTANDING_BYTES_MAX: usize = 32 << 20;
+/// An answer faster than this lets a parent have one request more, one twice as slow one less.
+const ANSWER_TARGET: Duration = Duration::from_millis(400);
+/// How many missing pieces are compared for rarity.
+const RARITY_WINDOW: usize = 256;
+/// A piece may be asked of a second parent when the first one has had it for this long.
+const LATE_AFTER: Duration = Duration::from_millis(500);
+/// Faults after which a parent is given up for this download.
+const UNREACHABLE_MAX: u32 = 3;
+
+/// The state of one download: which pieces are missing, which parents have which, and what is under way.
+#[derive(Debug)]
+pub struct Plan {
+    layout: PieceLayout,
+    /// Missing and asked of nobody.
+    wanted: BTreeSet<u32>,
+    /// Missing and asked of one or two parents.
+    asked: HashMap<u32, Asked>,
+    /// Verified pieces.
+    held: u32,
+    parents: HashMap<PeerId, Parent>,
+    /// Parents that may not come back, whatever the scheduler says.
+    excluded: HashSet<PeerId>,
+    /// Where the run of equally rare pieces begins.
+    start: u32,
+    last_progress: Instant,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    since: Instant,
+    copies: u8,
+}
+
+#[derive(Debug)]
+struct Parent {
+    has: Has,
+    outstanding: HashMap<u32, Instant>,
+    allowed: usize,
+    /// Asked nothing before this moment.
+    rests_until: Option<Instant>,
+    unreachable: u32,
+    total: Tally,
+    unreported: Tally,
+}
+
+#[derive(Debug)]
+enum Has {
+    All,
+    Some(BTreeSet<u32>),
+}
+
+/// What a parent gave.
+#[derive(Debug, Default, Clone, Copy)]
+struct Tally {
+    pieces: u32,
+    bytes: u64,
+    busy: Duration,
+}
+
+impl Plan {
+    /// A plan for the pieces in `missing`, which begins its run at piece `start`, any number.
+    pub fn new(layout: PieceLayout, missing: impl IntoIterator<Item = PieceIndex>, start: u32, now: Instant) -> Self {
+        let wanted: BTreeSet<_> = missing.into_iter().map(PieceIndex::get).collect();
+        Self {
+            held: layout.pieces() - wanted.len() as u32,
+            start: start % layout.pieces().max(1),
+            layout,
+            wanted,
+            asked: HashMap::new(),
+            parents: HashMap::new(),
+            excluded: HashSet::new(),
+            last_progress: now,
+        }
+    }
+
+    /// Verified pieces so far.
+    pub const fn held(&self) -> u32 {
+        self.held
+    }
+
+    /// Whether nothing is missing.
+    pub const fn is_complete(&self) -> bool {
+        self.held == self.layout.pieces()
+    }
+
+    /// When the last piece verified.
+    pub const fn last_progress(&self) -> Instant {
+        self.last_progress
+    }
+
+    /// Adds a parent; `complete` if it has every piece. Returns whether it is new here and welcome.
+    pub fn add_parent(&mut self, peer: PeerId, complete: bool) -> bool {
+        if self.excluded.contains(&peer) {
+            return false;
+        }
+        if let Some(parent) = self.parents.get_mut(&peer) {
+            if complete {
+                parent.has = Has::All;
+            }
+            return false;
+        }
+        let has = if complete { Has::All } else { Has::Some(BTreeSet::new()) };
+        let parent = Parent {
+            has,
+            outstanding: HashMap::new(),
+            allowed: OUTSTANDING_FIRST,
+            rests_until: None,
+            unreachable: 0,
+            total: Tally::default(),
+            unreported: Tally::default(),
+        };
+        self.parents.insert(peer, parent);
+        true
+    }
+
+    /// The parent has these pieces too.
+    pub fn parent_has(&mut self, peer: &PeerId, pieces: &[PieceIndex]) {
+        if let Some(Parent { has: Has::Some(some), .. }) = self.parents.get_mut(peer) {
+            some.extend(pieces.iter().map(|index| index.get()));
+        }
+    }
+
+    /// The parent has every piece.
+    pub fn parent_has_all(&mut self, peer: &PeerId) {
+        if let Some(parent) = self.parents.get_mut(peer) {
+            parent.has = Has::All;
+        }
+    }
+
+    /// Parents that are asked now.
+    pub fn parents(&self) -> impl Iterator<Item = &PeerId> {
+        self.parents.keys()
+    }
+
+    /// Parents not to be offered again.
+    pub const fn excluded(&self) -> &HashSet<PeerId> {
+        &self.excluded
+    }
+
+    /// The next piece to ask of `peer`, and notes that it is asked.
+    pub fn next(&mut self, peer: &PeerId, now: Instant) -> Option<PieceIndex> {
+        let parent = self.parents.get(peer)?;
+        if parent.outstanding.len() >= parent.allowed || parent.rests_until.is_some_and(|until| now < until) {
+            return None;
+        }
+        let index = self.choose_wanted(parent).or_else(|| self.choose_late(parent, now))?;
+        self.wanted.remove(&index);
+        let asked = self.asked.entry(index).or_insert(Asked { since: now, copies: 0 });
+        asked.copies += 1;
+        self.parents.get_mut(peer)?.outstanding.insert(index, now);
+        self.layout.index(index).ok()
+    }
+
+    fn choose_wanted(&self, parent: &Parent) -> Option<u32> {
+        let last = self.layout.pieces().checked_sub(1)?;
+        if self.wanted.contains(&last) && parent.has(last) {
+            return Some(last);
+        }
+        let run = self.wanted.range(self.start..).chain(self.wanted.range(..self.start));
+        let mut candidates = run.filter(|index| parent.has(**index)).take(RARITY_WINDOW).peekable();
+        let first = **candidates.peek()?;
+        if self.parents.values().all(|parent| matches!(parent.has, Has::All)) {
+            return Some(first);
+        }
+        // `min_by_key` keeps the first of equals: the order of the run.
+        candidates.min_by_key(|index| self.copies_of(**index)).copied()
+    }
+
+    fn copies_of(&self, index: u32) -> usize {
+        self.parents.values().filter(|parent| parent.has(index)).count()
+    }
+
+    /// A piece that another parent has had for too long; at most two have it at a time.
+    fn choose_late(&self, parent: &Parent, now: Instant) -> Option<u32> {
+        self.asked
+            .iter()
+            .filter(|(index, asked)| {
+                asked.copies == 1
+                    && now.saturating_duration_since(asked.since) >= LATE_AFTER
+                    && !parent.outstanding.contains_key(index)
+                    && parent.has(**index)
+            })
+            .min_by_key(|(index, asked)| (asked.since, **index))
+            .map(|(index, _)| *index)
+    }
+
+    /// A piece of `peer` arrived and verified. Returns whether it was still missing.
+    pub fn on_piece(&mut self, peer: &PeerId, index: PieceIndex, now: Instant) -> bool {
+        let bytes = self.layout.bytes(index) as u64;
+        let allowed_max = (OUTSTANDING_BYTES_MAX / self.layout.piece_bytes() as usize).max(2);
+        if let Some(parent) = self.parents.get_mut(peer)
+            && let Some(since) = parent.outstanding.remove(&index.get())
+        {
+            parent.on_answer(now.saturating_duration_since(since), allowed_max);
+            parent.count(bytes);
+        }
+        let missing = self.asked.remove(&index.get()).is_some() || self.wanted.remove(&index.get());
+        if missing {
+            self.held += 1;
+            self.last_progress = now;
+        }
+        missing
+    }
+
+    /// The parent asks to be left alone for a while; the piece is wanted again.
+    pub fn on_busy(&mut self, peer: &PeerId, index: PieceIndex, until: Instant) {
+        self.give_back(peer, index);
+        if let Some(parent) = self.parents.get_mut(peer) {
+            parent.allowed = (parent.allowed / 2).max(1);
+            parent.rests_until = Some(until);
+        }
+    }
+
+    /// The parent will not answer this request; the piece is wanted again.
+    pub fn give_back(&mut self, peer: &PeerId, index: PieceIndex) {
+        if let Some(parent) = self.parents.get_mut(peer)
+            && parent.outstanding.remove(&index.get()).is_some()
+        {
+            release(&mut self.asked, &mut self.wanted, index.get());
+        }
+    }
+
+    /// The parent does not have a piece that it was thought to have.
+    pub fn on_not_held(&mut self, peer: &PeerId, index: PieceIndex) {
+        self.give_back(peer, index);
+        let pieces = self.layout.pieces();
+        if let Some(parent) = self.parents.get_mut(peer) {
+            if matches!(parent.has, Has::All) {
+                parent.has = Has::Some((0..pieces).collect());
+            }
+            if let Has::Some(some) = &mut parent.has {
+                some.remove(&index.get());
+            }
+        }
+    }
+
+    /// Takes a parent out. A liar stays out, and so does one that cannot be reached time and again.
+    pub fn remove_parent(&mut self, peer: &PeerId, fault: ParentFault) -> Option<ParentResult> {
+        let parent = self.parents.remove(peer)?;
+        for index in parent.outstanding.keys() {
+            release(&mut self.asked, &mut self.wanted, *index);
+        }
+        let for_good = match fault {
+            ParentFault::Lied => true,
+            ParentFault::Unreachable => parent.unreachable + 1 >= UNREACHABLE_MAX,
+            ParentFault::NotHeld => false,
+        };
+        if for_good {
+            self.excluded.insert(*peer);
+        }
+        Some(parent.unreported.report(*peer, Some(fault)))
+    }
+
+    /// What each parent did since the last call.
+    pub fn take_results(&mut self) -> Vec<ParentResult> {
+        self.parents
+            .iter_mut()
+            .filter(|(_, parent)| parent.unreported.pieces > 0)
+            .map(|(peer, parent)| std::mem::take(&mut parent.unreported).report(*peer, None))
+            .collect()
+    }
+
+    /// Whether some parent has a piece that is missing.
+    pub fn has_sources(&self) -> bool {
+        self.parents.values().any(|parent| match &parent.has {
+            Has::All => true,
+            Has::Some(some) => some.iter().any(|index| self.wanted.contains(index) || self.asked.contains_key(index)),
+        })
+    }
+}
+
+fn release(asked: &mut HashMap<u32, Asked>, wanted: &mut BTreeSet<u32>, index: u32) {
+    let Some(entry) = asked.get_mut(&index) else { return };
+    entry.copies -= 1;
+    if entry.copies == 0 {
+        asked.remove(&index);
+        wanted.insert(index);
+    }
+}
+
+impl Parent {
+    fn has(&self, index: u32) -> bool {
+        match &self.has {
+            Has::All => true,
+            Has::Some(some) => some.contains(&index),
+        }
+    }
+
+    fn on_answer(&mut self, took: Duration, allowed_max: usize) {
+        if took <= ANSWER_TARGET {
+            self.allowed = (self.allowed + 1).min(allowed_max);
+        } else if took > 2 * ANSWER_TARGET {
+            self.allowed = (self.allowed - 1).max(1);
+        }
+        self.unreachable = 0;
+        self.unreported.busy += took;
+        self.total.busy += took;
+    }
+
+    fn count(&mut self, bytes: u64) {
+        for tally in [&mut self.total, &mut self.unreported] {
+            tally.pieces += 1;
+            tally.bytes += bytes;
+        }
+    }
+}
+
+impl Tally {
+    fn report(self, parent: PeerId, fault: Option<ParentFault>) -> ParentResult {
+        ParentResult {
+            parent,
+            pieces: self.pieces,
+            bytes: self.bytes,
+            busy_millis: self.busy.as_millis() as u64,
+            fault,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,156 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const MIB: u64 = 1 << 20;
+
+fn layout(pieces: u64) -> PieceLayout {
+    PieceLayout::new(pieces * MIB).expect("short")
+}
+
+fn plan(pieces: u64) -> (Plan, Instant) {
+    let now = Instant::now();
+    (Plan::new(layout(pieces), layout(pieces).indices(), 0, now), now)
+}
+
+fn drain(plan: &mut Plan, peer: &PeerId, now: Instant) -> Vec<u32> {
+    std::iter::from_fn(|| plan.next(peer, now)).map(PieceIndex::get).collect()
+}
+
+#[test]
+fn the_last_piece_comes_first_then_the_run() {
+    let (mut plan, now) = plan(10);
+    let peer = PeerId::random();
+    assert!(plan.add_parent(peer, true));
+    assert_eq!(drain(&mut plan, &peer, now), [9, 0, 1, 2], "as many as a new parent is allowed");
+}
+
+#[test]
+fn rare_pieces_come_first() {
+    let (mut plan, now) = plan(4);
+    let (full, partial) = (PeerId::random(), PeerId::random());
+    plan.add_parent(full, true);
+    plan.add_parent(partial, false);
+    let pieces: Vec<_> = [0, 1, 3].map(|index| layout(4).index(index).expect("exists")).to_vec();
+    plan.parent_has(&partial, &pieces);
+    assert_eq!(drain(&mut plan, &full, now), [3, 2, 0, 1]);
+}
+
+#[test]
+fn a_fast_parent_gets_more_at_a_time_and_a_slow_one_less() {
+    let (mut plan, now) = plan(1000);
+    let peer = PeerId::random();
+    plan.add_parent(peer, true);
+    let first = drain(&mut plan, &peer, now);
+    for index in &first {
+        plan.on_piece(&peer, layout(1000).index(*index).expect("exists"), now + Duration::from_millis(1));
+    }
+    let second = drain(&mut plan, &peer, now);
+    assert_eq!(second.len(), 8);
+    for index in &second {
+        plan.on_piece(&peer, layout(1000).index(*index).expect("exists"), now + Duration::from_secs(2));
+    }
+    assert_eq!(drain(&mut plan, &peer, now).len(), 1, "never less than one");
+}
+
+#[test]
+fn a_late_piece_is_asked_of_one_other_parent() {
+    let (mut plan, now) = plan(1);
+    let peers = [PeerId::random(), PeerId::random(), PeerId::random()];
+    for peer in peers {
+        plan.add_parent(peer, true);
+    }
+    let index = plan.next(&peers[0], now).expect("missing");
+    assert_eq!(plan.next(&peers[1], now), None, "not late yet");
+    let late = now + LATE_AFTER;
+    assert_eq!(plan.next(&peers[1], late), Some(index));
+    assert_eq!(plan.next(&peers[2], late), None, "two are enough");
+    assert!(plan.on_piece(&peers[1], index, late));
+    assert!(!plan.on_piece(&peers[0], index, late), "held already");
+    assert!(plan.is_complete());
+}
+
+#[test]
+fn what_a_lost_parent_had_is_wanted_again() {
+    let (mut plan, now) = plan(3);
+    let (gone, other) = (PeerId::random(), PeerId::random());
+    plan.add_parent(gone, true);
+    assert_eq!(drain(&mut plan, &gone, now).len(), 3);
+    plan.remove_parent(&gone, ParentFault::Unreachable);
+    assert!(!plan.has_sources());
+    plan.add_parent(other, true);
+    assert_eq!(drain(&mut plan, &other, now).len(), 3);
+}
+
+#[test]
+fn who_comes_back_depends_on_the_fault() {
+    let cases = [
+        (ParentFault::Lied, false, "a liar never"),
+        (ParentFault::Unreachable, true, "one that was not reached once"),
+        (ParentFault::NotHeld, true, "one that did not hold it yet"),
+    ];
+    for (fault, welcome, reason) in cases {
+        let (mut plan, _) = plan(1);
+        let peer = PeerId::random();
+        plan.add_parent(peer, true);
+        plan.remove_parent(&peer, fault);
+        assert_eq!(plan.add_parent(peer, true), welcome, "{reason}");
+    }
+}
+
+#[test]
+fn a_busy_parent_rests() {
+    let (mut plan, now) = plan(2);
+    let peer = PeerId::random();
+    plan.add_parent(peer, true);
+    let index = plan.next(&peer, now).expect("missing");
+    plan.on_busy(&peer, index, now + Duration::from_secs(1));
+    assert_eq!(plan.next(&peer, now), None);
+    assert_eq!(plan.next(&peer, now + Duration::from_secs(1)), Some(index));
+}
+
+#[test]
+fn a_piece_that_is_not_there_is_not_asked_again() {
+    let (mut plan, now) = plan(2);
+    let peer = PeerId::random();
+    plan.add_parent(peer, true);
+    let index = plan.next(&peer, now).expect("missing");
+    plan.on_not_held(&peer, index);
+    assert_eq!(drain(&mut plan, &peer, now), [0]);
+}
+
+proptest! {
+    /// Whatever parents do, every piece is fetched exactly once and none is lost.
+    #[test]
+    fn every_piece_arrives_once(pieces in 1u64..60, start in 0u32..100, script in prop::collection::vec((0usize..3, 0u8..6), 0..400)) {
+        let mut now = Instant::now();
+        let layout = layout(pieces);
+        let mut plan = Plan::new(layout, layout.indices(), start, now);
+        let peers = [PeerId::random(), PeerId::random(), PeerId::random()];
+        let mut under_way: Vec<Vec<PieceIndex>> = vec![Vec::new(); 3];
+        let mut arrived = HashSet::new();
+        for (who, what) in script {
+            now += Duration::from_millis(50);
+            let peer = peers[who];
+            match what {
+                0 => { plan.add_parent(peer, true); }
+                1 => under_way[who].extend(std::iter::from_fn(|| plan.next(&peer, now))),
+                2 => if let Some(index) = under_way[who].pop() {
+                    prop_assert_eq!(plan.on_piece(&peer, index, now), arrived.insert(index));
+                },
+                3 => if let Some(index) = under_way[who].pop() { plan.on_busy(&peer, index, now) },
+                4 => if let Some(index) = under_way[who].pop() { plan.give_back(&peer, index) },
+                _ => { plan.remove_parent(&peer, ParentFault::NotHeld); under_way[who].clear(); }
+            }
+            prop_assert_eq!(plan.held() as usize, arrived.len());
+        }
+        let rescuer = PeerId::random();
+        for peer in peers { plan.remove_parent(&peer, ParentFault::Lied); }
+        plan.add_parent(rescuer, true);
+        while let Some(index) = plan.next(&rescuer, now) {
+            prop_assert!(arrived.insert(index));
+            plan.on_piece(&rescuer, index, now);
+        }
+        prop_assert!(plan.is_complete());
+    }
+}

@@ -1,0 +1,299 @@
+//! Keeps one download going: parents at work, the scheduler informed, checkpoints written, an end found.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use damselfly_messages::scheduler::{
+    Parent, ParentFault, PeerResult, ReportPeerResult, ReportPieceResult, RequestBody,
+};
+use libp2p::PeerId;
+use tokio::{
+    sync::{OnceCell, mpsc},
+    task::{JoinError, JoinSet},
+    time::{MissedTickBehavior, interval},
+};
+
+use super::{
+    Download, FetchError, fetch, have, lose_parent,
+    fetch::ParentError,
+    manifest::CONNECT_WITHIN,
+};
+use crate::{blocking::blocking, schedulers::Answer, store::FinishError};
+
+/// Without a verified byte for so long a download ends.
+const STALL_MAX: Duration = Duration::from_secs(30);
+/// Without any parent for so long it ends sooner.
+const NO_SOURCE_MAX: Duration = Duration::from_secs(15);
+/// How often the state is looked at.
+const TICK: Duration = Duration::from_millis(100);
+/// How often the scheduler hears how it goes.
+const REPORT_EVERY: Duration = Duration::from_secs(1);
+/// How often the scheduler is asked for parents when there are none.
+const ASK_EVERY: Duration = Duration::from_secs(1);
+/// How often what is held is made durable; what came since is fetched again after a crash.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(5);
+
+/// Runs a download to its end and takes it off the list.
+pub(super) async fn run(
+    download: Arc<Download>,
+    slot: Arc<OnceCell<Arc<Download>>>,
+    inbox: mpsc::Receiver<Vec<Parent>>,
+) {
+    let result = Supervisor::new(Arc::clone(&download)).supervise(inbox).await;
+    let complete = result.is_ok();
+    let false_manifest = matches!(result, Err(FetchError::FalseManifest(_)));
+    download.end(result);
+    if complete {
+        finish(&download).await;
+    } else if !false_manifest {
+        let keep = Arc::clone(&download);
+        if let Err(error) = blocking(move || keep.stored.checkpoint()).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot keep what was downloaded so far");
+        }
+    }
+    download.shared.forget(download.manifest().content(), &slot);
+    report_end(&download, if complete { PeerResult::Done } else { PeerResult::Failed }).await;
+}
+
+/// Makes a complete download durable and known.
+async fn finish(download: &Arc<Download>) {
+    let records = std::mem::take(&mut download.lock().records);
+    let tasks: Vec<_> = records.iter().map(crate::store::TaskRecord::task_id).collect();
+    let this = Arc::clone(download);
+    match blocking(move || this.stored.finish(records)).await {
+        Ok(()) => {
+            download.shared.metrics.downloads_completed.inc();
+            for task in tasks {
+                download.shared.announcer.announce_known(task).await;
+            }
+        }
+        Err(error @ (FinishError::Incomplete { .. } | FinishError::Store(_))) => {
+            tracing::error!(error = &error as &dyn std::error::Error, "cannot keep a download that is complete");
+        }
+    }
+}
+
+async fn report_end(download: &Download, result: PeerResult) {
+    let task = download.name.task_id();
+    let body = ReportPeerResult { task, content: download.manifest().content(), result };
+    download.shared.schedulers.report(task, RequestBody::ReportPeerResult(body)).await;
+}
+
+struct Supervisor {
+    download: Arc<Download>,
+    fetching: JoinSet<(PeerId, Result<(), ParentError>)>,
+    following: JoinSet<()>,
+    /// Parents known but not asked: there are enough.
+    spare: HashMap<PeerId, Parent>,
+    last_source: Instant,
+    last_report: Instant,
+    last_ask: Instant,
+    last_checkpoint: Instant,
+    held_at_checkpoint: u32,
+    reported_held: u32,
+}
+
+impl Supervisor {
+    fn new(download: Arc<Download>) -> Self {
+        let now = Instant::now();
+        let held = download.lock().plan.held();
+        Self {
+            download,
+            fetching: JoinSet::new(),
+            following: JoinSet::new(),
+            spare: HashMap::new(),
+            last_source: now,
+            last_report: now,
+            last_ask: now,
+            last_checkpoint: now,
+            held_at_checkpoint: held,
+            reported_held: held,
+        }
+    }
+
+    async fn supervise(mut self, mut inbox: mpsc::Receiver<Vec<Parent>>) -> Result<(), FetchError> {
+        let mut progress = self.download.progress();
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            if let Some(ended) = progress.borrow_and_update().ended.clone() {
+                return ended;
+            }
+            if self.download.lock().plan.is_complete() {
+                return Ok(());
+            }
+            tokio::select! {
+                Some(parents) = inbox.recv() => self.on_parents(parents),
+                Some(ended) = self.fetching.join_next(), if !self.fetching.is_empty() => self.on_parent_ended(ended),
+                Some(_) = self.following.join_next(), if !self.following.is_empty() => {}
+                _ = progress.changed() => {}
+                _ = self.download.abandoned.cancelled() => return self.outcome(),
+                _ = tick.tick() => self.on_tick(Instant::now())?,
+            }
+        }
+    }
+
+    /// What an abandoned download came to: it may have been abandoned because it is complete.
+    fn outcome(&self) -> Result<(), FetchError> {
+        if let Some(ended) = self.download.progress.borrow().ended.clone() {
+            return ended;
+        }
+        if self.download.lock().plan.is_complete() { Ok(()) } else { Err(FetchError::Abandoned) }
+    }
+
+    fn on_parents(&mut self, parents: Vec<Parent>) {
+        for parent in parents {
+            if parent.peer != self.download.shared.network.peer_id() {
+                self.download.lock().addresses.insert(parent.peer, parent.addresses.clone());
+                self.spare.insert(parent.peer, parent);
+            }
+        }
+        self.take_up_parents();
+    }
+
+    /// Puts spare parents to work, complete ones first, as long as there are too few.
+    fn take_up_parents(&mut self) {
+        let accepted = self.download.shared.schedulers.accepted();
+        let most = accepted.map_or(8, |accepted| accepted.configuration.settings.concurrent_parents as usize);
+        let mut spare: Vec<_> = self.spare.values().cloned().collect();
+        spare.sort_by_key(|parent| (!parent.seed, !parent.complete));
+        for parent in spare {
+            if self.fetching.len() >= most {
+                break;
+            }
+            self.spare.remove(&parent.peer);
+            if self.download.lock().plan.add_parent(parent.peer, parent.complete) {
+                self.start(parent);
+            }
+        }
+    }
+
+    fn start(&mut self, parent: Parent) {
+        let download = Arc::clone(&self.download);
+        if !parent.complete {
+            let (download, parent) = (Arc::clone(&download), parent.clone());
+            self.following.spawn(async move {
+                let connected = connect(&download, &parent).await;
+                let followed = match connected {
+                    Ok(()) => have::follow(Arc::clone(&download), parent.peer).await,
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = followed {
+                    tracing::debug!(parent = %parent.peer, %error, "no news of what a parent has");
+                    lose_parent(&mut download.lock(), parent.peer, ParentFault::NotHeld, &error.to_string());
+                }
+            });
+        }
+        self.fetching.spawn(async move {
+            let peer = parent.peer;
+            let result = async {
+                connect(&download, &parent).await?;
+                fetch::run(download, peer).await
+            };
+            (peer, result.await)
+        });
+    }
+
+    fn on_parent_ended(&mut self, ended: Result<(PeerId, Result<(), ParentError>), JoinError>) {
+        // A task that panicked has left its parent in the plan; the pieces it owes become late.
+        let Ok((peer, result)) = ended else { return };
+        if let Err(error) = result {
+            tracing::debug!(parent = %peer, content = %self.download.manifest().content(), %error, "lost a parent");
+            let mut state = self.download.lock();
+            match error.fault() {
+                Some(fault) => lose_parent(&mut state, peer, fault, &error.to_string()),
+                None => drop(state.plan.remove_parent(&peer, ParentFault::NotHeld)),
+            }
+        }
+        self.take_up_parents();
+    }
+
+    fn on_tick(&mut self, now: Instant) -> Result<(), FetchError> {
+        let (has_sources, since_progress, reason) = {
+            let state = self.download.lock();
+            (state.plan.has_sources(), now - state.plan.last_progress(), state.last_fault.clone())
+        };
+        if has_sources {
+            self.last_source = now;
+        }
+        let since_source = now - self.last_source;
+        if since_source >= NO_SOURCE_MAX && since_progress >= NO_SOURCE_MAX {
+            return Err(FetchError::NoSource(reason));
+        }
+        if since_progress >= STALL_MAX {
+            return Err(FetchError::Stalled(STALL_MAX.as_secs()));
+        }
+        if !has_sources && now - self.last_ask >= ASK_EVERY {
+            self.last_ask = now;
+            self.ask_for_parents();
+        }
+        self.report(now);
+        self.checkpoint(now);
+        Ok(())
+    }
+
+    fn ask_for_parents(&self) {
+        let download = Arc::clone(&self.download);
+        tokio::spawn(async move {
+            let exclude = download.lock().plan.excluded().iter().copied().take(64).collect();
+            let Ok(Answer::Found(candidates)) = download.shared.schedulers.register(&download.name, exclude).await
+            else {
+                return;
+            };
+            let content = download.manifest().content();
+            let ours = candidates.into_iter().filter(|candidate| candidate.binding.content == content);
+            ours.for_each(|candidate| download.add_parents(candidate.parents));
+        });
+    }
+
+    /// Tells the scheduler about parents, and early about the first pieces: others may fetch them here.
+    fn report(&mut self, now: Instant) {
+        let body = {
+            let mut state = self.download.lock();
+            let held = state.plan.held();
+            let first = self.reported_held == 0 && held > 0;
+            if state.faults.is_empty() && !first && now - self.last_report < REPORT_EVERY {
+                return;
+            }
+            self.last_report = now;
+            let mut results = std::mem::take(&mut state.faults);
+            results.extend(state.plan.take_results());
+            results.truncate(damselfly_messages::scheduler::PARENTS_MAX);
+            if results.is_empty() && held == self.reported_held {
+                return;
+            }
+            self.reported_held = held;
+            ReportPieceResult {
+                task: self.download.name.task_id(),
+                content: self.download.manifest().content(),
+                pieces_held: held,
+                results,
+            }
+        };
+        let schedulers = self.download.shared.schedulers.clone();
+        tokio::spawn(async move { schedulers.report_all(body.task, RequestBody::ReportPieceResult(body)).await });
+    }
+
+    fn checkpoint(&mut self, now: Instant) {
+        let held = self.download.lock().plan.held();
+        if now - self.last_checkpoint < CHECKPOINT_EVERY || held == self.held_at_checkpoint {
+            return;
+        }
+        self.last_checkpoint = now;
+        self.held_at_checkpoint = held;
+        let download = Arc::clone(&self.download);
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = download.stored.checkpoint() {
+                download.end(Err(error.into()));
+            }
+        });
+    }
+}
+
+async fn connect(download: &Download, parent: &Parent) -> Result<(), ParentError> {
+    let connected = download.shared.network.connect(parent.peer, parent.addresses.clone(), CONNECT_WITHIN).await;
+    connected.map_err(|error| ParentError::Unreachable(error.to_string()))
+}

@@ -1,0 +1,156 @@
+//! Export: a task's content into a file or a pipe of a user's, from the local copy or from peers.
+
+use std::{
+    fs::File,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
+    time::SystemTime,
+};
+
+use damselfly_messages::{
+    id::ContentId,
+    name::{Name, NameDigest},
+    record::{Binding, UnixMillis},
+    scheduler::Candidate,
+};
+use damselfly_transport::local::{Code, Failure, Kind};
+use libp2p::PeerId;
+
+use crate::{
+    announcer::Announcer,
+    blocking::blocking,
+    download::{Downloads, FetchError, Sink, Wanted},
+    failure::{IntoFailure as _, OrFailure as _, not_found},
+    limiter::{Limiter, Rate},
+    metrics::Metrics,
+    schedulers::{Answer, Schedulers},
+    store::{ContentState, ReadError, Reader, Store, TaskRecord, TaskState},
+};
+
+mod local;
+mod pipe;
+mod remote;
+
+/// Exports tasks; cheap to clone.
+#[derive(Clone)]
+pub struct Exporter {
+    /// Where from, first.
+    pub store: Store,
+    /// Who knows the holders.
+    pub schedulers: Schedulers,
+    /// Where from, else.
+    pub downloads: Downloads,
+    /// Who tells that this host is a holder now.
+    pub announcer: Announcer,
+    /// Counts.
+    pub metrics: Metrics,
+}
+
+/// What to export.
+#[derive(Debug)]
+pub struct ExportRequest {
+    /// The task.
+    pub name: Name,
+    /// Only the local copy.
+    pub local: bool,
+    /// An empty file, filled from its beginning, or a pipe.
+    pub target: File,
+    /// Which of the two.
+    pub kind: Kind,
+    /// How fast.
+    pub rate: Option<Rate>,
+}
+
+/// An export that is done.
+#[derive(Debug, Clone)]
+pub struct ExportOutcome {
+    /// What the task is bound to.
+    pub binding: Binding,
+    /// Bytes that were here before.
+    pub from_local_bytes: u64,
+    /// Bytes that peers gave.
+    pub from_peers_bytes: u64,
+    /// Peers that gave at least one piece.
+    pub peers: u32,
+}
+
+/// How far an export is; shared with who watches it.
+#[derive(Debug, Default)]
+pub struct ExportProgress {
+    /// Bytes in the output.
+    pub bytes: AtomicU64,
+    /// All of them; 0: not known yet.
+    pub total: AtomicU64,
+    /// Peers that are being asked.
+    pub sources: AtomicU32,
+    /// Set by who no longer wants it.
+    pub cancelled: AtomicBool,
+}
+
+/// Where the bytes go, and how fast.
+struct Target {
+    file: Arc<File>,
+    kind: Kind,
+    limiter: Limiter,
+    progress: Arc<ExportProgress>,
+}
+
+impl Exporter {
+    /// Exports; returns when every byte is in the target. Only verified bytes get there.
+    ///
+    /// # Errors
+    /// [`Failure`] for the user; the target may hold a part.
+    pub async fn export(&self, request: ExportRequest, progress: Arc<ExportProgress>) -> Result<ExportOutcome, Failure> {
+        let ExportRequest { name, local, target, kind, rate } = request;
+        let target = Target { file: Arc::new(target), kind, limiter: Limiter::new(rate), progress };
+        let result = self.try_export(&name, local, &target).await;
+        match &result {
+            Ok(outcome) => {
+                self.metrics.exports.inc();
+                self.metrics.exported_local_bytes.inc_by(outcome.from_local_bytes);
+                self.store.touch(&name.task_id(), SystemTime::now().into());
+            }
+            Err(_) => drop(self.metrics.export_failures.inc()),
+        }
+        result
+    }
+
+    async fn try_export(&self, name: &Name, local: bool, target: &Target) -> Result<ExportOutcome, Failure> {
+        let record = self.store.task(&name.task_id()).filter(is_usable);
+        let damaged = match &record {
+            Some(record) => match self.export_copy(record.binding, target).await {
+                Some(Ok(outcome)) => return Ok(outcome),
+                Some(Err(ReadFailed::Damaged(failure))) => Some(failure),
+                Some(Err(ReadFailed::Other(failure))) => return Err(failure),
+                None => None,
+            },
+            None => None,
+        };
+        if local {
+            return Err(damaged.unwrap_or_else(|| {
+                not_found("there is no local copy").with_hint("export without --local to ask the other hosts")
+            }));
+        }
+        let fetched = self.fetch(name, target).await;
+        match (fetched, damaged) {
+            // That the local copy is damaged is why anybody was asked.
+            (Err(error), Some(damaged)) => {
+                Err(Failure { message: format!("{}; and {}", damaged.message, error.message), ..error })
+            }
+            (fetched, _) => fetched,
+        }
+    }
+}
+
+/// Why the local copy was not exported.
+enum ReadFailed {
+    Damaged(Failure),
+    Other(Failure),
+}
+
+/// Whether a record may be served under its name.
+fn is_usable(record: &TaskRecord) -> bool {
+    matches!(record.state, TaskState::Queued | TaskState::Acknowledged)
+}

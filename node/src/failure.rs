@@ -1,0 +1,118 @@
+//! What users are told when an operation fails.
+
+use damselfly_messages::{record::Binding, wire::Invalid};
+use damselfly_transport::local::{Code, Failure};
+
+use crate::{
+    download::FetchError,
+    schedulers::Unanswered,
+    store::{ImportError, ReadError, StoreError},
+};
+
+/// Turns an internal error into what a user is told.
+pub trait OrFailure<T> {
+    /// The value, or the failure.
+    fn or_failure(self) -> Result<T, Failure>;
+}
+
+impl<T, E: IntoFailure> OrFailure<T> for Result<T, E> {
+    fn or_failure(self) -> Result<T, Failure> {
+        self.map_err(IntoFailure::into_failure)
+    }
+}
+
+/// An error that a user can be told.
+pub trait IntoFailure {
+    /// Its code, one sentence and, where there is one, what to do.
+    fn into_failure(self) -> Failure;
+}
+
+impl IntoFailure for Invalid {
+    fn into_failure(self) -> Failure {
+        Failure::new(Code::Usage, self.to_string())
+            .with_hint("a cid is 1 to 1024 bytes of UTF-8, or a digest such as sha256:<64 hex digits>")
+    }
+}
+
+impl IntoFailure for Unanswered {
+    fn into_failure(self) -> Failure {
+        let hint = match &self {
+            Self::NoCluster => "join a cluster: dfdaemon --join TOKEN, or set cluster.id and cluster.bootstrap",
+            Self::NoScheduler(_) => "see which schedulers are reachable with dfcache health",
+            Self::Cold => "try again in a few seconds",
+        };
+        Failure::new(Code::NoSource, self.to_string()).with_hint(hint)
+    }
+}
+
+impl IntoFailure for StoreError {
+    fn into_failure(self) -> Failure {
+        let hint = "free some space on the file system of the store";
+        match self {
+            error if error.is_no_space() => Failure::new(Code::NoSpace, error.to_string()).with_hint(hint),
+            Self::Bound(record) => conflict(&record.binding),
+            error => Failure::new(Code::Failed, chain(&error)),
+        }
+    }
+}
+
+impl IntoFailure for ImportError {
+    fn into_failure(self) -> Failure {
+        match self {
+            Self::Store(error) => error.into_failure(),
+            Self::Stopped => Failure::new(Code::Interrupted, "the import was interrupted; nothing is kept"),
+            Self::SourceKind(_) => Failure::new(Code::Failed, self.to_string())
+                .with_hint("pack a directory first, for instance tar c DIR | dfcache import -"),
+            error => Failure::new(Code::Failed, chain(&error)),
+        }
+    }
+}
+
+impl IntoFailure for ReadError {
+    fn into_failure(self) -> Failure {
+        let failure = Failure::new(Code::Failed, chain(&self));
+        match self {
+            Self::Damaged { .. } => failure
+                .with_hint("the local copy is damaged; export without --local to fetch it from another host"),
+            Self::NotHeld(_) | Self::Io(_) => failure,
+        }
+    }
+}
+
+impl IntoFailure for FetchError {
+    fn into_failure(self) -> Failure {
+        let (code, hint) = match &self {
+            Self::NoSource(_) => (Code::NoSource, "what was fetched is kept; try again when a holder is back"),
+            Self::Stalled(_) => (Code::Timeout, "what was fetched is kept; try again"),
+            Self::FalseManifest(_) | Self::Abandoned => (Code::Failed, "try again"),
+            Self::NoSpace => (Code::NoSpace, "free some space on the file system of the store"),
+            Self::Store(_) => (Code::Failed, "see the daemon's log"),
+        };
+        Failure::new(code, self.to_string()).with_hint(hint)
+    }
+}
+
+/// The name stands for other bytes.
+pub fn conflict(bound: &Binding) -> Failure {
+    Failure::new(Code::Conflict, format!("the name is bound to other bytes: {}", bound.content))
+        .with_hint("choose another cid or tag, or delete the task first")
+}
+
+/// There is no such task.
+pub fn not_found(message: impl Into<String>) -> Failure {
+    Failure::new(Code::NotFound, message)
+}
+
+/// An error and its sources, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let part = error.to_string();
+        if !text.ends_with(&part) {
+            text = format!("{text}: {part}");
+        }
+        source = error.source();
+    }
+    text
+}

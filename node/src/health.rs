@@ -1,0 +1,97 @@
+//! What a person should know about this daemon.
+
+use damselfly_transport::program::follower::Follower;
+use libp2p::{Multiaddr, PeerId};
+
+use crate::announcer::Announcer;
+
+/// The state of this host's membership.
+#[derive(Debug, Clone, Default)]
+pub struct Health {
+    /// It belongs to a cluster whose configuration it knows.
+    pub member: bool,
+    /// The cluster, in hex; empty without one.
+    pub cluster: String,
+    /// Epoch of the configuration; 0 before the first.
+    pub epoch: u64,
+    /// The schedulers of the configuration.
+    pub schedulers: Vec<SchedulerHealth>,
+    /// The worst first.
+    pub problems: Vec<Problem>,
+}
+
+/// One scheduler as this host sees it.
+#[derive(Debug, Clone)]
+pub struct SchedulerHealth {
+    /// Who.
+    pub peer: PeerId,
+    /// Its first address.
+    pub address: Option<Multiaddr>,
+    /// It answered the last heartbeat, or there is a connection.
+    pub reachable: bool,
+    /// Its not knowing a task means something.
+    pub warm: bool,
+}
+
+/// Something to act on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// A name that stays.
+    pub code: &'static str,
+    /// One sentence.
+    pub message: String,
+    /// What to do.
+    pub hint: &'static str,
+}
+
+/// Looks at membership and schedulers.
+pub fn health(follower: Option<&Follower>, announcer: &Announcer) -> Health {
+    let Some(follower) = follower else {
+        return Health { problems: vec![not_a_member()], ..Health::default() };
+    };
+    let Some(accepted) = follower.current() else {
+        let message = "no configuration of the cluster is known yet".to_owned();
+        let hint = "check that a manager or scheduler in cluster.bootstrap runs and can be reached";
+        return Health { problems: vec![Problem { code: "no_configuration", message, hint }], ..Health::default() };
+    };
+    let views = announcer.views();
+    let configuration = &accepted.configuration;
+    let schedulers: Vec<_> = configuration
+        .settings
+        .schedulers
+        .iter()
+        .map(|entry| {
+            let view = views.iter().find(|(peer, _)| *peer == entry.peer_id).map(|(_, view)| *view);
+            let view = view.unwrap_or_default();
+            SchedulerHealth {
+                peer: entry.peer_id,
+                address: entry.addresses.first().cloned(),
+                reachable: view.reachable,
+                warm: view.warm,
+            }
+        })
+        .collect();
+    let problems = match schedulers.iter().filter(|scheduler| scheduler.reachable).count() {
+        0 => vec![no_scheduler(schedulers.len())],
+        _ => Vec::new(),
+    };
+    let cluster = configuration.cluster.to_string();
+    Health { member: true, cluster, epoch: configuration.epoch, schedulers, problems }
+}
+
+fn not_a_member() -> Problem {
+    Problem {
+        code: "not_a_member",
+        message: "this host is not a member of a cluster: only local import and export work".to_owned(),
+        hint: "join others with dfdaemon --join TOKEN, or set cluster.id and cluster.bootstrap in its configuration",
+    }
+}
+
+fn no_scheduler(listed: usize) -> Problem {
+    let message = match listed {
+        0 => "the configuration lists no scheduler".to_owned(),
+        _ => format!("none of {listed} schedulers is reachable"),
+    };
+    let hint = "check that the schedulers run and that no firewall is between; imports are queued meanwhile";
+    Problem { code: "no_scheduler", message, hint }
+}

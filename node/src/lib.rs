@@ -1,0 +1,24 @@
+//! dfdaemon: one on each host; keeps, serves, fetches and announces contents.
+//!
+//! An import goes `rpc` → [`import`] → [`store`] → [`announcer`] → [`schedulers`]. An export goes `rpc` → [`export`] →
+//! [`store`], or [`schedulers`] → [`download`] → [`store`] and the output. Peers are served by [`upload`].
+
+mod announcer;
+mod blocking;
+mod buffers;
+pub mod config;
+pub mod daemon;
+mod download;
+mod export;
+mod failure;
+mod health;
+mod host;
+mod import;
+mod limiter;
+mod metrics;
+mod notified;
+mod rpc;
+mod schedulers;
+pub mod store;
+mod tasks;
+mod upload;

@@ -1,0 +1,103 @@
+//! dfdaemon: one on each host; keeps, serves, fetches and announces contents.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::Parser;
+use damselfly_node::{config::NodeConfig, daemon::Daemon};
+use damselfly_transport::program::{
+    config::{self, Override},
+    lifecycle::{self, Signals},
+    logging::{self, LogFormat},
+};
+
+/// glibc gives every large buffer back to the kernel and gets it anew, which halves the speed of a transfer.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The settings among the arguments.
+const SETTINGS: &[(&str, &str)] = &[
+    ("data_dir", "data_dir"),
+    ("socket", "socket"),
+    ("listen", "listen"),
+    ("advertise", "advertise"),
+    ("role", "role"),
+    ("upload_rate_limit", "upload_rate_limit"),
+    ("download_rate_limit", "download_rate_limit"),
+    ("http_listen", "http.listen"),
+    ("insecure_http", "http.insecure_http"),
+];
+
+/// Keeps, serves, fetches and announces the files of this host for its cluster.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// The configuration file, in TOML. Without one the defaults hold: local import and export work.
+    #[arg(long, value_name = "FILE", env = "DFDAEMON_CONFIG")]
+    config: Option<PathBuf>,
+    /// Shows the effective configuration and the source of each value, and ends.
+    #[arg(long)]
+    print_config: bool,
+    /// How log lines look.
+    #[arg(long, value_enum, default_value_t, env = "DFDAEMON_LOG_FORMAT")]
+    log_format: LogFormat,
+    /// Where contents, the index and the host's key lie.
+    #[arg(long, value_name = "DIR", env = "DFDAEMON_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+    /// The local RPC's socket.
+    #[arg(long, value_name = "PATH", env = "DFDAEMON_SOCKET")]
+    socket: Option<PathBuf>,
+    /// Where peers reach this host; may be given several times.
+    #[arg(long, value_name = "MULTIADDR", env = "DFDAEMON_LISTEN")]
+    listen: Vec<String>,
+    /// What others are told to dial instead of what they see; may be given several times.
+    #[arg(long, value_name = "MULTIADDR", env = "DFDAEMON_ADVERTISE")]
+    advertise: Vec<String>,
+    /// What the host is for: node or seed.
+    #[arg(long, value_name = "ROLE", env = "DFDAEMON_ROLE")]
+    role: Option<String>,
+    /// Most bytes sent to peers per second, such as 50MiB/s.
+    #[arg(long, value_name = "SIZE/s", env = "DFDAEMON_UPLOAD_RATE_LIMIT")]
+    upload_rate_limit: Option<String>,
+    /// Most bytes received from peers per second.
+    #[arg(long, value_name = "SIZE/s", env = "DFDAEMON_DOWNLOAD_RATE_LIMIT")]
+    download_rate_limit: Option<String>,
+    /// Where HTTP is served.
+    #[arg(long, value_name = "ADDRESS:PORT", env = "DFDAEMON_HTTP_LISTEN")]
+    http_listen: Option<String>,
+    /// Allows HTTP on an address that other hosts reach, without encryption.
+    #[arg(long)]
+    insecure_http: bool,
+}
+
+fn main() -> ExitCode {
+    let (arguments, overrides) = config::parse_args::<Arguments>(SETTINGS);
+    match run(arguments, overrides) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("dfdaemon: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments, overrides: Vec<Override>) -> anyhow::Result<()> {
+    let loaded = config::load::<NodeConfig>(arguments.config.as_deref(), &overrides)?;
+    if arguments.print_config {
+        print!("{}", loaded.print());
+        return Ok(());
+    }
+    logging::init(arguments.log_format);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let ended = runtime.block_on(async {
+        let mut signals = Signals::catch()?;
+        let daemon = Daemon::start(loaded.config).await?;
+        lifecycle::ready();
+        let signal = signals.recv().await;
+        tracing::info!(signal, "the daemon ends");
+        lifecycle::shut_down(daemon.stop()).await;
+        Ok(())
+    });
+    // A thread that waits for a pipe must not keep the daemon.
+    runtime.shutdown_background();
+    ended
+}

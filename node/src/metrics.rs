@@ -1,0 +1,62 @@
+//! What the daemon counts.
+
+use prometheus_client::{
+    metrics::{counter::Counter, gauge::Gauge},
+    registry::{Registry, Unit},
+};
+
+macro_rules! metrics {
+    ($($name:ident: $kind:ty, $text:literal, $unit:expr;)*) => {
+        /// The daemon's metrics; cheap to clone.
+        #[derive(Debug, Clone, Default)]
+        pub struct Metrics {
+            $(#[doc = $text] pub $name: $kind,)*
+        }
+
+        impl Metrics {
+            /// Registers every metric.
+            pub fn register(&self, registry: &mut Registry) {
+                let registry = registry.sub_registry_with_prefix("damselfly_node");
+                $(register(registry, stringify!($name), $text, $unit, self.$name.clone());)*
+            }
+        }
+    };
+}
+
+fn register(
+    registry: &mut Registry,
+    name: &str,
+    help: &str,
+    unit: Option<Unit>,
+    metric: impl prometheus_client::registry::Metric,
+) {
+    match unit {
+        // The unit is the end of the name by convention, and the library adds it itself.
+        Some(unit) => {
+            registry.register_with_unit(name.trim_end_matches("_bytes"), help.trim_end_matches('.'), unit, metric);
+        }
+        None => registry.register(name, help.trim_end_matches('.'), metric),
+    }
+}
+
+metrics! {
+    imports: Counter, "Imports that were acknowledged.", None;
+    import_failures: Counter, "Imports that failed.", None;
+    exports: Counter, "Exports that were completed.", None;
+    export_failures: Counter, "Exports that failed.", None;
+    deletes: Counter, "Tasks deleted here, by users and by schedulers.", None;
+    conflicts: Counter, "Entries that lost their name to another content.", None;
+    downloads_completed: Counter, "Contents downloaded from peers.", None;
+    received_bytes: Counter, "Verified bytes from peers.", Some(Unit::Bytes);
+    duplicate_bytes: Counter, "Verified bytes that arrived twice.", Some(Unit::Bytes);
+    sent_bytes: Counter, "Bytes sent to peers.", Some(Unit::Bytes);
+    exported_local_bytes: Counter, "Bytes exported from the local store.", Some(Unit::Bytes);
+    verification_failures: Counter, "Manifests and pieces of peers that did not verify.", None;
+    damaged_reads: Counter, "Reads of the local store that did not verify.", None;
+    busy_answers: Counter, "Requests of peers answered busy.", None;
+    announced: Counter, "Records sent to schedulers.", None;
+    contents: Gauge, "Complete contents in the store.", None;
+    stored_bytes: Gauge, "Bytes of complete contents in the store.", Some(Unit::Bytes);
+    free_bytes: Gauge, "Bytes free on the store's file system.", Some(Unit::Bytes);
+    epoch: Gauge, "Epoch of the configuration in force.", None;
+}

@@ -1,0 +1,148 @@
+//! Imports and exports as streams: progress while they run, then the result.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use damselfly_transport::local::{Failure, proto};
+use tokio::{sync::mpsc, time::{MissedTickBehavior, interval}};
+use tonic::Status;
+
+use super::{STREAM_BACKLOG, source::Output, task, within};
+use crate::{
+    blocking::blocking,
+    export::{ExportOutcome, ExportProgress, ExportRequest, Exporter},
+    import::{ImportOutcome, ImportProgress, ImportRequest, Importer},
+};
+
+/// How often progress is told.
+const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+
+type Sender<T> = mpsc::Sender<Result<T, Status>>;
+
+/// Runs an import; ends it when the client leaves.
+pub(super) fn import(
+    importer: Importer,
+    request: ImportRequest,
+    limit: Option<Duration>,
+) -> mpsc::Receiver<Result<proto::ImportTaskResponse, Status>> {
+    let (responses, receiver) = mpsc::channel(STREAM_BACKLOG);
+    let progress = Arc::new(ImportProgress::default());
+    let total = request.source.metadata().ok().filter(std::fs::Metadata::is_file).map_or(0, |file| file.len());
+    let started = Instant::now();
+    let work = {
+        let progress = Arc::clone(&progress);
+        async move {
+            let done = within(limit, importer.import(request, progress)).await?;
+            import_result(&done, started)
+        }
+    };
+    let watched = Arc::clone(&progress);
+    let tell = move || {
+        use proto::import_task_response::Update;
+        let bytes_done = watched.bytes.load(Ordering::Relaxed);
+        let progress = proto::Progress { bytes_done, bytes_total: total, sources: 0 };
+        proto::ImportTaskResponse { update: Some(Update::Progress(progress)) }
+    };
+    tokio::spawn(async move {
+        let ended = run(&responses, work, tell).await;
+        // Also when it timed out or the client left: a thread may still be reading.
+        progress.cancelled.cancel();
+        send_end(responses, ended).await;
+    });
+    receiver
+}
+
+fn import_result(done: &ImportOutcome, started: Instant) -> Result<proto::ImportTaskResponse, Failure> {
+    use proto::import_task_response::Update;
+    let result = proto::ImportResult {
+        task: Some(task(&done.record.name, &done.record.binding)?),
+        announced: done.announced,
+        seconds: started.elapsed().as_secs_f64(),
+    };
+    Ok(proto::ImportTaskResponse { update: Some(Update::Result(result)) })
+}
+
+/// Runs an export; ends it when the client leaves.
+pub(super) fn export(
+    exporter: Exporter,
+    request: ExportRequest,
+    output: Option<Output>,
+    limit: Option<Duration>,
+) -> mpsc::Receiver<Result<proto::ExportTaskResponse, Status>> {
+    let (responses, receiver) = mpsc::channel(STREAM_BACKLOG);
+    let progress = Arc::new(ExportProgress::default());
+    let started = Instant::now();
+    let work = {
+        let progress = Arc::clone(&progress);
+        async move {
+            let name = request.name.clone();
+            let done = within(limit, exporter.export(request, progress)).await?;
+            if let Some(output) = output {
+                blocking(move || output.commit()).await?;
+            }
+            export_result(&name, &done, started)
+        }
+    };
+    let watched = Arc::clone(&progress);
+    let tell = move || {
+        use proto::export_task_response::Update;
+        let progress = proto::Progress {
+            bytes_done: watched.bytes.load(Ordering::Relaxed),
+            bytes_total: watched.total.load(Ordering::Relaxed),
+            sources: watched.sources.load(Ordering::Relaxed),
+        };
+        proto::ExportTaskResponse { update: Some(Update::Progress(progress)) }
+    };
+    tokio::spawn(async move {
+        let ended = run(&responses, work, tell).await;
+        progress.cancelled.store(true, Ordering::Relaxed);
+        send_end(responses, ended).await;
+    });
+    receiver
+}
+
+fn export_result(
+    name: &damselfly_messages::name::Name,
+    done: &ExportOutcome,
+    started: Instant,
+) -> Result<proto::ExportTaskResponse, Failure> {
+    use proto::export_task_response::Update;
+    let result = proto::ExportResult {
+        task: Some(task(name, &done.binding)?),
+        seconds: started.elapsed().as_secs_f64(),
+        from_local_bytes: done.from_local_bytes,
+        from_peers_bytes: done.from_peers_bytes,
+        peers: done.peers,
+    };
+    Ok(proto::ExportTaskResponse { update: Some(Update::Result(result)) })
+}
+
+/// Runs `work` and tells its progress. `None`: the client left, and `work` was dropped.
+async fn run<T>(
+    responses: &Sender<T>,
+    work: impl Future<Output = Result<T, Failure>>,
+    tell: impl Fn() -> T,
+) -> Option<Result<T, Failure>> {
+    tokio::pin!(work);
+    let mut tick = interval(PROGRESS_EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // The first tick is at once, and there is no progress yet.
+    tick.tick().await;
+    loop {
+        tokio::select! {
+            done = &mut work => return Some(done),
+            () = responses.closed() => return None,
+            // A slow client misses some.
+            _ = tick.tick() => drop(responses.try_send(Ok(tell()))),
+        }
+    }
+}
+
+async fn send_end<T>(responses: Sender<T>, ended: Option<Result<T, Failure>>) {
+    if let Some(result) = ended {
+        // The client may leave at any time.
+        drop(responses.send(result.map_err(Status::from)).await);
+    }
+}

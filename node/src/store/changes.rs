@@ -1,0 +1,218 @@
+//! One change to the store: decided on what the last commit left and what others change in the same commit.
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use damselfly_messages::{
+    id::{ContentId, TaskId},
+    manifest::Manifest,
+    record::{Tombstone, UnixMillis},
+};
+
+use super::{
+    disk::{At, Disk, Folder},
+    error::StoreError,
+    io_error,
+    record::{ContentRecord, Held, Location, QueuedDelete, TaskRecord, TaskState},
+    state::{Content, Overlay, State},
+};
+
+/// Changes that will be committed together, seen as if they were done already.
+///
+/// Only one thread at a time has one, and the folder of complete contents changes only through it. That is what keeps
+/// a file from being dropped and brought back at once.
+pub(super) struct Changes<'a> {
+    base: &'a State,
+    overlay: Overlay,
+    disk: &'a Disk,
+    serials: &'a AtomicU64,
+}
+
+impl<'a> Changes<'a> {
+    pub fn new(base: &'a State, disk: &'a Disk, serials: &'a AtomicU64) -> Self {
+        Self { base, overlay: Overlay::default(), disk, serials }
+    }
+
+    pub fn into_overlay(self) -> Overlay {
+        self.overlay
+    }
+
+    /// Does all of `change` or, when it fails, nothing of it.
+    pub fn attempt<R>(&mut self, change: impl FnOnce(&mut Self) -> Result<R, StoreError>) -> Result<R, StoreError> {
+        let before = self.overlay.clone();
+        let result = change(self);
+        if result.is_err() {
+            // A folder that was changed stays to be synced: that costs little and can only help.
+            let sync_contents = self.overlay.sync_contents;
+            self.overlay = Overlay { sync_contents, ..before };
+        }
+        result
+    }
+
+    pub fn base(&self) -> &State {
+        self.base
+    }
+
+    pub fn content(&self, id: ContentId) -> Option<&Content> {
+        match self.overlay.contents.get(&id) {
+            Some(content) => content.as_ref(),
+            None => self.base.contents.get(&id),
+        }
+    }
+
+    pub fn task(&self, task: &TaskId) -> Option<&Arc<TaskRecord>> {
+        match self.overlay.tasks.get(task) {
+            Some(record) => record.as_ref(),
+            None => self.base.tasks.get(task),
+        }
+    }
+
+    pub fn tombstone(&self, task: &TaskId) -> Option<&Tombstone> {
+        match self.overlay.tombstones.get(task) {
+            Some(tombstone) => tombstone.as_ref(),
+            None => self.base.tombstones.get(task),
+        }
+    }
+
+    pub fn is_named(&self, id: ContentId) -> bool {
+        let unchanged = |task: &&TaskId| !self.overlay.tasks.contains_key(*task);
+        self.base.tasks_of(id).any(|task| unchanged(&task))
+            || self.overlay.tasks.values().flatten().any(|record| record.binding.content == id)
+    }
+
+    /// Binds a name, unless it stands for other bytes or is deleted.
+    pub fn bind(&mut self, record: TaskRecord) -> Result<(), StoreError> {
+        if let Some(old) = self.task(&record.task_id()) {
+            let stands = match old.state {
+                TaskState::Queued | TaskState::Acknowledged => true,
+                TaskState::Conflict { .. } | TaskState::Stale => false,
+            };
+            let other = old.binding.content != record.binding.content;
+            if stands && other && old.binding.generation >= record.binding.generation {
+                return Err(StoreError::Bound(Box::new(TaskRecord::clone(old))));
+            }
+        }
+        self.put_task(record)
+    }
+
+    /// Puts a record, whatever stood under its name. The content that loses its last name goes.
+    pub fn put_task(&mut self, record: TaskRecord) -> Result<(), StoreError> {
+        let (task, content) = (record.task_id(), record.binding.content);
+        if let Some(tombstone) = self.tombstone(&task).filter(|tombstone| tombstone.buries(&record.binding)) {
+            return Err(StoreError::Buried(*tombstone));
+        }
+        if self.content(content).is_none() {
+            return Err(StoreError::NotHeld(content));
+        }
+        let old = self.task(&task).map(|old| old.binding.content);
+        self.overlay.tasks.insert(task, Some(Arc::new(record)));
+        if let Some(old) = old.filter(|old| *old != content) {
+            self.drop_unnamed(old);
+        }
+        Ok(())
+    }
+
+    /// Removes a task, and its content with the last name.
+    pub fn remove_task(&mut self, task: &TaskId) -> Option<Arc<TaskRecord>> {
+        let old = self.task(task)?.clone();
+        self.overlay.tasks.insert(*task, None);
+        self.drop_unnamed(old.binding.content);
+        Some(old)
+    }
+
+    fn drop_unnamed(&mut self, id: ContentId) {
+        if !self.is_named(id) && self.content(id).is_some() {
+            self.remove_content(id);
+        }
+    }
+
+    pub fn remove_content(&mut self, id: ContentId) {
+        self.overlay.contents.insert(id, None);
+        self.overlay.manifests.remove(&id);
+    }
+
+    pub fn put_tombstone(&mut self, tombstone: Tombstone) -> Option<Arc<TaskRecord>> {
+        let stronger = |old: &&Tombstone| (old.generation, old.deleted) >= (tombstone.generation, tombstone.deleted);
+        if self.tombstone(&tombstone.task).filter(stronger).is_none() {
+            self.overlay.tombstones.insert(tombstone.task, Some(tombstone));
+        }
+        let buried = self.task(&tombstone.task).is_some_and(|record| tombstone.buries(&record.binding));
+        if buried { self.remove_task(&tombstone.task) } else { None }
+    }
+
+    pub fn forget_tombstone(&mut self, task: TaskId) {
+        self.overlay.tombstones.insert(task, None);
+    }
+
+    pub fn put_queued_delete(&mut self, delete: QueuedDelete) {
+        self.overlay.queued_deletes.insert(delete.name.task_id(), Some(delete));
+    }
+
+    pub fn remove_queued_delete(&mut self, task: TaskId) {
+        self.overlay.queued_deletes.insert(task, None);
+    }
+
+    pub fn put_meta(&mut self, key: &str, value: Option<Vec<u8>>) {
+        self.overlay.meta.insert(key.to_owned(), value);
+    }
+
+    /// Makes a content complete and binds names to it. `from` is its whole and synced file, and stays where it is when
+    /// the content is here already.
+    pub fn complete(
+        &mut self,
+        manifest: &Manifest,
+        from: &At,
+        tasks: Vec<TaskRecord>,
+        now: UnixMillis,
+    ) -> Result<(), StoreError> {
+        let id = manifest.content();
+        let new = !self.is_complete(id);
+        if new {
+            self.put_content(manifest, Held::Complete, now);
+        }
+        tasks.into_iter().try_for_each(|task| self.bind(task))?;
+        if new {
+            // Last, because it is the one thing here that cannot be taken back.
+            self.disk.rename(from, &Folder::Contents.of(id)).map_err(io_error("rename", from))?;
+            self.overlay.sync_contents = true;
+        }
+        Ok(())
+    }
+
+    pub fn is_complete(&self, id: ContentId) -> bool {
+        self.content(id).is_some_and(|content| content.record.state == Held::Complete)
+    }
+
+    /// Records a content with its manifest.
+    pub fn put_content(&mut self, manifest: &Manifest, state: Held, now: UnixMillis) {
+        let bytes = manifest.layout().content_bytes();
+        let added = self.content(manifest.content()).map_or(now, |old| old.record.added);
+        let record = ContentRecord { bytes, state, added, location: Location::Store };
+        self.put_record(manifest.content(), record);
+        self.overlay.manifests.insert(manifest.content(), manifest.clone());
+    }
+
+    /// Records a content whose manifest is known.
+    pub fn put_record(&mut self, id: ContentId, record: ContentRecord) {
+        let serial = match self.content(id) {
+            Some(old) if old.record.state == record.state => old.serial,
+            _ => self.serials.fetch_add(1, Ordering::Relaxed),
+        };
+        self.overlay.contents.insert(id, Some(Content { record, serial }));
+    }
+
+    /// Writes the moments of last use that so far only memory knows.
+    pub fn put_touched(&mut self) {
+        let touched: HashSet<TaskId> = self.base.touched.clone();
+        for task in touched {
+            if let (None, Some(record)) = (self.overlay.tasks.get(&task), self.base.tasks.get(&task)) {
+                self.overlay.tasks.insert(task, Some(record.clone()));
+            }
+        }
+    }
+}

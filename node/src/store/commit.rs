@@ -1,0 +1,193 @@
+//! Group commit: changes that come while one is being made durable share the next sync.
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
+
+use damselfly_messages::id::ContentId;
+
+use super::{
+    Inner,
+    changes::Changes,
+    disk::{At, Folder},
+    error::StoreError,
+    io_error, lock,
+    record::Held,
+    state::{Overlay, State},
+};
+
+type Outcome = Result<(), Arc<StoreError>>;
+/// Makes its change, and returns what tells its caller how the commit went.
+type Request = Box<dyn FnOnce(&mut Changes<'_>) -> Box<dyn FnOnce(&Outcome) + Send> + Send>;
+
+#[derive(Default)]
+pub(super) struct Committer {
+    waiting: Mutex<Vec<Request>>,
+    /// Whether a thread commits for all that wait.
+    led: Mutex<bool>,
+    /// Told whenever such a thread is done.
+    done: Condvar,
+}
+
+/// The one thread that commits; dropping it lets the next one do it.
+struct Leader<'a>(&'a Committer);
+
+impl Drop for Leader<'_> {
+    fn drop(&mut self) {
+        *lock(&self.0.led) = false;
+        self.0.done.notify_all();
+    }
+}
+
+impl Committer {
+    /// Waits until this thread leads, or `answered` has an answer because another one did.
+    fn lead<R>(&self, answered: &mpsc::Receiver<R>) -> Result<Leader<'_>, R> {
+        let mut led = lock(&self.led);
+        loop {
+            if let Ok(answer) = answered.try_recv() {
+                return Err(answer);
+            }
+            if !*led {
+                *led = true;
+                return Ok(Leader(self));
+            }
+            led = self.done.wait(led).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl Inner {
+    /// Makes a change durable, together with those of other threads; one sync for all of them.
+    ///
+    /// `change` sees the changes before it and does all or nothing. In memory it is seen once it is durable.
+    pub fn write<R: Send + 'static>(
+        &self,
+        change: impl FnOnce(&mut Changes<'_>) -> Result<R, StoreError> + Send + 'static,
+    ) -> Result<R, StoreError> {
+        let (answer, answered) = mpsc::sync_channel(1);
+        let request: Request = Box::new(move |changes| {
+            let result = changes.attempt(change);
+            Box::new(move |outcome| {
+                let committed = outcome.clone().map_err(StoreError::Commit);
+                // The caller waits below.
+                let _ = answer.send(result.and_then(|value| committed.map(|()| value)));
+            })
+        });
+        lock(&self.committer.waiting).push(request);
+        let unlinked = match self.committer.lead(&answered) {
+            Ok(_leader) => self.commit_waiting(),
+            Err(answer) => return answer,
+        };
+        // Long files take long to unlink, so the others need not wait for it.
+        for at in unlinked {
+            if let Err(error) = self.disk.remove(&at) {
+                tracing::warn!(file = %at, %error, "a dropped content was not unlinked; the next start does it");
+            }
+        }
+        answered.recv().unwrap_or(Err(StoreError::Index(Box::new(redb::Error::DatabaseClosed))))
+    }
+
+    /// Commits all that wait; returns the files that are to be unlinked.
+    fn commit_waiting(&self) -> Vec<At> {
+        let requests = std::mem::take(&mut *lock(&self.committer.waiting));
+        let (overlay, answers) = {
+            let state = self.state();
+            let mut changes = Changes::new(&state, &self.disk, &self.serials);
+            let answers: Vec<_> = requests.into_iter().map(|request| request(&mut changes)).collect();
+            (changes.into_overlay(), answers)
+        };
+        let (outcome, unlinked) = match self.make_durable(&overlay) {
+            Ok(()) => (Ok(()), self.take_over(overlay)),
+            Err(error) => {
+                if let Err(error) = self.reload() {
+                    tracing::error!(error = &error as &dyn std::error::Error, "the index cannot be opened again");
+                }
+                (Err(Arc::new(error)), Vec::new())
+            }
+        };
+        for answer in answers {
+            answer(&outcome);
+        }
+        unlinked
+    }
+
+    fn make_durable(&self, overlay: &Overlay) -> Result<(), StoreError> {
+        if overlay.sync_contents {
+            self.disk.sync_folder(Folder::Contents).map_err(io_error("sync", &Folder::Contents.at("")))?;
+        }
+        if overlay.is_empty() {
+            return Ok(());
+        }
+        if self.index.is_closed() {
+            self.reload()?;
+        }
+        self.index.commit(overlay)
+    }
+
+    /// Shows durable changes to everybody, and moves files to where they say.
+    fn take_over(&self, overlay: Overlay) -> Vec<At> {
+        let mut moves: Vec<(ContentId, Folder, Folder)> = Vec::new();
+        let mut state = self.state_mut();
+        for (id, content) in &overlay.contents {
+            let from: &[Folder] = match content.as_ref().map(|content| &content.record.state) {
+                None => &[Folder::Contents, Folder::Damaged, Folder::Partial],
+                // Bytes that came another way make the old attempts useless.
+                Some(Held::Complete) if state.contents.contains_key(id) => &[Folder::Damaged, Folder::Partial],
+                Some(Held::Complete | Held::Partial(_)) => &[],
+                Some(Held::Damaged) => {
+                    moves.push((*id, Folder::Contents, Folder::Damaged));
+                    &[]
+                }
+            };
+            moves.extend(from.iter().map(|from| (*id, *from, Folder::Incoming)));
+        }
+        let changed: Vec<_> = overlay.contents.keys().copied().collect();
+        let touched: Vec<_> = overlay.tasks.keys().copied().collect();
+        state.apply(overlay);
+        for task in touched {
+            state.touched.remove(&task);
+        }
+        drop(state);
+        // After the state has changed: a reader that is opened from now on sees it.
+        let mut readers = lock(&self.readers);
+        changed.iter().for_each(|id| drop(readers.remove(id)));
+        drop(readers);
+        moves.into_iter().filter_map(|(id, from, to)| self.move_content(id, from, to)).collect()
+    }
+
+    /// Moves a content's file if it is there; returns it when it is to be unlinked.
+    fn move_content(&self, id: ContentId, from: Folder, to: Folder) -> Option<At> {
+        let under_way = lock(&self.under_way);
+        if from == Folder::Partial && under_way.contains_key(&id) {
+            return None;
+        }
+        let target = if to == Folder::Incoming { self.temporary("gone") } else { to.of(id) };
+        match self.disk.rename(&from.of(id), &target) {
+            Ok(()) => (to == Folder::Incoming).then_some(target),
+            Err(error) => {
+                if error.kind() != std::io::ErrorKind::NotFound {
+                    tracing::warn!(file = %from.of(id), %error, "cannot be moved; the next start does it");
+                }
+                None
+            }
+        }
+    }
+
+    /// Reads the index anew after a commit whose outcome is not known.
+    fn reload(&self) -> Result<(), StoreError> {
+        self.index.reopen()?;
+        let (mut loaded, _) = self.index.load()?;
+        let mut state = self.state_mut();
+        for (id, content) in &mut loaded.contents {
+            content.serial = match state.contents.get(id) {
+                Some(old) if old.record.state == content.record.state => old.serial,
+                _ => self.serials.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
+            };
+        }
+        let State { touched, tasks, .. } = std::mem::replace(&mut *state, loaded);
+        for task in touched {
+            if let Some(old) = tasks.get(&task) {
+                state.touch(&task, old.last_used);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,275 @@
+//! One pass over a source: read, hash and write, the writing on a second thread.
+
+use std::{
+    fs::{File, Metadata},
+    io::{self, Read as _},
+    ops::ControlFlow,
+    os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _},
+    sync::{Mutex, mpsc},
+    thread,
+};
+
+use damselfly_messages::{hasher::ContentHasher, manifest::Manifest};
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    disk::DiskFile,
+    error::{ImportError, StoreError},
+    lock,
+};
+
+const BUFFER_BYTES: usize = 1 << 20;
+/// One is read into while one is written and two wait.
+const BUFFERS: usize = 4;
+/// How much is written before the kernel is asked to begin with the disk.
+const WRITE_BACK_BYTES: u64 = 8 << 20;
+
+/// Called with the bytes read so far; `Break` stops.
+pub type OnProgress<'a> = &'a mut dyn FnMut(u64) -> ControlFlow<()>;
+
+/// Hashes a source without keeping it: the manifest, and the SHA-256 when it was asked for.
+///
+/// # Errors
+/// As [`super::Import::copy_from`], but never about the store.
+pub fn hash_source(
+    source: File,
+    sha256: bool,
+    progress: OnProgress<'_>,
+) -> Result<(Manifest, Option<[u8; 32]>), ImportError> {
+    let mut input = Input::new(source)?;
+    let mut sums = Sums::new(sha256);
+    copy(&mut input, None, &mut sums, &Buffers::default(), &mut |bytes| go_on(progress(bytes)))?;
+    input.check_unchanged(sums.content_bytes())?;
+    Ok(sums.finish())
+}
+
+/// Turns an answer of the user's into one of ours.
+pub(super) fn go_on(answer: ControlFlow<()>) -> Result<(), ImportError> {
+    match answer {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(ImportError::Stopped),
+    }
+}
+
+/// Buffers that wait to be used again.
+#[derive(Default)]
+pub(super) struct Buffers(Mutex<Vec<Vec<u8>>>);
+
+impl Buffers {
+    fn take(&self) -> Vec<u8> {
+        lock(&self.0).pop().unwrap_or_else(|| vec![0; BUFFER_BYTES])
+    }
+
+    fn put(&self, buffer: Vec<u8>) {
+        let mut kept = lock(&self.0);
+        if kept.len() < 2 * BUFFERS {
+            kept.push(buffer);
+        }
+    }
+}
+
+/// The hashes that are made on the way.
+pub(super) struct Sums {
+    content: ContentHasher,
+    sha256: Option<Sha256>,
+}
+
+impl Sums {
+    pub fn new(sha256: bool) -> Self {
+        Self { content: ContentHasher::new(), sha256: sha256.then(Sha256::new) }
+    }
+
+    fn update(&mut self, bytes: &[u8]) -> Result<(), ImportError> {
+        self.content.update(bytes).map_err(ImportError::TooLong)?;
+        if let Some(sha256) = &mut self.sha256 {
+            sha256.update(bytes);
+        }
+        Ok(())
+    }
+
+    pub fn content_bytes(&self) -> u64 {
+        self.content.content_bytes()
+    }
+
+    pub fn finish(self) -> (Manifest, Option<[u8; 32]>) {
+        (self.content.finish(), self.sha256.map(|sha256| sha256.finalize().into()))
+    }
+}
+
+/// A source: a regular file from its beginning, or a pipe to its end.
+pub(super) struct Input {
+    file: File,
+    /// What a regular file looked like before; `None` for a pipe.
+    before: Option<Metadata>,
+    offset: u64,
+}
+
+impl Input {
+    pub fn new(file: File) -> Result<Self, ImportError> {
+        let metadata = file.metadata().map_err(ImportError::Source)?;
+        let kind = metadata.file_type();
+        if !kind.is_file() && !kind.is_fifo() {
+            return Err(ImportError::SourceKind(if kind.is_dir() { "a directory" } else { "a device or a socket" }));
+        }
+        Ok(Self { file, before: kind.is_file().then_some(metadata), offset: 0 })
+    }
+
+    /// Bytes of a regular file.
+    pub fn bytes(&self) -> Option<u64> {
+        self.before.as_ref().map(Metadata::len)
+    }
+
+    pub const fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Fails unless a regular source is now what it was before and gave all of its bytes.
+    pub fn check_unchanged(&self, bytes: u64) -> Result<(), ImportError> {
+        let Some(before) = &self.before else { return Ok(()) };
+        let after = self.file.metadata().map_err(ImportError::Source)?;
+        let state = |of: &Metadata| (of.len(), of.mtime(), of.mtime_nsec(), of.ctime(), of.ctime_nsec());
+        if bytes == before.len() && state(before) == state(&after) { Ok(()) } else { Err(ImportError::SourceChanged) }
+    }
+
+    /// Fills `buffer` unless the source ends before; returns how much it gave.
+    fn fill(&mut self, buffer: &mut [u8]) -> Result<usize, ImportError> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            let read = match &self.before {
+                Some(_) => self.file.read_at(&mut buffer[filled..], self.offset),
+                None => self.file.read(&mut buffer[filled..]),
+            };
+            match read {
+                Ok(0) => break,
+                Ok(bytes) => {
+                    filled += bytes;
+                    self.offset += bytes as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(ImportError::Source(error)),
+            }
+        }
+        // A file that grows as fast as it is read would never end.
+        if self.bytes().is_some_and(|bytes| self.offset > bytes) {
+            return Err(ImportError::SourceChanged);
+        }
+        Ok(filled)
+    }
+}
+
+/// Hashes everything in `input` and writes it to `target`; `step` is asked after each buffer whether to go on.
+pub(super) fn copy(
+    input: &mut Input,
+    target: Option<&DiskFile>,
+    sums: &mut Sums,
+    buffers: &Buffers,
+    step: &mut dyn FnMut(u64) -> Result<(), ImportError>,
+) -> Result<(), ImportError> {
+    let mut first = buffers.take();
+    let filled = input.fill(&mut first)?;
+    sums.update(&first[..filled])?;
+    step(sums.content_bytes())?;
+    if filled < first.len() {
+        // All of it: not worth a thread.
+        if let Some(target) = target {
+            target.write_at(&first[..filled], 0).map_err(write_error)?;
+        }
+        buffers.put(first);
+        return Ok(());
+    }
+    let Some(target) = target else { return hash_rest(input, first, sums, buffers, step) };
+    if std::env::var_os("ONE").is_some() { let mut b = first; let mut n = filled; let mut off=0u64; loop { target.write_at(&b[..n], off).map_err(write_error)?; off += n as u64; if n < b.len() { return Ok(()); } n = input.fill(&mut b)?; sums.update(&b[..n])?; } }
+    thread::scope(|scope| {
+        let (full, to_write) = mpsc::sync_channel::<(Vec<u8>, usize)>(BUFFERS);
+        let (empty, to_fill) = mpsc::channel();
+        let (ask, asked) = mpsc::sync_channel::<()>(1);
+        scope.spawn(move || for () in asked { let _ = target.sync(); });
+        let writer = scope.spawn(move || write_all(target, &to_write, &empty, &ask));
+        let read = read_rest(input, (first, filled), sums, (&full, &to_fill), buffers, step);
+        drop(full);
+        let written = writer.join().unwrap_or_else(|_| Err(io::Error::other("the writing thread panicked")));
+        // A reader that lost its writer has nothing to say about the reason.
+        written.map_err(write_error)?;
+        to_fill.try_iter().for_each(|buffer| buffers.put(buffer));
+        read
+    })
+}
+
+fn write_error(source: io::Error) -> ImportError {
+    StoreError::Io { action: "write", what: "an import".to_owned(), source }.into()
+}
+
+fn hash_rest(
+    input: &mut Input,
+    mut buffer: Vec<u8>,
+    sums: &mut Sums,
+    buffers: &Buffers,
+    step: &mut dyn FnMut(u64) -> Result<(), ImportError>,
+) -> Result<(), ImportError> {
+    loop {
+        let filled = input.fill(&mut buffer)?;
+        sums.update(&buffer[..filled])?;
+        step(sums.content_bytes())?;
+        if filled < buffer.len() {
+            buffers.put(buffer);
+            return Ok(());
+        }
+    }
+}
+
+type Full = mpsc::SyncSender<(Vec<u8>, usize)>;
+type Empty = mpsc::Receiver<Vec<u8>>;
+
+/// Reads and hashes on this thread, and hands every buffer to the writer.
+fn read_rest(
+    input: &mut Input,
+    (mut buffer, mut filled): (Vec<u8>, usize),
+    sums: &mut Sums,
+    (full, empty): (&Full, &Empty),
+    buffers: &Buffers,
+    step: &mut dyn FnMut(u64) -> Result<(), ImportError>,
+) -> Result<(), ImportError> {
+    let mut taken = 1;
+    loop {
+        let last = filled < buffer.len();
+        // Fails only when the writer has failed; the caller asks it why.
+        if full.send((buffer, filled)).is_err() || last {
+            return Ok(());
+        }
+        buffer = match empty.try_recv() {
+            Ok(buffer) => buffer,
+            Err(_) if taken < BUFFERS => {
+                taken += 1;
+                buffers.take()
+            }
+            Err(_) => match empty.recv() {
+                Ok(buffer) => buffer,
+                Err(_) => return Ok(()),
+            },
+        };
+        filled = input.fill(&mut buffer)?;
+        sums.update(&buffer[..filled])?;
+        step(sums.content_bytes())?;
+    }
+}
+
+/// Writes buffers in order until there are no more, and has the disk begin early.
+fn write_all(
+    target: &DiskFile,
+    to_write: &mpsc::Receiver<(Vec<u8>, usize)>,
+    empty: &mpsc::Sender<Vec<u8>>,
+    ask: &mpsc::SyncSender<()>,
+) -> io::Result<()> {
+    let (mut written, mut begun) = (0, 0);
+    for (buffer, filled) in to_write {
+        target.write_at(&buffer[..filled], written)?;
+        written += filled as u64;
+        // The reader may be done already.
+        let _ = empty.send(buffer);
+        if std::env::var_os("NOWB").is_none() && written - begun >= (std::env::var("WBM").map_or(64, |m| m.parse::<u64>().unwrap()) << 20) {
+            let _ = ask.try_send(());
+            begun = written;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,321 @@
+//! The store's way to the file system: one small set of operations, counted syncs, and a simulated disk for tests.
+//!
+//! Outside tests the enums here have one variant, so nothing is decided at run time.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fmt,
+    fs::{self, DirBuilder, File, OpenOptions},
+    io,
+    os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use rustix::fs::{Advice, FallocateFlags, OFlags};
+
+#[cfg(test)]
+use super::tests::disk::{SimulatedDisk, SimulatedFile};
+
+/// A folder of the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Folder {
+    Root,
+    Contents,
+    Partial,
+    Incoming,
+    Damaged,
+}
+
+impl Folder {
+    pub const INNER: [Self; 4] = [Self::Contents, Self::Partial, Self::Incoming, Self::Damaged];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Root => "",
+            Self::Contents => "contents",
+            Self::Partial => "partial",
+            Self::Incoming => "incoming",
+            Self::Damaged => "damaged",
+        }
+    }
+
+    /// The file `name` in this folder.
+    pub fn at(self, name: impl Into<OsString>) -> At {
+        At { folder: self, name: name.into() }
+    }
+
+    /// The file of a content in this folder.
+    pub fn of(self, content: impl fmt::Display) -> At {
+        self.at(content.to_string())
+    }
+}
+
+/// A file of the store.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct At {
+    pub folder: Folder,
+    pub name: OsString,
+}
+
+impl fmt::Display for At {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Path::new(self.folder.name()).join(&self.name).display().fmt(f)
+    }
+}
+
+/// What lies in a folder.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub name: OsString,
+    /// Its length; `None` for anything but a regular file.
+    pub bytes: Option<u64>,
+}
+
+#[derive(Clone)]
+pub(super) struct Disk {
+    place: Place,
+    syncs: Arc<AtomicU64>,
+}
+
+#[derive(Clone)]
+enum Place {
+    Real(Arc<Path>),
+    #[cfg(test)]
+    Simulated(SimulatedDisk),
+}
+
+impl Disk {
+    pub fn real(root: &Path) -> Self {
+        Self { place: Place::Real(root.into()), syncs: Arc::default() }
+    }
+
+    #[cfg(test)]
+    pub fn simulated(disk: SimulatedDisk) -> Self {
+        Self { place: Place::Simulated(disk), syncs: Arc::default() }
+    }
+
+    pub fn syncs(&self) -> u64 {
+        self.syncs.load(Ordering::Relaxed)
+    }
+
+    /// Makes a folder unless it is there.
+    pub fn create_folder(&self, folder: Folder) -> io::Result<()> {
+        match &self.place {
+            Place::Real(root) => match DirBuilder::new().mode(0o700).create(root.join(folder.name())) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+                done => done,
+            },
+            #[cfg(test)]
+            Place::Simulated(disk) => disk.step(),
+        }
+    }
+
+    pub fn list(&self, folder: Folder) -> io::Result<Vec<Entry>> {
+        match &self.place {
+            Place::Real(root) => fs::read_dir(root.join(folder.name()))?
+                .map(|entry| {
+                    let entry = entry?;
+                    // Of the entry itself, not of what a symbolic link points to.
+                    let metadata = entry.metadata()?;
+                    Ok(Entry { name: entry.file_name(), bytes: metadata.is_file().then(|| metadata.len()) })
+                })
+                .collect(),
+            #[cfg(test)]
+            Place::Simulated(disk) => disk.list(folder),
+        }
+    }
+
+    /// Makes a new file, for reading and writing; an error when there is one.
+    pub fn create(&self, at: &At) -> io::Result<DiskFile> {
+        let handle = match &self.place {
+            Place::Real(root) => {
+                let mut options = OpenOptions::new();
+                options.read(true).write(true).create_new(true).mode(0o600);
+                Handle::Real(options.open(path(root, at))?)
+            }
+            #[cfg(test)]
+            Place::Simulated(disk) => Handle::Simulated(disk.open(at, true)?),
+        };
+        Ok(DiskFile { handle, syncs: self.syncs.clone() })
+    }
+
+    /// Opens a file; `writable` for writing too.
+    pub fn open(&self, at: &At, writable: bool) -> io::Result<DiskFile> {
+        let handle = match &self.place {
+            Place::Real(root) => {
+                let no_link = OFlags::NOFOLLOW.bits().cast_signed();
+                let mut options = OpenOptions::new();
+                options.read(true).write(writable).custom_flags(no_link);
+                Handle::Real(options.open(path(root, at))?)
+            }
+            #[cfg(test)]
+            Place::Simulated(disk) => Handle::Simulated(disk.open(at, false)?),
+        };
+        Ok(DiskFile { handle, syncs: self.syncs.clone() })
+    }
+
+    /// Renames, replacing what is there. Durable once the folder of `to` is synced.
+    pub fn rename(&self, from: &At, to: &At) -> io::Result<()> {
+        match &self.place {
+            Place::Real(root) => fs::rename(path(root, from), path(root, to)),
+            #[cfg(test)]
+            Place::Simulated(disk) => disk.rename(from, to),
+        }
+    }
+
+    pub fn remove(&self, at: &At) -> io::Result<()> {
+        match &self.place {
+            Place::Real(root) => fs::remove_file(path(root, at)),
+            #[cfg(test)]
+            Place::Simulated(disk) => disk.remove(at),
+        }
+    }
+
+    pub fn sync_folder(&self, folder: Folder) -> io::Result<()> {
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+        match &self.place {
+            Place::Real(root) => File::open(root.join(folder.name()))?.sync_all(),
+            #[cfg(test)]
+            Place::Simulated(disk) => disk.sync_folder(folder),
+        }
+    }
+
+    /// Bytes that this process may still write.
+    pub fn free_bytes(&self) -> io::Result<u64> {
+        match &self.place {
+            Place::Real(root) => {
+                let space = rustix::fs::statvfs(&**root)?;
+                Ok(space.f_bavail.saturating_mul(space.f_frsize))
+            }
+            #[cfg(test)]
+            Place::Simulated(disk) => disk.free_bytes(),
+        }
+    }
+}
+
+fn path(root: &Path, at: &At) -> PathBuf {
+    root.join(at.folder.name()).join(&at.name)
+}
+
+/// An open file of the store; reads and writes name their offset, so threads can share it.
+pub(super) struct DiskFile {
+    handle: Handle,
+    syncs: Arc<AtomicU64>,
+}
+
+enum Handle {
+    Real(File),
+    #[cfg(test)]
+    Simulated(SimulatedFile),
+}
+
+impl DiskFile {
+    pub fn len(&self) -> io::Result<u64> {
+        match &self.handle {
+            Handle::Real(file) => Ok(file.metadata()?.len()),
+            #[cfg(test)]
+            Handle::Simulated(file) => file.len(),
+        }
+    }
+
+    pub fn set_len(&self, bytes: u64) -> io::Result<()> {
+        match &self.handle {
+            Handle::Real(file) => file.set_len(bytes),
+            #[cfg(test)]
+            Handle::Simulated(file) => file.set_len(bytes),
+        }
+    }
+
+    /// Fills `buffer`; `UnexpectedEof` when the file is too short.
+    pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        match &self.handle {
+            Handle::Real(file) => file.read_exact_at(buffer, offset),
+            #[cfg(test)]
+            Handle::Simulated(file) => file.read_at(buffer, offset),
+        }
+    }
+
+    pub fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        match &self.handle {
+            Handle::Real(file) => file.write_all_at(bytes, offset),
+            #[cfg(test)]
+            Handle::Simulated(file) => file.write_at(bytes, offset),
+        }
+    }
+
+    /// Makes everything written so far survive a power loss, the length too.
+    pub fn sync(&self) -> io::Result<()> {
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+        match &self.handle {
+            Handle::Real(file) => file.sync_data(),
+            #[cfg(test)]
+            Handle::Simulated(file) => file.sync(),
+        }
+    }
+
+    /// Reserves the blocks of a file of `bytes`, or only sets the length where that is not possible.
+    pub fn allocate(&self, bytes: u64) -> io::Result<()> {
+        match &self.handle {
+            Handle::Real(file) if bytes > 0 => {
+                match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes) {
+                    Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => file.set_len(bytes),
+                    done => Ok(done?),
+                }
+            }
+            Handle::Real(_) => Ok(()),
+            #[cfg(test)]
+            Handle::Simulated(file) => file.set_len(bytes),
+        }
+    }
+
+    /// Has the kernel begin to write a range to the disk, so that a later sync waits less.
+    ///
+    /// `sync_file_range` would be the call for it but has no safe wrapper; this advice starts the same write-back.
+    pub fn start_write_back(&self, offset: u64, bytes: u64) {
+        match &self.handle {
+            Handle::Real(file) => {
+                let length = std::num::NonZeroU64::new(bytes);
+                // Only a hint: a file system that cannot do it is merely slower.
+                let _ = rustix::fs::fadvise(file, offset, length, Advice::DontNeed);
+            }
+            #[cfg(test)]
+            Handle::Simulated(_) => {}
+        }
+    }
+
+    /// The same file for code that wants a real one.
+    pub fn reopened(&self) -> io::Result<File> {
+        match &self.handle {
+            Handle::Real(file) => file.try_clone(),
+            #[cfg(test)]
+            Handle::Simulated(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// Makes the empty file `target` share the blocks of this one; false where the file systems cannot.
+    pub fn clone_to(&self, target: &File) -> bool {
+        match &self.handle {
+            Handle::Real(file) => rustix::fs::ioctl_ficlone(target, file).is_ok(),
+            #[cfg(test)]
+            Handle::Simulated(_) => false,
+        }
+    }
+
+    /// Makes this empty file share the blocks of `source`; false where the file system cannot.
+    pub fn clone_from(&self, source: &File) -> bool {
+        match &self.handle {
+            Handle::Real(file) => rustix::fs::ioctl_ficlone(file, source).is_ok(),
+            #[cfg(test)]
+            Handle::Simulated(_) => false,
+        }
+    }
+}
+
+/// Reads the name of a file as something that is written as text.
+pub(super) fn parse_name<T: std::str::FromStr>(name: &OsStr) -> Option<T> {
+    name.to_str()?.parse().ok()
+}

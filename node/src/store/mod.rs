@@ -1,0 +1,322 @@
+//! The store: contents, the tasks that name them, and what else a daemon must not forget.
+//!
+//! One file per content and a redb index. Everything here blocks; nothing here knows of tokio. Two rules hold
+//! throughout: no byte enters or leaves unverified, and an index entry is committed only after what it promises is on
+//! the disk.
+//!
+//! ```text
+//! index.redb              what is held and under which names
+//! contents/<content id>   complete contents, one file each, and nothing else
+//! partial/<content id>    downloads under way
+//! incoming/               imports under way, and files about to be unlinked; emptied at every start
+//! damaged/                set aside: damaged contents until they are fetched again, and what nobody can explain
+//! LOCK                    locked by the daemon that works here
+//! ```
+//!
+//! Nothing outside this module may assume a path: an index entry says where the bytes lie.
+
+mod cache;
+mod changes;
+mod commit;
+mod copy;
+mod disk;
+mod download;
+mod error;
+mod import;
+mod index;
+mod pieces;
+mod read;
+mod record;
+mod recover;
+mod salvage;
+mod state;
+mod tasks;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{HashMap, HashSet},
+    fmt, io,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak, atomic::AtomicU64},
+    time::{Duration, SystemTime},
+};
+
+use damselfly_messages::{
+    id::{ContentId, TaskId},
+    manifest::Manifest,
+    piece::PieceLayout,
+    record::UnixMillis,
+};
+
+pub use self::{
+    copy::{OnProgress, hash_source},
+    download::{Download, VerifiedPiece},
+    error::{DownloadError, FinishError, ImportError, OpenError, ReadError, StoreError},
+    import::{Import, Imported},
+    pieces::PieceMap,
+    read::Reader,
+    record::{QueuedDelete, TaskRecord, TaskState},
+    recover::Opened,
+};
+use self::{
+    cache::ManifestCache,
+    commit::Committer,
+    copy::Buffers,
+    disk::{At, Disk, Folder},
+    download::Progress,
+    index::Index,
+    record::Held,
+    state::State,
+};
+
+/// How a store behaves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Bytes of the file system that imports and downloads leave free. Default 512 MiB.
+    pub free_space_floor: u64,
+    /// After how long [`Store::expire`] removes what nobody asked for: interrupted downloads that nobody resumed, and
+    /// contents that are left without a name after an index was lost. Default one day.
+    pub abandoned_after: Duration,
+    /// How many bytes of contents an opening hashes at most after an index was lost; [`Store::adopt`] does the rest.
+    /// Default 1 GiB.
+    pub adopt_bytes: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { free_space_floor: 512 << 20, abandoned_after: Duration::from_secs(24 * 3600), adopt_bytes: 1 << 30 }
+    }
+}
+
+/// A store that is open. Cheap to clone; usable from any number of threads. All calls block.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+/// How much of a content is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ContentState {
+    /// All of it, durable.
+    Complete {
+        /// Its length in bytes.
+        bytes: u64,
+    },
+    /// Some of it.
+    Partial {
+        /// Its length in bytes, as its manifest claims.
+        bytes: u64,
+        /// How many pieces are held.
+        held: u32,
+        /// Of how many.
+        pieces: u32,
+        /// Whether a [`Download`] of it exists now.
+        under_way: bool,
+    },
+    /// It did not verify and waits for [`Store::begin_download`]. Not served, not announced.
+    Damaged {
+        /// Its length in bytes.
+        bytes: u64,
+    },
+}
+
+/// How full the store is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Number of complete contents.
+    pub contents: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Number of partial and damaged contents.
+    pub unfinished: u64,
+    /// Bytes free on the file system, for this daemon.
+    pub free_bytes: u64,
+    /// The floor below which nothing is written.
+    pub free_space_floor: u64,
+}
+
+struct Inner {
+    disk: Disk,
+    /// Held as long as the store is open; `None` on a simulated disk.
+    _lock: Option<std::fs::File>,
+    options: Options,
+    index: Index,
+    state: RwLock<State>,
+    committer: Committer,
+    buffers: Buffers,
+    /// Numbers the lives of contents; see [`state::Content`].
+    serials: AtomicU64,
+    /// Numbers files in `incoming/`.
+    temporaries: AtomicU64,
+    /// Downloads that exist, by content.
+    under_way: Mutex<HashMap<ContentId, Arc<Progress>>>,
+    readers: Mutex<HashMap<ContentId, Weak<Reader>>>,
+    /// Files of complete contents that a lost index left without a record.
+    adoptable: Mutex<HashSet<ContentId>>,
+    manifests: Mutex<ManifestCache>,
+}
+
+impl Store {
+    /// Opens the store in `directory`, making it if there is none.
+    ///
+    /// Tolerates whatever it finds inside: what is damaged or half-written is set aside or cleaned up, and told in
+    /// [`Opened`]. Contents are not hashed here, except after the index was lost. One commit at most.
+    ///
+    /// # Errors
+    /// [`OpenError`], each with what a person can do about it; nothing was changed then.
+    pub fn open(directory: &Path, options: Options) -> Result<(Self, Opened), OpenError> {
+        let lock = recover::claim(directory)?;
+        Self::open_on(Disk::real(directory), Some(lock), options)
+    }
+
+    fn open_on(disk: Disk, lock: Option<std::fs::File>, options: Options) -> Result<(Self, Opened), OpenError> {
+        let found = recover::recover(&disk)?;
+        let serials = AtomicU64::new(found.state.contents.len() as u64 + 1);
+        let store = Self {
+            inner: Arc::new(Inner {
+                disk,
+                _lock: lock,
+                options,
+                index: found.index,
+                state: RwLock::new(found.state),
+                committer: Committer::default(),
+                buffers: Buffers::default(),
+                adoptable: Mutex::default(),
+                serials,
+                temporaries: AtomicU64::new(0),
+                under_way: Mutex::default(),
+                readers: Mutex::default(),
+                manifests: Mutex::default(),
+            }),
+        };
+        let opened = store.put_right(found.opened, found.repairs)?;
+        Ok((store, opened))
+    }
+
+    /// How much of a content is held; `None` when nothing is known of it.
+    pub fn content(&self, id: ContentId) -> Option<ContentState> {
+        if let Some(progress) = lock(&self.inner.under_way).get(&id) {
+            return Some(progress.state());
+        }
+        let state = self.inner.state();
+        let record = &state.contents.get(&id)?.record;
+        let bytes = record.bytes;
+        Some(match &record.state {
+            Held::Complete => ContentState::Complete { bytes },
+            Held::Damaged => ContentState::Damaged { bytes },
+            Held::Partial(held) => {
+                let held = held.iter().map(|byte| byte.count_ones()).sum();
+                let pieces = PieceLayout::new(bytes).map_or(0, |layout| layout.pieces());
+                ContentState::Partial { bytes, held, pieces, under_way: false }
+            }
+        })
+    }
+
+    /// Every content that is known, in no order.
+    pub fn contents(&self) -> Vec<ContentId> {
+        self.inner.state().contents.keys().copied().collect()
+    }
+
+    /// The tasks bound to a content here.
+    pub fn tasks_of(&self, id: ContentId) -> Vec<TaskId> {
+        self.inner.state().tasks_of(id).copied().collect()
+    }
+
+    /// The manifest of a content that is complete, partial or damaged here; `None` when it is not known.
+    ///
+    /// Comes from memory when it was asked for lately.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the index cannot be read.
+    pub fn manifest(&self, id: ContentId) -> Result<Option<Manifest>, StoreError> {
+        if let Some(progress) = lock(&self.inner.under_way).get(&id) {
+            return Ok(Some(progress.manifest.clone()));
+        }
+        let bytes = match self.inner.state().contents.get(&id) {
+            Some(content) => content.record.bytes,
+            None => return Ok(None),
+        };
+        if let Some(manifest) = lock(&self.inner.manifests).get(id) {
+            return Ok(Some(manifest));
+        }
+        let manifest = self.inner.index.manifest(id, bytes)?;
+        if let Some(manifest) = &manifest {
+            lock(&self.inner.manifests).put(manifest.clone());
+        }
+        Ok(manifest)
+    }
+
+    /// How full the store is. Looks at every entry: for metrics, not for every request.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the file system does not tell its free space.
+    pub fn usage(&self) -> Result<Usage, StoreError> {
+        let free_bytes = self.inner.free_bytes()?;
+        let mut usage = Usage { free_bytes, free_space_floor: self.inner.options.free_space_floor, ..Usage::default() };
+        for content in self.inner.state().contents.values() {
+            match content.record.state {
+                Held::Complete => {
+                    usage.contents += 1;
+                    usage.bytes += content.record.bytes;
+                }
+                Held::Partial(_) | Held::Damaged => usage.unfinished += 1,
+            }
+        }
+        Ok(usage)
+    }
+
+    /// How often this store has asked the disk to sync, since it was opened.
+    pub fn syncs(&self) -> u64 {
+        self.inner.disk.syncs()
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    fn state(&self) -> RwLockReadGuard<'_, State> {
+        // Nothing here panics half-way through a change of memory, so a poisoned lock guards sound values.
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn free_bytes(&self) -> Result<u64, StoreError> {
+        self.disk.free_bytes().map_err(io_error("ask for the free space of", &Folder::Root.at("")))
+    }
+
+    /// Refuses to write `needed` more bytes when the floor would be broken.
+    fn check_space(&self, needed: u64) -> Result<(), StoreError> {
+        let (free, floor) = (self.free_bytes()?, self.options.free_space_floor);
+        if free < floor.saturating_add(needed) {
+            return Err(StoreError::NoSpace { needed, free, floor });
+        }
+        Ok(())
+    }
+
+    /// A name in `incoming/` that was not used since the store was opened.
+    fn temporary(&self, kind: &str) -> At {
+        let number = self.temporaries.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Folder::Incoming.at(format!("{kind}-{number}"))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn now() -> UnixMillis {
+    SystemTime::now().into()
+}
+
+/// Names what was done to which file when it failed.
+fn io_error<'a>(action: &'static str, at: &'a At) -> impl FnOnce(io::Error) -> StoreError + 'a {
+    move |source| StoreError::Io { action, what: at.to_string(), source }
+}

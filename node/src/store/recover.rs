@@ -1,0 +1,386 @@
+//! Opening a store: whatever a crash, a rotten disk or a person left behind, it starts.
+//!
+//! What is explained by an interrupted operation is finished or cleaned up; what is not goes to `damaged/`. A file
+//! among the complete contents that the index does not know is the rest of an interrupted import or delete and is
+//! unlinked, unless the index itself was lost: then such files are hashed and taken in as contents without a name.
+
+use std::{
+    collections::HashSet,
+    ffi::OsString,
+    fs::{DirBuilder, File, OpenOptions, TryLockError},
+    io,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+    path::Path,
+};
+
+use damselfly_messages::{hasher::ContentHasher, id::ContentId, manifest::Manifest, piece::PIECE_BYTES_MIN};
+use rustix::fs::OFlags;
+
+use super::{
+    Inner, Store,
+    disk::{At, Disk, Entry, Folder, parse_name},
+    error::{OpenError, StoreError},
+    index::{FORMAT, Found, Index, index_file},
+    io_error, lock, now,
+    record::{ContentRecord, Held, Location},
+    salvage::salvage,
+    state::{Overlay, State},
+};
+
+/// What an opening found. Everything but the first two is worth a line in the log.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Opened {
+    /// Number of contents that the index knows.
+    pub contents: usize,
+    /// Number of tasks.
+    pub tasks: usize,
+    /// Why the index was set aside and a new one begun, if it was: with what could be salvaged, so tasks may be missing.
+    pub index_lost: Option<String>,
+    /// Contents that are damaged: set aside now or earlier, and not fetched again yet.
+    pub damaged: Vec<ContentId>,
+    /// What was moved to `damaged/` because nothing explains it.
+    pub set_aside: Vec<String>,
+    /// Rests of interrupted operations that were unlinked.
+    pub cleaned: Vec<String>,
+    /// Records of the index that cannot be read, with the reason; they stay.
+    pub unreadable: Vec<String>,
+    /// Contents from before the index was lost that were hashed and taken in, without a name.
+    pub adopted: Vec<ContentId>,
+    /// More of them, left for [`Store::adopt`].
+    pub adoptable: Vec<ContentId>,
+}
+
+/// A store directory that has been looked through.
+pub(super) struct Recovered {
+    pub index: Index,
+    pub state: State,
+    pub opened: Opened,
+    pub repairs: Vec<(ContentId, Repair)>,
+}
+
+/// How a record is made to agree with the files.
+pub(super) enum Repair {
+    Damaged,
+    Forget,
+    /// There is only a task that names so many bytes.
+    Missing(u64),
+}
+
+/// Makes the directory if need be, checks whose it is, and locks it.
+pub(super) fn claim(directory: &Path) -> Result<File, OpenError> {
+    let refused = |action| {
+        move |source| OpenError::Store(StoreError::Io { action, what: directory.display().to_string(), source })
+    };
+    DirBuilder::new().recursive(true).mode(0o700).create(directory).or_else(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => Ok(()),
+        _ => Err(refused("make the store")(error)),
+    })?;
+    let metadata = directory.metadata().map_err(refused("look at"))?;
+    let directory = directory.to_owned();
+    if !metadata.is_dir() {
+        return Err(OpenError::NotADirectory(directory));
+    }
+    let daemon = rustix::process::geteuid().as_raw();
+    if metadata.uid() != daemon {
+        return Err(OpenError::Owner { directory, owner: metadata.uid(), daemon });
+    }
+    let mode = metadata.mode() & 0o777;
+    if mode & 0o027 != 0 {
+        return Err(OpenError::Mode { directory, mode });
+    }
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600).custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
+    let file = options.open(directory.join("LOCK")).map_err(refused("open the LOCK of"))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OpenError::Locked(directory)),
+        Err(TryLockError::Error(error)) => Err(refused("lock")(error)),
+    }
+}
+
+/// Opens the index and makes files agree with it, as far as that needs no change of the index.
+pub(super) fn recover(disk: &Disk) -> Result<Recovered, OpenError> {
+    let mut opened = Opened::default();
+    let root = list(disk, Folder::Root)?;
+    let has_index = root.iter().any(|entry| entry.name == index_file().name);
+    let mut salvaged = Overlay::default();
+    let index = if has_index { open_index(disk, &mut salvaged, &mut opened)? } else { None };
+    make_folders(disk, &root, index.is_some(), &mut opened)?;
+    let (index, state) = match index {
+        Some(found) => found,
+        None => {
+            let adopting = !list(disk, Folder::Contents)?.is_empty();
+            let index = Index::create(disk, adopting, &salvaged)?;
+            let (state, _) = index.load()?;
+            (index, state)
+        }
+    };
+    let adopting = index.is_adopting()?;
+    let mut walk = Walk { disk, state: &state, opened, repairs: Vec::new(), adopting };
+    walk.folders()?;
+    let Walk { mut opened, repairs, .. } = walk;
+    opened.contents = state.contents.len();
+    opened.tasks = state.tasks.len();
+    Ok(Recovered { index, state, opened, repairs })
+}
+
+/// The index and everything in it; `None` when it was damaged and is now set aside, with what is left of it salvaged.
+fn open_index(
+    disk: &Disk,
+    salvaged: &mut Overlay,
+    opened: &mut Opened,
+) -> Result<Option<(Index, State)>, OpenError> {
+    let reason = match Index::open(disk)? {
+        Found::Newer(found) => return Err(OpenError::Newer { found, known: FORMAT }),
+        Found::Damaged(reason) => reason,
+        Found::Index(index) => match index.load() {
+            Ok((state, unreadable)) => {
+                opened.unreadable = unreadable.iter().map(ToString::to_string).collect();
+                return Ok(Some((index, state)));
+            }
+            Err(error) => error.to_string(),
+        },
+    };
+    let aside = Folder::Root.at(format!("index.redb.damaged-{}", now().0));
+    disk.rename(&index_file(), &aside).map_err(io_error("set aside", &index_file()))?;
+    *salvaged = salvage(disk, &aside);
+    opened.index_lost = Some(reason);
+    opened.set_aside.push(aside.to_string());
+    Ok(None)
+}
+
+/// Makes the folders that are missing; anything else that has such a name makes way.
+fn make_folders(disk: &Disk, root: &[Entry], has_index: bool, opened: &mut Opened) -> Result<(), StoreError> {
+    let mut made = false;
+    for folder in Folder::INNER {
+        if !root.iter().any(|entry| entry.name == folder.name()) {
+            made = true;
+        } else if let Err(error) = disk.list(folder) {
+            if error.kind() != io::ErrorKind::NotADirectory {
+                return Err(io_error("list", &folder.at(""))(error));
+            }
+            let (junk, aside) = (Folder::Root.at(folder.name()), format!("{}.damaged-{}", folder.name(), now().0));
+            disk.rename(&junk, &Folder::Root.at(&aside)).map_err(io_error("set aside", &junk))?;
+            opened.set_aside.push(aside);
+            made = true;
+        }
+        disk.create_folder(folder).map_err(io_error("make", &folder.at("")))?;
+    }
+    // A new index syncs the folder it lies in anyway.
+    if made && has_index {
+        disk.sync_folder(Folder::Root).map_err(io_error("sync", &Folder::Root.at("")))?;
+    }
+    Ok(())
+}
+
+fn list(disk: &Disk, folder: Folder) -> Result<Vec<Entry>, StoreError> {
+    disk.list(folder).map_err(io_error("list", &folder.at("")))
+}
+
+/// Compares every folder with the index.
+struct Walk<'a> {
+    disk: &'a Disk,
+    state: &'a State,
+    opened: Opened,
+    repairs: Vec<(ContentId, Repair)>,
+    adopting: bool,
+}
+
+impl Walk<'_> {
+    fn folders(&mut self) -> Result<(), StoreError> {
+        for entry in list(self.disk, Folder::Incoming)? {
+            let at = Folder::Incoming.at(entry.name);
+            let name = at.name.to_string_lossy();
+            let ours = name.starts_with("import-") || name.starts_with("gone-");
+            if ours && entry.bytes.is_some() { self.clean(at)? } else { self.set_aside(&at)? }
+        }
+        let complete = self.complete()?;
+        let partial = self.partial(&complete)?;
+        let mut damaged = HashSet::new();
+        for entry in list(self.disk, Folder::Damaged)? {
+            damaged.extend(parse_name::<ContentId>(&entry.name));
+        }
+        for (id, content) in &self.state.contents {
+            match content.record.state {
+                Held::Complete if complete.contains(id) => {}
+                Held::Complete => self.damage(*id),
+                Held::Partial(_) if partial.contains(id) => {}
+                Held::Partial(_) if self.state.tasks_of(*id).next().is_none() => {
+                    self.repairs.push((*id, Repair::Forget));
+                }
+                Held::Partial(_) => self.damage(*id),
+                Held::Damaged => self.opened.damaged.push(*id),
+            }
+        }
+        for record in self.state.tasks.values() {
+            let (id, bytes) = (record.binding.content, record.binding.content_bytes);
+            if !self.state.contents.contains_key(&id) && !self.opened.adoptable.contains(&id) {
+                self.repairs.push((id, Repair::Missing(bytes)));
+                self.opened.damaged.push(id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks through the complete contents; returns those that are as the index says.
+    fn complete(&mut self) -> Result<HashSet<ContentId>, StoreError> {
+        let mut complete = HashSet::new();
+        for entry in list(self.disk, Folder::Contents)? {
+            let at = Folder::Contents.at(entry.name);
+            let (Some(id), Some(bytes)) = (parse_name::<ContentId>(&at.name), entry.bytes) else {
+                self.set_aside(&at)?;
+                continue;
+            };
+            match self.state.contents.get(&id).map(|content| &content.record) {
+                Some(ContentRecord { state: Held::Complete, bytes: expected, .. }) if *expected == bytes => {
+                    complete.insert(id);
+                }
+                // The commit that was to follow the rename is missing: the download goes on from its checkpoint.
+                Some(ContentRecord { state: Held::Partial(_), .. }) => self.rename(&at, &Folder::Partial.of(id))?,
+                Some(_) => self.rename(&at, &Folder::Damaged.of(id))?,
+                None if self.adopting => self.opened.adoptable.push(id),
+                None => self.clean(at)?,
+            }
+        }
+        Ok(complete)
+    }
+
+    /// Looks through the downloads; returns those that can be resumed.
+    fn partial(&mut self, complete: &HashSet<ContentId>) -> Result<HashSet<ContentId>, StoreError> {
+        let mut partial = HashSet::new();
+        for entry in list(self.disk, Folder::Partial)? {
+            let at = Folder::Partial.at(entry.name);
+            let (Some(id), Some(_)) = (parse_name::<ContentId>(&at.name), entry.bytes) else {
+                self.set_aside(&at)?;
+                continue;
+            };
+            // A file whose content is complete is the old name of a rename, or its content came another way; one
+            // without a record belongs to a download that never reached a checkpoint.
+            if self.state.contents.contains_key(&id) && !complete.contains(&id) {
+                partial.insert(id);
+            } else {
+                self.clean(at)?;
+            }
+        }
+        Ok(partial)
+    }
+
+    fn damage(&mut self, id: ContentId) {
+        self.repairs.push((id, Repair::Damaged));
+        self.opened.damaged.push(id);
+    }
+
+    fn clean(&mut self, at: At) -> Result<(), StoreError> {
+        self.disk.remove(&at).map_err(io_error("remove", &at))?;
+        self.opened.cleaned.push(at.to_string());
+        Ok(())
+    }
+
+    /// Moves what nobody can explain to `damaged/`, under a name that is free.
+    fn set_aside(&mut self, at: &At) -> Result<(), StoreError> {
+        let mut name = OsString::from(format!("{}-{}-", at.folder.name(), now().0));
+        name.push(&at.name);
+        // Too long a name is cut to what every file system takes.
+        let name = if name.len() > 255 { format!("{}-{}", now().0, self.opened.set_aside.len()).into() } else { name };
+        let aside = Folder::Damaged.at(name);
+        self.rename(at, &aside)?;
+        self.opened.set_aside.push(at.to_string());
+        Ok(())
+    }
+
+    fn rename(&self, from: &At, to: &At) -> Result<(), StoreError> {
+        self.disk.rename(from, to).map_err(io_error("set aside", from))
+    }
+}
+
+impl Store {
+    /// Makes the index agree with the files, and adopts what there is to adopt.
+    pub(super) fn put_right(&self, mut opened: Opened, repairs: Vec<(ContentId, Repair)>) -> Result<Opened, StoreError> {
+        if !repairs.is_empty() {
+            self.inner.write(move |changes| {
+                for (id, repair) in repairs {
+                    match (repair, changes.content(id).map(|content| content.record.clone())) {
+                        (Repair::Damaged, Some(record)) => {
+                            changes.put_record(id, ContentRecord { state: Held::Damaged, ..record });
+                        }
+                        (Repair::Missing(bytes), None) => {
+                            let (state, location) = (Held::Damaged, Location::Store);
+                            changes.put_record(id, ContentRecord { bytes, state, added: now(), location });
+                        }
+                        (Repair::Missing(_), Some(_)) => {}
+                        (Repair::Forget | Repair::Damaged, _) => changes.remove_content(id),
+                    }
+                }
+                Ok(())
+            })?;
+        }
+        if !self.inner.index.is_adopting()? {
+            return Ok(opened);
+        }
+        let mut bytes_left = self.inner.options.adopt_bytes;
+        let mut found = std::mem::take(&mut opened.adoptable);
+        *lock(&self.inner.adoptable) = found.iter().copied().collect();
+        if found.is_empty() {
+            self.inner.index.end_adopting()?;
+        }
+        while let Some(id) = found.pop() {
+            if bytes_left == 0 {
+                found.push(id);
+                break;
+            }
+            if self.adopt(id)? {
+                opened.adopted.push(id);
+                let adopted = self.inner.state().contents.get(&id).map_or(0, |content| content.record.bytes);
+                bytes_left = bytes_left.saturating_sub(adopted.max(1));
+            } else {
+                opened.set_aside.push(Folder::Contents.of(id).to_string());
+            }
+        }
+        opened.adoptable = found;
+        Ok(opened)
+    }
+
+    /// Takes in a content that a lost index left without a record (see [`Opened::adoptable`]): hashes its file, and
+    /// sets it aside if it is not what its name says. Whether it is held complete now.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the file cannot be read or the index not be written; it can be tried again.
+    pub fn adopt(&self, id: ContentId) -> Result<bool, StoreError> {
+        let inner = &self.inner;
+        if !lock(&inner.adoptable).contains(&id) {
+            return Ok(inner.is_complete(id));
+        }
+        let at = Folder::Contents.of(id);
+        if !inner.is_complete(id) {
+            let manifest = hash_file(inner, &at)?;
+            inner.write(move |changes| {
+                if manifest.content() == id && !changes.is_complete(id) {
+                    changes.put_content(&manifest, Held::Complete, now());
+                }
+                Ok(())
+            })?;
+        }
+        if !inner.is_complete(id) {
+            inner.disk.rename(&at, &Folder::Damaged.of(id)).map_err(io_error("set aside", &at))?;
+        }
+        let mut adoptable = lock(&inner.adoptable);
+        adoptable.remove(&id);
+        if adoptable.is_empty() {
+            inner.index.end_adopting()?;
+        }
+        Ok(inner.is_complete(id))
+    }
+}
+
+fn hash_file(inner: &Inner, at: &At) -> Result<Manifest, StoreError> {
+    let file = inner.disk.open(at, false).map_err(io_error("open", at))?;
+    let bytes = file.len().map_err(io_error("look at", at))?;
+    let mut hasher = ContentHasher::new();
+    let mut buffer = vec![0; PIECE_BYTES_MIN as usize];
+    while hasher.content_bytes() < bytes {
+        let left = (bytes - hasher.content_bytes()).min(buffer.len() as u64) as usize;
+        file.read_at(&mut buffer[..left], hasher.content_bytes()).map_err(io_error("read", at))?;
+        hasher.update(&buffer[..left])?;
+    }
+    Ok(hasher.finish())
+}

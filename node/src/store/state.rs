@@ -1,0 +1,124 @@
+//! The index in memory, and changes to it that are not durable yet.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    sync::Arc,
+};
+
+use damselfly_messages::{
+    id::{ContentId, TaskId},
+    manifest::Manifest,
+    record::{Tombstone, UnixMillis},
+};
+
+use super::record::{ContentRecord, QueuedDelete, TaskRecord};
+
+/// Everything durable that is small, as the last commit left it.
+#[derive(Default)]
+pub(super) struct State {
+    pub contents: HashMap<ContentId, Content>,
+    pub tasks: HashMap<TaskId, Arc<TaskRecord>>,
+    pub tombstones: HashMap<TaskId, Tombstone>,
+    pub queued_deletes: HashMap<TaskId, QueuedDelete>,
+    /// The tasks of each content.
+    names: HashMap<ContentId, BTreeSet<TaskId>>,
+    /// Tasks whose `last_used` is newer here than in the index.
+    pub touched: HashSet<TaskId>,
+}
+
+/// A content and which of its lives this is: a content that was dropped and came back has another serial.
+#[derive(Debug, Clone)]
+pub(super) struct Content {
+    pub record: ContentRecord,
+    pub serial: u64,
+}
+
+impl State {
+    pub fn insert_task(&mut self, task: TaskId, record: Arc<TaskRecord>) {
+        let content = record.binding.content;
+        if let Some(old) = self.tasks.insert(task, record) {
+            self.forget_name(old.binding.content, &task);
+        }
+        self.names.entry(content).or_default().insert(task);
+    }
+
+    pub fn remove_task(&mut self, task: &TaskId) {
+        if let Some(old) = self.tasks.remove(task) {
+            self.forget_name(old.binding.content, task);
+        }
+        self.touched.remove(task);
+    }
+
+    /// Notes a later use of a task, in memory only.
+    pub fn touch(&mut self, task: &TaskId, used: UnixMillis) {
+        if let Some(record) = self.tasks.get_mut(task).filter(|record| record.last_used < used) {
+            Arc::make_mut(record).last_used = used;
+            self.touched.insert(*task);
+        }
+    }
+
+    fn forget_name(&mut self, content: ContentId, task: &TaskId) {
+        if let Some(tasks) = self.names.get_mut(&content) {
+            tasks.remove(task);
+            if tasks.is_empty() {
+                self.names.remove(&content);
+            }
+        }
+    }
+
+    /// The tasks that are bound to `content` here.
+    pub fn tasks_of(&self, content: ContentId) -> impl Iterator<Item = &TaskId> {
+        self.names.get(&content).into_iter().flatten()
+    }
+
+    /// Takes over changes that are durable now.
+    pub fn apply(&mut self, overlay: Overlay) {
+        for (id, content) in overlay.contents {
+            match content {
+                Some(content) => self.contents.insert(id, content),
+                None => self.contents.remove(&id),
+            };
+        }
+        for (task, record) in overlay.tasks {
+            match record {
+                Some(record) => self.insert_task(task, record),
+                None => self.remove_task(&task),
+            }
+        }
+        for (task, tombstone) in overlay.tombstones {
+            match tombstone {
+                Some(tombstone) => self.tombstones.insert(task, tombstone),
+                None => self.tombstones.remove(&task),
+            };
+        }
+        for (task, delete) in overlay.queued_deletes {
+            match delete {
+                Some(delete) => self.queued_deletes.insert(task, delete),
+                None => self.queued_deletes.remove(&task),
+            };
+        }
+    }
+}
+
+/// New values of what a commit changes; `None` removes.
+#[derive(Default, Clone)]
+pub(super) struct Overlay {
+    pub contents: HashMap<ContentId, Option<Content>>,
+    pub manifests: HashMap<ContentId, Manifest>,
+    pub tasks: HashMap<TaskId, Option<Arc<TaskRecord>>>,
+    pub tombstones: HashMap<TaskId, Option<Tombstone>>,
+    pub queued_deletes: HashMap<TaskId, Option<QueuedDelete>>,
+    pub meta: HashMap<String, Option<Vec<u8>>>,
+    /// The folder of complete contents has new entries, which must last before the index names them.
+    pub sync_contents: bool,
+}
+
+impl Overlay {
+    pub fn is_empty(&self) -> bool {
+        self.contents.is_empty()
+            && self.tasks.is_empty()
+            && self.tombstones.is_empty()
+            && self.queued_deletes.is_empty()
+            && self.meta.is_empty()
+    }
+}

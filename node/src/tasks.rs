@@ -1,0 +1,161 @@
+//! What users ask about tasks besides importing and exporting them: stat, delete, list.
+
+use std::{sync::Arc, time::SystemTime};
+
+use damselfly_messages::{name::Name, piece::PieceLayout, record::Binding, scheduler::StatAnswer};
+use damselfly_transport::local::{Code, Failure};
+
+use crate::{
+    announcer::Announcer,
+    blocking::blocking,
+    failure::{IntoFailure as _, OrFailure as _, not_found},
+    metrics::Metrics,
+    schedulers::{Answer, Schedulers, Unanswered},
+    store::{ContentState, QueuedDelete, Store, TaskRecord, TaskState},
+};
+
+/// Answers questions about tasks; cheap to clone.
+#[derive(Clone)]
+pub struct Tasks {
+    /// What is here.
+    pub store: Store,
+    /// Who knows the rest.
+    pub schedulers: Schedulers,
+    /// Who tells of deletes.
+    pub announcer: Announcer,
+    /// Counts.
+    pub metrics: Metrics,
+}
+
+/// What is known of a task.
+#[derive(Debug, Clone, Copy)]
+pub struct Stat {
+    /// What it is bound to.
+    pub binding: Binding,
+    /// All of it is here.
+    pub local: bool,
+    /// Hosts that hold all of it.
+    pub holders: u32,
+    /// Whether its bytes can be had.
+    pub available: bool,
+}
+
+/// What a delete did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deleted {
+    /// Something was there.
+    pub deleted: bool,
+    /// Hosts that dropped it.
+    pub holders: u32,
+}
+
+/// An entry of the local store.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// Its record.
+    pub record: Arc<TaskRecord>,
+    /// How much of its content is here.
+    pub content: Option<ContentState>,
+}
+
+impl Tasks {
+    /// Looks a task up here, then at its owners.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`], or [`Code::NoSource`] when nobody can say.
+    pub async fn stat(&self, name: &Name, local_only: bool) -> Result<Stat, Failure> {
+        let here = self.store.task(&name.task_id()).filter(|record| self.is_held(record));
+        let mine = here.map(|record| Stat { binding: record.binding, local: true, holders: 1, available: true });
+        if local_only {
+            return mine.ok_or_else(|| not_found("there is no local copy"));
+        }
+        match (self.schedulers.stat(name).await, mine) {
+            (Ok(Answer::Found(StatAnswer::Found { candidates, holders, available })), mine) => {
+                // The owners always name at least one.
+                let binding = mine.map_or_else(|| candidates[0], |mine| mine.binding);
+                let local = mine.is_some();
+                Ok(Stat { binding, local, holders: holders.max(local.into()), available: available || local })
+            }
+            (Ok(_) | Err(_), Some(mine)) => Ok(mine),
+            (Ok(Answer::Missing(Some(_))), None) => Err(not_found("the task was deleted")),
+            (Ok(_), None) => Err(not_found("no host holds such a task")
+                .with_hint("check cid and tag; dfcache ls on the importing host shows them")),
+            (Err(unanswered), None) => Err(unanswered.into_failure()),
+        }
+    }
+
+    fn is_held(&self, record: &TaskRecord) -> bool {
+        matches!(record.state, TaskState::Queued | TaskState::Acknowledged)
+            && matches!(self.store.content(record.binding.content), Some(ContentState::Complete { .. }))
+    }
+
+    /// Deletes a task everywhere, or only the copy here.
+    ///
+    /// # Errors
+    /// [`Code::NoSource`]: it is dropped here, and the delete is queued.
+    pub async fn delete(&self, name: &Name, local_only: bool) -> Result<Deleted, Failure> {
+        if local_only { self.delete_here(name).await } else { self.delete_everywhere(name).await }
+    }
+
+    async fn delete_here(&self, name: &Name) -> Result<Deleted, Failure> {
+        let (store, task) = (self.store.clone(), name.task_id());
+        let removed = blocking(move || store.remove_task(&task)).await.or_failure()?;
+        if removed.is_some() {
+            self.metrics.deletes.inc();
+            self.announcer.leave(task).await;
+        }
+        Ok(Deleted { deleted: removed.is_some(), holders: removed.is_some().into() })
+    }
+
+    async fn delete_everywhere(&self, name: &Name) -> Result<Deleted, Failure> {
+        let here = self.store.task(&name.task_id());
+        let answer = match self.schedulers.delete(name, None).await {
+            Ok(answer) => answer,
+            // There are no others.
+            Err(Unanswered::NoCluster) => return self.delete_here(name).await,
+            Err(unanswered) => {
+                self.queue_delete(name).await?;
+                let why = unanswered.to_string();
+                let message = format!("dropped here; the delete for the other hosts is queued: {why}");
+                return Err(Failure { message, ..unanswered.into_failure() });
+            }
+        };
+        let Some(tombstone) = answer.tombstone else {
+            // The owners never heard of it: then what is here, a conflict or a queued import, is all there is.
+            return self.delete_here(name).await;
+        };
+        let held = self.announcer.bury(tombstone).await.or_failure()? || here.is_some();
+        self.metrics.deletes.inc();
+        // The owners asked this host too, if they knew it as a holder.
+        let holders = answer.dropped.max(held.into());
+        Ok(Deleted { deleted: holders > 0 || answer.unreachable > 0, holders })
+    }
+
+    async fn queue_delete(&self, name: &Name) -> Result<(), Failure> {
+        let (store, name) = (self.store.clone(), name.clone());
+        let task = name.task_id();
+        blocking(move || {
+            store.put_queued_delete(QueuedDelete { name, queued: SystemTime::now().into() })?;
+            store.remove_task(&task)
+        })
+        .await
+        .or_failure()?;
+        self.announcer.record_changed(&task);
+        self.announcer.wake();
+        Ok(())
+    }
+
+    /// What is here, ordered by cid and tag.
+    pub fn list(&self, tag: Option<&str>) -> Vec<Entry> {
+        let mut records = self.store.tasks();
+        records.retain(|record| tag.is_none_or(|tag| record.name.tag() == tag));
+        records.sort_by(|one, other| one.name.cmp(&other.name));
+        let entry = |record: Arc<TaskRecord>| Entry { content: self.store.content(record.binding.content), record };
+        records.into_iter().map(entry).collect()
+    }
+}
+
+/// The layout of a bound content; a length beyond the limit cannot get into a binding.
+pub fn layout_of(binding: &Binding) -> Result<PieceLayout, Failure> {
+    PieceLayout::new(binding.content_bytes).map_err(|error| Failure::new(Code::Failed, error.to_string()))
+}

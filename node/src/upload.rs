@@ -1,0 +1,270 @@
+//! Serving: pieces and manifests of what this host holds, complete or not, and news of what it gets.
+
+use std::{sync::Arc, time::Duration};
+
+use damselfly_messages::{
+    id::ContentId,
+    manifest::Manifest,
+    piece::PieceIndex,
+    transfer::{FRAME_BYTES_MAX, GAINED_MAX, HaveRequest, HaveUpdate, PieceRequest, PieceResponse},
+    wire::Wire as _,
+};
+use damselfly_transport::{
+    frame::{self, FrameError},
+    streams::Stream,
+};
+use futures::AsyncWriteExt as _;
+use libp2p::PeerId;
+use tokio::{
+    sync::{broadcast::error::RecvError, mpsc},
+    time::{sleep, timeout},
+};
+
+use crate::{
+    blocking::blocking,
+    buffers::{Buffer, Buffers},
+    download::{Download, Downloads},
+    limiter::Limiter,
+    metrics::Metrics,
+    store::{ContentState, ReadError, Reader, Store, StoreError},
+};
+
+/// Memory for pieces on their way out.
+const BUFFER_BYTES: usize = 64 << 20;
+/// When there is no room for a piece within this time, the answer is busy.
+const ROOM_WITHIN: Duration = Duration::from_secs(2);
+/// When a peer that was told to be busy may ask again.
+const RETRY_MILLIS: u32 = 200;
+/// How long a peer may take to accept a part of an answer.
+const SEND_WITHIN: Duration = Duration::from_secs(60);
+/// A stream on which nothing is asked for so long is closed.
+const IDLE_MAX: Duration = Duration::from_secs(120);
+/// A rate-limited answer leaves in parts of this size, so that the rate is even.
+const PART_BYTES: usize = 64 << 10;
+/// News of pieces are gathered for this long.
+const NEWS_EVERY: Duration = Duration::from_millis(20);
+
+/// Serves peers from the store and from downloads under way; cheap to clone.
+#[derive(Clone)]
+pub struct Uploads {
+    store: Store,
+    downloads: Downloads,
+    limiter: Limiter,
+    buffers: Buffers,
+    metrics: Metrics,
+}
+
+/// Where the bytes of a content are.
+#[derive(Clone)]
+enum Source {
+    Complete(Arc<Reader>),
+    Partial(Arc<Download>),
+}
+
+impl Source {
+    fn manifest(&self) -> &Manifest {
+        match self {
+            Self::Complete(reader) => reader.manifest(),
+            Self::Partial(download) => download.manifest(),
+        }
+    }
+
+    fn read(&self, index: PieceIndex, buffer: &mut Vec<u8>) -> Result<(), ReadError> {
+        match self {
+            Self::Complete(reader) => reader.read(index, buffer),
+            Self::Partial(download) => download.read(index, buffer),
+        }
+    }
+}
+
+/// Why a stream of a peer ended early.
+#[derive(Debug, thiserror::Error)]
+enum ServeError {
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    #[error("the peer broke the protocol: {0}")]
+    Protocol(#[from] damselfly_messages::wire::Invalid),
+    #[error("the peer did not take an answer in time")]
+    Slow,
+}
+
+impl Uploads {
+    /// Serves from `store` and `downloads`, no faster than `limiter` allows.
+    pub fn new(store: Store, downloads: Downloads, limiter: Limiter, metrics: Metrics) -> Self {
+        Self { store, downloads, limiter, buffers: Buffers::new(BUFFER_BYTES), metrics }
+    }
+
+    /// Serves every stream that arrives, until the daemon ends. The network bounds how many there are.
+    pub async fn run(self, mut pieces: mpsc::Receiver<(PeerId, Stream)>, mut haves: mpsc::Receiver<(PeerId, Stream)>) {
+        loop {
+            tokio::select! {
+                Some((peer, stream)) = pieces.recv() => {
+                    let this = self.clone();
+                    tokio::spawn(async move { log_end(peer, this.serve_pieces(stream).await) });
+                }
+                Some((peer, stream)) = haves.recv() => {
+                    let this = self.clone();
+                    tokio::spawn(async move { log_end(peer, this.serve_haves(stream).await) });
+                }
+                else => return,
+            }
+        }
+    }
+
+    async fn serve_pieces(&self, mut stream: Stream) -> Result<(), ServeError> {
+        // The last source is kept: a stream asks for one content again and again.
+        let mut source: Option<(ContentId, Source)> = None;
+        while let Ok(request) = timeout(IDLE_MAX, frame::read(&mut stream, FRAME_BYTES_MAX)).await {
+            let Some(bytes) = request? else { break };
+            let request = PieceRequest::from_bytes(&bytes)?;
+            if source.as_ref().is_none_or(|(content, _)| *content != request.content) {
+                source = self.source(request.content).await.map(|source| (request.content, source));
+            }
+            let served = match (&source, request.index) {
+                (None, _) => None,
+                (Some((_, source)), None) => Some(self.send_manifest(&mut stream, source.manifest()).await?),
+                (Some((_, source)), Some(index)) => self.send_piece(&mut stream, source, index).await?,
+            };
+            if served.is_none() {
+                source = None;
+                send(&mut stream, &PieceResponse::NotHeld).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn send_manifest(&self, stream: &mut Stream, manifest: &Manifest) -> Result<(), ServeError> {
+        send(stream, &PieceResponse::manifest(manifest)).await?;
+        for part in manifest.digests().chunks(PART_BYTES / 32) {
+            in_time(stream.write_all(part.as_flattened())).await?;
+        }
+        in_time(stream.flush()).await
+    }
+
+    /// Sends a piece, or that there is no room now. `None`: it is not held.
+    async fn send_piece(
+        &self,
+        stream: &mut Stream,
+        source: &Source,
+        index: u32,
+    ) -> Result<Option<()>, ServeError> {
+        let Ok(index) = source.manifest().layout().index(index) else { return Ok(None) };
+        let bytes = source.manifest().layout().bytes(index);
+        let Ok(buffer) = timeout(ROOM_WITHIN, self.buffers.take(bytes)).await else {
+            self.metrics.busy_answers.inc();
+            return send(stream, &PieceResponse::Busy { retry_millis: RETRY_MILLIS }).await.map(Some);
+        };
+        let Some(buffer) = read(source.clone(), index, buffer).await else { return Ok(None) };
+        send_header(stream, &PieceResponse::Piece { bytes }).await?;
+        if self.limiter.is_limited() {
+            for part in buffer.chunks(PART_BYTES) {
+                self.limiter.pass(part.len()).await;
+                in_time(stream.write_all(part)).await?;
+            }
+        } else {
+            in_time(stream.write_all(&buffer)).await?;
+        }
+        in_time(stream.flush()).await?;
+        self.metrics.sent_bytes.inc_by(bytes as u64);
+        Ok(Some(()))
+    }
+
+    async fn source(&self, content: ContentId) -> Option<Source> {
+        if let Some(download) = self.downloads.get(content) {
+            return Some(Source::Partial(download));
+        }
+        let store = self.store.clone();
+        match blocking(move || store.open_content(content)).await {
+            Ok(reader) => reader.map(Source::Complete),
+            Err(error @ StoreError::NotHeld(_)) => {
+                tracing::debug!(%content, %error, "not served");
+                None
+            }
+            Err(error) => {
+                tracing::error!(%content, error = &error as &dyn std::error::Error, "cannot serve a content");
+                None
+            }
+        }
+    }
+
+    async fn serve_haves(&self, mut stream: Stream) -> Result<(), ServeError> {
+        let Ok(request) = timeout(IDLE_MAX, frame::read(&mut stream, FRAME_BYTES_MAX)).await else { return Ok(()) };
+        let Some(bytes) = request? else { return Ok(()) };
+        let content = HaveRequest::from_bytes(&bytes)?.content;
+        while let Some(download) = self.downloads.get(content) {
+            if self.follow(&mut stream, &download).await? {
+                break;
+            }
+        }
+        let complete = matches!(self.store.content(content), Some(ContentState::Complete { .. }));
+        let end = if complete { HaveUpdate::Complete } else { HaveUpdate::NotHeld };
+        send(&mut stream, &end).await
+    }
+
+    /// Tells what a download has and gets. Returns whether it has ended; `false` when the listener must begin anew.
+    async fn follow(&self, stream: &mut Stream, download: &Download) -> Result<bool, ServeError> {
+        let layout = download.manifest().layout();
+        let (held, mut gained) = download.listen();
+        send(stream, &HaveUpdate::bitmap(&layout, held)).await?;
+        let mut progress = download.progress();
+        loop {
+            let mut news = Vec::new();
+            tokio::select! {
+                first = gained.recv() => match first {
+                    Ok(index) => news.push(index.get()),
+                    Err(RecvError::Lagged(_)) => return Ok(false),
+                    Err(RecvError::Closed) => return Ok(true),
+                },
+                ended = progress.wait_for(|progress| progress.ended.is_some()) => {
+                    drop(ended);
+                    return Ok(true);
+                }
+            }
+            sleep(NEWS_EVERY).await;
+            while news.len() < GAINED_MAX {
+                match gained.try_recv() {
+                    Ok(index) => news.push(index.get()),
+                    Err(_) => break,
+                }
+            }
+            send(stream, &HaveUpdate::Gained(news)).await?;
+        }
+    }
+}
+
+/// Reads and verifies a piece; `None` when it is not held or turned out to be damaged.
+async fn read(source: Source, index: PieceIndex, mut buffer: Buffer) -> Option<Buffer> {
+    blocking(move || match source.read(index, buffer.as_vec()) {
+        Ok(()) => Some(buffer),
+        Err(ReadError::NotHeld(_)) => None,
+        Err(error) => {
+            tracing::error!(content = %source.manifest().content(), %error, "a piece is not served");
+            None
+        }
+    })
+    .await
+}
+
+async fn send<M: damselfly_messages::wire::Wire>(stream: &mut Stream, message: &M) -> Result<(), ServeError> {
+    send_header(stream, message).await?;
+    in_time(stream.flush()).await
+}
+
+async fn send_header<M: damselfly_messages::wire::Wire>(stream: &mut Stream, message: &M) -> Result<(), ServeError> {
+    in_time(frame::write(stream, &message.to_bytes(), FRAME_BYTES_MAX)).await
+}
+
+async fn in_time<E>(work: impl Future<Output = Result<(), E>>) -> Result<(), ServeError>
+where
+    ServeError: From<E>,
+{
+    Ok(timeout(SEND_WITHIN, work).await.map_err(|_| ServeError::Slow)??)
+}
+
+fn log_end(peer: PeerId, end: Result<(), ServeError>) {
+    if let Err(error) = end {
+        tracing::debug!(%peer, %error, "a stream of a peer ended");
+    }
+}
