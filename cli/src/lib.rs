@@ -1,0 +1,101 @@
+//! `dfcache`, what people type.
+//!
+//! Every command is one module: [`import`], [`export`], [`stat`], [`delete`], [`ls`], [`health`].
+//! Each gets a [`client::Context`], opens what it needs of the user's files itself ([`source`],
+//! [`target`]), asks the daemon, and writes through [`output`]. A command ends with an
+//! [`output::Stop`] when it cannot finish; [`main`] makes an exit code of it.
+
+pub mod args;
+pub mod client;
+pub mod delete;
+pub mod export;
+pub mod health;
+pub mod import;
+pub mod ls;
+pub mod output;
+pub mod progress;
+pub mod source;
+pub mod stat;
+pub mod stdio;
+pub mod target;
+pub mod units;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use damselfly_transport::local::{Code, Failure};
+use tokio::signal::unix::{SignalKind, signal};
+
+use args::{Args, Command, Parsed};
+use client::Context;
+use output::{Outcome, Output, Stop};
+
+/// After a call was given up: time for the connection to say so, before files and pipes close.
+pub(crate) const CANCEL_TIME: Duration = Duration::from_millis(50);
+
+/// Runs `dfcache` with these arguments, the first being the program's name.
+pub fn main(arguments: Vec<OsString>) -> ExitCode {
+    let (output, outcome) = match args::parse(&arguments) {
+        Parsed::Run(args) => {
+            let output = Output::new(&args);
+            (output, run(output, *args))
+        }
+        Parsed::Print(text) => (Output::default(), output::print(&text)),
+        Parsed::Wrong { failure, json } => (Output { json, ..Output::default() }, Err(failure.into())),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(stop) => ExitCode::from(output.stopped(stop)),
+    }
+}
+
+fn run(output: Output, args: Args) -> Outcome {
+    if let Command::Completions { shell } = args.command {
+        return output::print(&args::completions(shell));
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::io("cannot start", &e))?;
+    let context = Context::new(output, &args.global);
+    runtime.block_on(async {
+        tokio::select! {
+            outcome = dispatch(&context, args.command) => outcome,
+            failure = interrupted() => cancelled(failure).await,
+            failure = context.out_of_time() => cancelled(failure).await,
+        }
+    })
+}
+
+async fn dispatch(context: &Context, command: Command) -> Outcome {
+    match command {
+        Command::Import(import) => import::run(context, import).await,
+        Command::Stat(stat) => stat::run(context, stat).await,
+        Command::Export(export) => export::run(context, export).await,
+        Command::Delete(delete) => delete::run(context, delete).await,
+        Command::Ls(ls) => ls::run(context, ls).await,
+        Command::Health => health::run(context).await,
+        Command::Completions { .. } => Ok(()),
+    }
+}
+
+/// The work was dropped, and with it its temporary files; the daemon is to hear of it as well.
+async fn cancelled(failure: Failure) -> Outcome {
+    tokio::time::sleep(CANCEL_TIME).await;
+    Err(Stop::Failed(failure))
+}
+
+/// Waits for Ctrl-C or SIGTERM.
+async fn interrupted() -> Failure {
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        // Then the signals end the process as they always do.
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Failure::new(Code::Interrupted, "interrupted")
+}

@@ -1,0 +1,98 @@
+//! What an import reads: a file that we open ourselves, or stdin.
+
+use std::fs::{FileType, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+
+use damselfly_transport::local::{Code, Failure};
+use rustix::fs::OFlags;
+
+use crate::stdio::{self, Feed, Position};
+
+/// What is handed to the daemon.
+#[derive(Debug)]
+pub struct Source {
+    /// A regular file or a pipe.
+    pub fd: OwnedFd,
+    /// Copies stdin into the pipe, when stdin itself cannot be handed over.
+    pub feed: Option<Feed>,
+    /// A regular file as stdin: to be moved to its end, as if we had read it.
+    pub position: Option<Position>,
+}
+
+impl Source {
+    /// Opens `path`, or stdin for `-`.
+    ///
+    /// # Errors
+    /// Exit 1: it is missing, or neither a regular file nor stdin. Exit 7: it may not be read.
+    pub fn open(path: &Path) -> Result<Self, Failure> {
+        if path == Path::new("-") {
+            return stdio::stdin().map_err(|e| Failure::io("cannot use stdin", &e));
+        }
+        open_file(path).map(|fd| Self { fd, feed: None, position: None })
+    }
+}
+
+fn open_file(path: &Path) -> Result<OwnedFd, Failure> {
+    let failed = |e: io::Error| Failure::io(format!("cannot open {}", path.display()), &e);
+    // Looked at before it is opened, because opening a device can already do something.
+    refuse_irregular(path, std::fs::metadata(path).map_err(failed)?.file_type())?;
+    // Not blocking, in case it has become a fifo in between.
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags((OFlags::NOCTTY | OFlags::NONBLOCK).bits().cast_signed())
+        .open(path)
+        .map_err(failed)?;
+    refuse_irregular(path, file.metadata().map_err(failed)?.file_type())?;
+    Ok(file.into())
+}
+
+fn refuse_irregular(path: &Path, kind: FileType) -> Result<(), Failure> {
+    let (what, hint) = match kind {
+        kind if kind.is_file() => return Ok(()),
+        kind if kind.is_dir() => ("a directory", "pack it first: `tar c DIR | dfcache import -`"),
+        kind if kind.is_fifo() => ("a fifo", "read it from stdin: `dfcache import - < FIFO`"),
+        kind if kind.is_socket() => ("a socket", "only regular files and - (stdin) can be imported"),
+        _ => ("a device", "read it from stdin: `dfcache import - < DEVICE`"),
+    };
+    Err(Failure::new(Code::Failed, format!("{} is {what}, not a regular file", path.display())).with_hint(hint))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use rustix::fs::{CWD, Mode};
+
+    use super::*;
+
+    #[test]
+    fn only_regular_files_are_opened() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("file");
+        std::fs::write(&file, "x").expect("a file");
+        std::os::unix::fs::symlink(&file, dir.path().join("link")).expect("a link");
+        let fifo = dir.path().join("fifo");
+        rustix::fs::mkfifoat(CWD, &fifo, Mode::RUSR | Mode::WUSR).expect("a fifo");
+        let socket = dir.path().join("socket");
+        let _listener = UnixListener::bind(&socket).expect("a socket");
+
+        assert!(Source::open(&file).is_ok());
+        assert!(Source::open(&dir.path().join("link")).is_ok(), "a link to a file is a file");
+        let rows = [
+            (dir.path(), "a directory"),
+            (&fifo, "a fifo"),
+            (&socket, "a socket"),
+            (Path::new("/dev/null"), "a device"),
+        ];
+        for (path, what) in rows {
+            let failure = Source::open(path).expect_err(what);
+            assert_eq!(failure.code, Code::Failed, "{what}");
+            assert!(failure.message.contains(what), "{}", failure.message);
+            assert!(failure.hint.is_some(), "{what}");
+        }
+        assert_eq!(Source::open(&dir.path().join("none")).expect_err("missing").code, Code::Failed);
+    }
+}

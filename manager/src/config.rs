@@ -1,0 +1,68 @@
+//! What dfmanager is configured with.
+
+use std::{env, path::PathBuf};
+
+use damselfly_messages::config::Settings;
+use damselfly_transport::program::{
+    config::{BadValue, Config},
+    http::HttpConfig,
+};
+use libp2p::Multiaddr;
+use serde::{Deserialize, Serialize};
+
+/// The port for peers.
+const PEER_PORT: u16 = 4400;
+/// The port for HTTP.
+const HTTP_PORT: u16 = 4401;
+
+/// The configuration file of dfmanager.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ManagerConfig {
+    /// Where the root key and the history of configurations lie. Default `/var/lib/damselfly-manager` for root, else
+    /// `$XDG_DATA_HOME/damselfly-manager`.
+    pub data_dir: PathBuf,
+    /// Where peers reach the manager, as multiaddrs. Default `/ip4/0.0.0.0/tcp/4400`.
+    pub listen: Vec<Multiaddr>,
+    /// Allows to dial loopback addresses, for several programs on one host. Default false.
+    pub allow_loopback: bool,
+    /// HTTP. Default `127.0.0.1:4401`.
+    pub http: HttpConfig,
+    /// What the cluster begins with; of no effect once there is an epoch. Default: no schedulers.
+    pub settings: Option<Settings>,
+}
+
+impl Default for ManagerConfig {
+    fn default() -> Self {
+        let any = libp2p::multiaddr::Protocol::Ip4(std::net::Ipv4Addr::UNSPECIFIED);
+        Self {
+            data_dir: default_data_dir(),
+            listen: vec![Multiaddr::from(any).with(libp2p::multiaddr::Protocol::Tcp(PEER_PORT))],
+            allow_loopback: false,
+            http: HttpConfig::loopback(HTTP_PORT),
+            settings: None,
+        }
+    }
+}
+
+fn default_data_dir() -> PathBuf {
+    let name = "damselfly-manager";
+    let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share"));
+    let own = || env::var_os("XDG_DATA_HOME").map(PathBuf::from).filter(|path| path.is_absolute()).or_else(home);
+    match own() {
+        Some(path) if !rustix::process::geteuid().is_root() => path.join(name),
+        _ => PathBuf::from("/var/lib").join(name),
+    }
+}
+
+impl Config for ManagerConfig {
+    fn check(&self) -> Result<(), BadValue> {
+        if self.listen.is_empty() {
+            return Err(BadValue::new("listen", "must have at least one address"));
+        }
+        match self.settings.as_ref().map(Settings::validate) {
+            Some(Err(invalid)) => Err(BadValue::new(format!("settings.{}", invalid.what), invalid.reason)),
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! `/api/v1/config`: the settings, with the epoch as their ETag.
+
+use axum::{
+    Json,
+    body::Bytes,
+    extract::{self, rejection::BytesRejection},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use damselfly_messages::config::Settings;
+
+use super::Problem;
+use crate::state::{ChangeError, State};
+
+pub(super) async fn show(extract::State(state): extract::State<State>) -> Result<Response, Problem> {
+    let current = state.current().ok_or(ChangeError::Nothing)?;
+    let settings = Json(&current.configuration.settings);
+    Ok((tagged(current.configuration.epoch), settings).into_response())
+}
+
+pub(super) async fn change(
+    extract::State(state): extract::State<State>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Problem> {
+    let expected = Expected::from_headers(&headers)?;
+    let body = body.map_err(|rejection| Problem::new(rejection.status(), "invalid_body", rejection.body_text()))?;
+    let settings: Settings = serde_json::from_slice(&body)
+        .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, "invalid_body", error.to_string()))?;
+    let epoch = state.change(settings.clone(), move |epoch| expected.matches(epoch)).await?;
+    Ok((tagged(epoch), Json(settings)).into_response())
+}
+
+fn tagged(epoch: u64) -> HeaderMap {
+    let tag = HeaderValue::from_str(&format!("\"{epoch}\"")).ok();
+    tag.map(|tag| (header::ETAG, tag)).into_iter().collect()
+}
+
+/// The header If-Match.
+#[derive(Debug, PartialEq, Eq)]
+enum Expected {
+    Any,
+    Tags(Vec<String>),
+}
+
+impl Expected {
+    fn from_headers(headers: &HeaderMap) -> Result<Self, Problem> {
+        let Some(value) = headers.get(header::IF_MATCH) else {
+            let detail = "send the ETag of what you have read in If-Match";
+            return Err(Problem::new(StatusCode::PRECONDITION_REQUIRED, "if_match_required", detail));
+        };
+        // A tag that is no text matches nothing.
+        let tags = value.to_str().unwrap_or_default().trim();
+        Ok(match tags {
+            "*" => Self::Any,
+            tags => Self::Tags(tags.split(',').map(|tag| tag.trim().to_owned()).collect()),
+        })
+    }
+
+    fn matches(&self, epoch: u64) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Tags(tags) => tags.iter().any(|tag| *tag == format!("\"{epoch}\"")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn if_match_is_read_as_the_standard_says() {
+        let cases = [
+            ("\"3\"", true, "the tag"),
+            ("\"2\", \"3\"", true, "one of several"),
+            ("*", true, "whatever there is"),
+            ("3", false, "no quotes: no tag"),
+            ("W/\"3\"", false, "weak tags do not match here"),
+            ("\"2\"", false, "stale"),
+        ];
+        for (text, expected, reason) in cases {
+            let headers = HeaderMap::from_iter([(header::IF_MATCH, HeaderValue::from_static(text))]);
+            assert_eq!(Expected::from_headers(&headers).expect("a header").matches(3), expected, "{reason}");
+        }
+        assert!(Expected::from_headers(&HeaderMap::new()).is_err());
+    }
+}

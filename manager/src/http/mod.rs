@@ -1,0 +1,25 @@
+//! The manager over HTTP: `/api/v1/…`.
+
+use axum::{Router, middleware, routing::get};
+
+mod auth;
+mod config;
+mod error;
+mod overview;
+
+pub use auth::AdminToken;
+pub use error::Problem;
+
+use crate::state::State;
+
+/// Every route of the API; each needs the token.
+pub fn api(state: State, token: AdminToken) -> Router {
+    let routes = Router::new()
+        .route("/overview", get(overview::show))
+        .route("/config", get(config::show).put(config::change))
+        .fallback(async || Problem::not_found())
+        .method_not_allowed_fallback(async || Problem::method_not_allowed())
+        .with_state(state)
+        .layer(middleware::from_fn_with_state(token, auth::require));
+    Router::new().nest("/api/v1", routes).fallback(async || Problem::not_found())
+}

@@ -1,0 +1,74 @@
+//! dfmanager: signs and publishes the cluster's configuration.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::Parser;
+use damselfly_manager::{config::ManagerConfig, server::Server};
+use damselfly_transport::program::{
+    config::{self, Override},
+    lifecycle::{self, Signals},
+    logging::{self, LogFormat},
+};
+
+/// The settings among the arguments.
+const SETTINGS: &[(&str, &str)] = &[
+    ("data_dir", "data_dir"),
+    ("listen", "listen"),
+    ("http_listen", "http.listen"),
+    ("insecure_http", "http.insecure_http"),
+];
+
+/// Signs and publishes the configuration of a Damselfly cluster.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// The configuration file, in TOML.
+    #[arg(long, value_name = "FILE", env = "DFMANAGER_CONFIG")]
+    config: Option<PathBuf>,
+    /// Shows the effective configuration and the source of each value, and ends.
+    #[arg(long)]
+    print_config: bool,
+    /// How log lines look.
+    #[arg(long, value_enum, default_value_t, env = "DFMANAGER_LOG_FORMAT")]
+    log_format: LogFormat,
+    /// Where the root key and the configurations lie.
+    #[arg(long, value_name = "DIR", env = "DFMANAGER_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+    /// Where peers reach the manager; may be given several times.
+    #[arg(long, value_name = "MULTIADDR", env = "DFMANAGER_LISTEN")]
+    listen: Vec<String>,
+    /// Where HTTP is served.
+    #[arg(long, value_name = "ADDRESS:PORT", env = "DFMANAGER_HTTP_LISTEN")]
+    http_listen: Option<String>,
+    /// Allows HTTP on an address that other hosts reach, without encryption.
+    #[arg(long)]
+    insecure_http: bool,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let (arguments, overrides) = config::parse_args::<Arguments>(SETTINGS);
+    match run(arguments, overrides).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("dfmanager: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: Arguments, overrides: Vec<Override>) -> anyhow::Result<()> {
+    let loaded = config::load::<ManagerConfig>(arguments.config.as_deref(), &overrides)?;
+    if arguments.print_config {
+        print!("{}", loaded.print());
+        return Ok(());
+    }
+    logging::init(arguments.log_format);
+    let mut signals = Signals::catch()?;
+    let server = Server::start(loaded.config).await?;
+    lifecycle::ready();
+    let signal = signals.recv().await;
+    tracing::info!(signal, "the manager ends");
+    lifecycle::shut_down(server.stop()).await;
+    Ok(())
+}

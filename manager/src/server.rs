@@ -1,0 +1,146 @@
+//! The running manager.
+
+use std::{io, path::Path, time::SystemTime};
+
+use damselfly_messages::record::UnixMillis;
+use damselfly_transport::{
+    network::{self, Network, NetworkConfig, Serves, StartError},
+    program::{
+        follower::{self, Follower, FollowerConfig, Role},
+        http::{HttpError, HttpServer, Monitoring, monitoring},
+        identity::{self, IdentityError, KEY_FILE},
+        metrics,
+    },
+};
+use damselfly_messages::config::ConfigurationRefused;
+use tokio::task::{JoinError, JoinHandle, spawn_blocking};
+
+use crate::{
+    config::ManagerConfig,
+    http::{self, AdminToken},
+    state::State,
+    store::{Store, StoreError},
+};
+
+/// Why the manager does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The data directory cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The manager's own key cannot be used.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The admin token cannot be read or made.
+    #[error("no admin token")]
+    Token(#[source] io::Error),
+    /// Peers cannot reach it.
+    #[error(transparent)]
+    Network(#[from] StartError),
+    /// The newest stored configuration is not accepted.
+    #[error("the stored configuration is not accepted")]
+    Configuration(#[from] ConfigurationRefused),
+    /// The follower does not start.
+    #[error("the configuration cannot be followed")]
+    Follower(#[source] io::Error),
+    /// No HTTP.
+    #[error(transparent)]
+    Http(#[from] HttpError),
+    /// A part of the start panicked.
+    #[error("the start failed")]
+    Panicked(#[from] JoinError),
+}
+
+/// A running manager; dropping it ends it at once.
+#[derive(Debug)]
+pub struct Server {
+    state: State,
+    network: Network,
+    http: HttpServer,
+    keeper: JoinHandle<()>,
+}
+
+impl Server {
+    /// Opens the store, founds the cluster if it is new, listens and publishes.
+    ///
+    /// # Errors
+    /// [`ServerError`]: nothing runs.
+    pub async fn start(config: ManagerConfig) -> Result<Self, ServerError> {
+        let http_config = config.http.clone();
+        let (store, token, network, inbox) = spawn_blocking(move || {
+            let store = open(&config)?;
+            let token = AdminToken::load_or_create(&config.data_dir).map_err(ServerError::Token)?;
+            let (network, inbox) = start_network(&config, &store)?;
+            Ok::<_, ServerError>((store, token, network, inbox))
+        })
+        .await??;
+        let followed =
+            FollowerConfig { cluster: store.cluster(), role: Role::Manager, bootstrap: Vec::new(), stored: None };
+        let follower = Follower::start(followed, network.clone(), inbox.gossip, inbox.config)
+            .map_err(ServerError::Follower)?;
+        follower.offer(store.newest().as_bytes(), network.peer_id()).await?;
+        let state = State::new(store, network.clone(), follower.clone());
+        let keeper = tokio::spawn(state.clone().keep_what_members_know());
+        let routes = monitoring(monitored(&network, &follower)).merge(http::api(state.clone(), token));
+        let http = HttpServer::start(&http_config, routes).await?;
+        tracing::info!(
+            cluster_id = %state.cluster(), peer_id = %network.peer_id(), epoch = follower.epoch(),
+            listeners = ?network.listeners(), http = %http.address(), "the manager runs"
+        );
+        Ok(Self { state, network, http, keeper })
+    }
+
+    /// What it knows.
+    pub const fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Where HTTP is served.
+    pub const fn http_address(&self) -> std::net::SocketAddr {
+        self.http.address()
+    }
+
+    /// Where peers reach it.
+    pub const fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// Answers what is under way, and closes everything.
+    pub async fn stop(self) {
+        self.http.stop().await;
+        self.keeper.abort();
+        self.network.shutdown().await;
+    }
+}
+
+fn open(config: &ManagerConfig) -> Result<Store, StoreError> {
+    let first = config.settings.clone().unwrap_or_default();
+    Store::open(&config.data_dir, first, UnixMillis::from(SystemTime::now()))
+}
+
+fn start_network(config: &ManagerConfig, store: &Store) -> Result<(Network, network::Inbox), ServerError> {
+    let keypair = identity::load_or_create(&Path::new(&config.data_dir).join(KEY_FILE))?;
+    Ok(network::start(NetworkConfig {
+        keypair,
+        listen: config.listen.clone(),
+        serves: Serves { config: true, ..Serves::default() },
+        topic: Some(follower::topic(&store.cluster())),
+        limits: Default::default(),
+        dial_loopback: config.allow_loopback,
+    })?)
+}
+
+fn monitored(network: &Network, follower: &Follower) -> Monitoring {
+    let mut registry = metrics::registry();
+    metrics::register(&mut registry, network.clone(), follower.clone());
+    let (network, follower) = (network.clone(), follower.clone());
+    Monitoring::new(registry, move || {
+        let missing = [
+            (network.listeners().is_empty(), "no listener for peers"),
+            (follower.epoch() == 0, "no configuration is in force"),
+        ];
+        let reasons: Vec<_> =
+            missing.into_iter().filter(|(missing, _)| *missing).map(|(_, reason)| reason.to_owned()).collect();
+        if reasons.is_empty() { Ok(()) } else { Err(reasons) }
+    })
+}

@@ -1,0 +1,164 @@
+//! What the manager knows and how it changes.
+
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use damselfly_messages::{
+    config::{Accepted, ConfigurationRefused, Gossip, Settings, SignedConfiguration},
+    id::ClusterId,
+    record::UnixMillis,
+    wire::{Invalid, Wire as _},
+};
+use damselfly_transport::{
+    network::{Network, PublishError},
+    program::follower::Follower,
+};
+use libp2p::PeerId;
+use tokio::{sync::Mutex, task::spawn_blocking, time::sleep};
+
+use crate::store::{SignError, Store};
+
+/// How often a change is gossiped when no member listens at that moment.
+const PUBLISH_TRIES: u32 = 5;
+
+/// A handle to the manager's state.
+#[derive(Debug, Clone)]
+pub struct State {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    cluster: ClusterId,
+    store: Arc<Store>,
+    network: Network,
+    follower: Follower,
+    /// Held during a change: epochs are given out one by one.
+    changing: Mutex<()>,
+}
+
+/// Why the configuration was not changed.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    /// Somebody else has changed it meanwhile.
+    #[error("epoch {current} is in force")]
+    Stale {
+        /// The epoch in force.
+        current: u64,
+    },
+    /// A value is out of range.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// It could not be kept.
+    #[error("the configuration could not be stored")]
+    Store(#[source] io::Error),
+    /// It is stored but not in force here; only a defect gets here.
+    #[error("the new configuration is not accepted")]
+    Refused(#[from] ConfigurationRefused),
+    /// No configuration is in force; only a defect gets here.
+    #[error("no configuration is in force")]
+    Nothing,
+}
+
+impl State {
+    /// The state in `store`, whose newest configuration `follower` has taken over.
+    pub fn new(store: Store, network: Network, follower: Follower) -> Self {
+        let cluster = store.cluster();
+        let changing = Mutex::new(());
+        Self { inner: Arc::new(Inner { cluster, store: Arc::new(store), network, follower, changing }) }
+    }
+
+    /// The cluster.
+    pub fn cluster(&self) -> ClusterId {
+        self.inner.cluster
+    }
+
+    /// The manager's own identity.
+    pub fn peer_id(&self) -> PeerId {
+        self.inner.network.peer_id()
+    }
+
+    /// The configuration in force.
+    pub fn current(&self) -> Option<Arc<Accepted>> {
+        self.inner.follower.current()
+    }
+
+    /// Signs `settings` as the next epoch, keeps them, and tells everyone.
+    ///
+    /// `is_expected` is asked about the epoch in force. Returns the new epoch when it is durable and in force here;
+    /// members follow. Finishes even when the caller leaves.
+    ///
+    /// # Errors
+    /// [`ChangeError`]: nothing has changed.
+    pub async fn change(
+        &self,
+        settings: Settings,
+        is_expected: impl Fn(u64) -> bool + Send + 'static,
+    ) -> Result<u64, ChangeError> {
+        let state = self.clone();
+        let change = tokio::spawn(async move { state.try_change(settings, is_expected).await });
+        change.await.unwrap_or_else(|error| Err(ChangeError::Store(io::Error::other(error))))
+    }
+
+    async fn try_change(&self, settings: Settings, is_expected: impl Fn(u64) -> bool) -> Result<u64, ChangeError> {
+        let _changing = self.inner.changing.lock().await;
+        let current = self.inner.follower.epoch();
+        if !is_expected(current) {
+            return Err(ChangeError::Stale { current });
+        }
+        let store = Arc::clone(&self.inner.store);
+        let signing = spawn_blocking(move || store.sign(current + 1, settings, UnixMillis::from(SystemTime::now())));
+        let signed = signing.await.map_err(|error| ChangeError::Store(io::Error::other(error)))?.map_err(|error| {
+            match error {
+                SignError::Invalid(invalid) => ChangeError::Invalid(invalid),
+                SignError::Io(error) => ChangeError::Store(error),
+            }
+        })?;
+        self.inner.follower.offer(signed.as_bytes(), self.peer_id()).await?;
+        tokio::spawn(publish(self.inner.network.clone(), self.inner.follower.clone(), signed));
+        Ok(current + 1)
+    }
+
+    /// Keeps configurations that members know and this store does not, because it was restored from a backup.
+    ///
+    /// Runs until the follower ends.
+    pub async fn keep_what_members_know(self) {
+        let mut watch = self.inner.follower.watch();
+        let mut kept = self.inner.store.newest().epoch();
+        while watch.changed().await.is_ok() {
+            let Some(accepted) = watch.borrow_and_update().clone() else { continue };
+            let (epoch, signed, store) =
+                (accepted.configuration.epoch, accepted.signed.clone(), Arc::clone(&self.inner.store));
+            if epoch <= kept {
+                continue;
+            }
+            kept = epoch;
+            match spawn_blocking(move || store.keep(&signed)).await {
+                Ok(Ok(())) => tracing::warn!(epoch, "members had a newer configuration than this store: taken over"),
+                // Our own change is kept already.
+                Ok(Err(error)) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Ok(Err(error)) => tracing::error!(epoch, %error, "a configuration of the members is not kept"),
+                Err(error) => tracing::error!(epoch, %error, "a configuration of the members is not kept"),
+            }
+        }
+    }
+}
+
+/// Gossips `signed`; who misses it learns by pulling.
+async fn publish(network: Network, follower: Follower, signed: SignedConfiguration) {
+    let message = Gossip::of(&signed).to_bytes();
+    for _ in 0..PUBLISH_TRIES {
+        if follower.epoch() > signed.epoch() {
+            return;
+        }
+        match network.publish(message.clone()).await {
+            Ok(()) => return,
+            Err(PublishError::NoPeers) => sleep(Duration::from_secs(1)).await,
+            Err(error) => return tracing::warn!(epoch = signed.epoch(), %error, "the change is not gossiped"),
+        }
+    }
+    tracing::info!(epoch = signed.epoch(), "no member listens; members will pull the change");
+}

@@ -1,0 +1,85 @@
+//! Where a host can be dialled by others.
+
+use std::net::IpAddr;
+
+use damselfly_transport::dialing::DialPolicy;
+use libp2p::{Multiaddr, multiaddr::Protocol};
+
+/// The port of a host that announces no address at all.
+const DEFAULT_PORT: u16 = 4500;
+
+/// Of what a host announces, what others can dial; `observed` is the address that this scheduler sees it at.
+///
+/// An unspecified IP (`0.0.0.0`, `::`) stands for *the one you see me at*: containers and hosts behind them do not know
+/// their own.
+pub(crate) fn reachable(
+    announced: Vec<Multiaddr>,
+    observed: Option<&Multiaddr>,
+    policy: DialPolicy,
+) -> Vec<Multiaddr> {
+    let seen = observed.and_then(ip_of);
+    let announced = match (announced.is_empty(), seen) {
+        (true, Some(seen)) => vec![Multiaddr::from(seen).with(Protocol::Tcp(DEFAULT_PORT))],
+        _ => announced,
+    };
+    let mut reachable = Vec::with_capacity(announced.len());
+    for address in announced {
+        let address = match (ip_of(&address), seen) {
+            (Some(ip), Some(seen)) if ip.is_unspecified() => with_ip(&address, seen),
+            _ => address,
+        };
+        if policy.allows(&address) && !reachable.contains(&address) {
+            reachable.push(address);
+        }
+    }
+    reachable
+}
+
+fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
+    match address.iter().next()? {
+        Protocol::Ip4(ip) => Some(ip.into()),
+        Protocol::Ip6(ip) => Some(IpAddr::from(ip).to_canonical()),
+        _ => None,
+    }
+}
+
+fn with_ip(address: &Multiaddr, ip: IpAddr) -> Multiaddr {
+    address.iter().skip(1).fold(Multiaddr::from(ip), Multiaddr::with)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_can_dial() {
+        let table: [(&[&str], Option<&str>, DialPolicy, &[&str], &str); 8] = [
+            (&["/ip4/10.0.0.7/tcp/1"], None, DialPolicy::Routable, &["/ip4/10.0.0.7/tcp/1"], "as announced"),
+            (
+                &["/ip4/0.0.0.0/tcp/1"],
+                Some("/ip4/10.0.0.7/tcp/999"),
+                DialPolicy::Routable,
+                &["/ip4/10.0.0.7/tcp/1"],
+                "the observed IP with the announced port",
+            ),
+            (&["/ip4/0.0.0.0/tcp/1"], None, DialPolicy::Routable, &[], "unknown"),
+            (&[], Some("/ip4/10.0.0.7/tcp/9"), DialPolicy::Routable, &["/ip4/10.0.0.7/tcp/4500"], "the default port"),
+            (&["/ip4/127.0.0.1/tcp/1"], None, DialPolicy::Routable, &[], "loopback is nobody else's"),
+            (&["/ip4/127.0.0.1/tcp/1"], None, DialPolicy::Local, &["/ip4/127.0.0.1/tcp/1"], "but for a testnet"),
+            (
+                &["/ip6/::/tcp/1", "/ip4/0.0.0.0/tcp/1"],
+                Some("/ip6/::ffff:10.0.0.7/tcp/9"),
+                DialPolicy::Routable,
+                &["/ip4/10.0.0.7/tcp/1"],
+                "both listeners of one host, seen through a mapped address",
+            ),
+            (&["/dns4/a.example/tcp/1"], None, DialPolicy::Routable, &["/dns4/a.example/tcp/1"], "a name"),
+        ];
+        let parse = |text: &&str| text.parse::<Multiaddr>().expect("an address");
+        for (announced, observed, policy, expected, reason) in table {
+            let observed = observed.as_ref().map(parse);
+            let reachable = reachable(announced.iter().map(parse).collect(), observed.as_ref(), policy);
+            assert_eq!(reachable, expected.iter().map(parse).collect::<Vec<_>>(), "{reason}");
+        }
+    }
+}

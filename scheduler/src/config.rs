@@ -1,0 +1,97 @@
+//! What `dfscheduler.toml` says.
+
+use std::path::PathBuf;
+
+use damselfly_transport::program::{
+    cluster::ClusterConfig,
+    config::{BadValue, Config},
+    http::HttpConfig,
+    identity::KEY_FILE,
+};
+use libp2p::Multiaddr;
+use serde::{Deserialize, Serialize};
+
+/// The configuration of `dfscheduler`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SchedulerConfig {
+    /// Where to listen for members, as multiaddrs. Default `/ip4/0.0.0.0/tcp/4600`.
+    pub listen: Vec<Multiaddr>,
+    /// Directory for the key and the newest signed configuration; everything else is in memory. Default
+    /// `/var/lib/damselfly-scheduler`.
+    pub data_dir: PathBuf,
+    /// File with the identity key, made when it is missing. Default `identity.key` in the data directory.
+    pub identity_file: Option<PathBuf>,
+    /// Whether hosts may be at loopback and link-local addresses: only in tests and testnets. Default false.
+    pub allow_loopback: bool,
+    /// Connections at once. Default 20,480; the limit of open files may lower it.
+    pub connections: u32,
+    /// Which cluster, and whom to ask first for its configuration.
+    pub cluster: ClusterConfig,
+    /// Metrics and health. Default `127.0.0.1:4601`.
+    pub http: HttpConfig,
+}
+
+impl Default for SchedulerConfig {
+    fn default() -> Self {
+        Self {
+            listen: vec![Multiaddr::empty().with(std::net::Ipv4Addr::UNSPECIFIED.into()).with(
+                libp2p::multiaddr::Protocol::Tcp(4600),
+            )],
+            data_dir: "/var/lib/damselfly-scheduler".into(),
+            identity_file: None,
+            allow_loopback: false,
+            connections: 20_480,
+            cluster: ClusterConfig::default(),
+            http: HttpConfig::loopback(4601),
+        }
+    }
+}
+
+impl Config for SchedulerConfig {
+    fn check(&self) -> Result<(), BadValue> {
+        if self.listen.is_empty() {
+            return Err(BadValue::new("listen", "needs at least one address"));
+        }
+        if !(64..=65_536).contains(&self.connections) {
+            return Err(BadValue::new("connections", "must be within 64–65,536"));
+        }
+        Ok(())
+    }
+}
+
+impl SchedulerConfig {
+    /// Where the identity key is.
+    pub fn key_file(&self) -> PathBuf {
+        self.identity_file.clone().unwrap_or_else(|| self.data_dir.join(KEY_FILE))
+    }
+
+    /// Where the newest signed configuration is kept.
+    pub fn stored_configuration(&self) -> PathBuf {
+        self.data_dir.join("configuration.signed")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use damselfly_transport::program::config;
+
+    use super::*;
+
+    #[test]
+    fn a_file_is_read_and_what_it_cannot_say_is_refused() {
+        let table = [
+            ("allow_loopback = true\n[cluster]\nbootstrap = []\n[http]\nlisten = '127.0.0.1:0'", true, "a testnet"),
+            ("listens = []", false, "an unknown key"),
+            ("listen = []", false, "nowhere to listen"),
+            ("connections = 1", false, "too few"),
+            ("[cluster]\nid = 'x'", false, "no cluster ID"),
+        ];
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("dfscheduler.toml");
+        for (text, accepted, reason) in table {
+            std::fs::write(&path, text).expect("written");
+            assert_eq!(config::load::<SchedulerConfig>(Some(&path), &[]).is_ok(), accepted, "{reason}");
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! `dfscheduler`.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Context as _;
+use clap::Parser;
+use damselfly_scheduler::{config::SchedulerConfig, program::Scheduler};
+use damselfly_transport::program::{
+    config::{self, Override},
+    lifecycle::{self, Signals},
+    logging::{self, LogFormat},
+};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// Owns a part of the hash ring: who holds which task, and which parents a host should fetch from.
+#[derive(Debug, Parser)]
+#[command(name = "dfscheduler", version, max_term_width = 100)]
+struct Arguments {
+    /// Configuration file (TOML)
+    #[arg(long, value_name = "FILE", env = "DFSCHEDULER_CONFIG")]
+    config: Option<PathBuf>,
+    /// Show the effective configuration with the source of each value, and end
+    #[arg(long)]
+    print_config: bool,
+    /// How log lines look; RUST_LOG filters them
+    #[arg(long, value_enum, default_value_t)]
+    log_format: LogFormat,
+    /// Address to listen on, as a multiaddr; may be repeated
+    #[arg(long, value_name = "MULTIADDR", env = "DFSCHEDULER_LISTEN", value_delimiter = ',')]
+    listen: Vec<String>,
+    /// Directory for the key and the newest signed configuration
+    #[arg(long, value_name = "DIR", env = "DFSCHEDULER_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+    /// Allow hosts at loopback addresses: only for tests and testnets
+    #[arg(long)]
+    allow_loopback: bool,
+    /// The cluster's ID
+    #[arg(long, value_name = "ID", env = "DFSCHEDULER_CLUSTER")]
+    cluster: Option<String>,
+    /// Member to ask first for the configuration, ending with /p2p/ and its peer ID; may be repeated
+    #[arg(long, value_name = "MULTIADDR", env = "DFSCHEDULER_BOOTSTRAP", value_delimiter = ',')]
+    bootstrap: Vec<String>,
+    /// Address for metrics and health
+    #[arg(long, value_name = "ADDRESS:PORT", env = "DFSCHEDULER_HTTP_LISTEN")]
+    http_listen: Option<String>,
+    /// Allow HTTP without encryption on an address that other hosts reach
+    #[arg(long)]
+    insecure_http: bool,
+}
+
+/// Arguments that are settings.
+const SETTINGS: &[(&str, &str)] = &[
+    ("listen", "listen"),
+    ("data_dir", "data_dir"),
+    ("allow_loopback", "allow_loopback"),
+    ("cluster", "cluster.id"),
+    ("bootstrap", "cluster.bootstrap"),
+    ("http_listen", "http.listen"),
+    ("insecure_http", "http.insecure_http"),
+];
+
+/// Files, listeners and the like beside the connections.
+const OTHER_FILES: u64 = 256;
+
+fn main() -> ExitCode {
+    let (arguments, overrides) = config::parse_args::<Arguments>(SETTINGS);
+    match run(&arguments, &overrides) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("dfscheduler: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments, overrides: &[Override]) -> anyhow::Result<ExitCode> {
+    let loaded = match config::load::<SchedulerConfig>(arguments.config.as_deref(), overrides) {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            eprintln!("dfscheduler: {error}");
+            return Ok(ExitCode::from(2));
+        }
+    };
+    if arguments.print_config {
+        print!("{}", loaded.print());
+        return Ok(ExitCode::SUCCESS);
+    }
+    logging::init(arguments.log_format);
+    let mut config = loaded.config;
+    config.connections = config.connections.min(raise_file_limit());
+    tokio::runtime::Runtime::new().context("no runtime")?.block_on(serve(config))
+}
+
+async fn serve(config: SchedulerConfig) -> anyhow::Result<ExitCode> {
+    let mut signals = Signals::catch().context("signals cannot be caught")?;
+    let mut scheduler = Scheduler::start(config).await?;
+    lifecycle::ready();
+    let failed = tokio::select! {
+        signal = signals.recv() => {
+            tracing::info!(signal, "ending");
+            false
+        }
+        () = scheduler.ended() => true,
+    };
+    let clean = lifecycle::shut_down(scheduler.stop()).await;
+    Ok(if failed || !clean { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Raises the limit of open files as far as the system allows; returns how many connections fit.
+fn raise_file_limit() -> u32 {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).is_ok();
+    let files = if raised { maximum } else { current };
+    let connections = files.unwrap_or(u64::MAX).saturating_sub(OTHER_FILES).max(64);
+    u32::try_from(connections).unwrap_or(u32::MAX)
+}

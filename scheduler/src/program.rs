@@ -1,0 +1,120 @@
+//! Puts a scheduler together from its configuration.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use damselfly_transport::{
+    dialing::DialPolicy,
+    network::{self, ConnectionLimits, Network, NetworkConfig, Serves},
+    program::{
+        follower::{self, Follower, FollowerConfig, Role},
+        http::{HttpServer, Monitoring, monitoring},
+        identity,
+    },
+};
+use prometheus_client::registry::Registry;
+use tokio::{task::JoinSet, time::timeout};
+
+use crate::{
+    config::SchedulerConfig,
+    metrics::Metrics,
+    service::Service,
+    state::{Limits, State},
+};
+
+/// Requests that wait for the state; above it the answer is busy.
+const INBOX: usize = 1024;
+
+/// How long what is under way may take after the network has ended.
+const STOP_WITHIN: Duration = Duration::from_secs(2);
+
+/// A running scheduler.
+#[derive(Debug)]
+pub struct Scheduler {
+    network: Network,
+    http: HttpServer,
+    service: JoinSet<()>,
+}
+
+impl Scheduler {
+    /// Starts everything: key, network, configuration follower, service, HTTP.
+    ///
+    /// # Errors
+    /// The reason, for a person; what was started ends.
+    pub async fn start(config: SchedulerConfig) -> anyhow::Result<Self> {
+        let cluster = config.cluster.id.context(
+            "no cluster: set cluster.id and cluster.bootstrap in the configuration, or with --cluster and --bootstrap",
+        )?;
+        identity::prepare_data_dir(&config.data_dir)?;
+        let keypair = identity::load_or_create(&config.key_file())?;
+        let limits = ConnectionLimits {
+            connections: config.connections,
+            inbox: INBOX,
+            ..ConnectionLimits::default()
+        };
+        let (network, inbox) = network::start(NetworkConfig {
+            keypair,
+            listen: config.listen.clone(),
+            serves: Serves { scheduler: true, config: true, ..Serves::default() },
+            topic: Some(follower::topic(&cluster)),
+            limits,
+            dial_loopback: config.allow_loopback,
+        })?;
+        let follower_config = FollowerConfig {
+            cluster,
+            role: Role::Scheduler,
+            stored: Some(config.stored_configuration()),
+            bootstrap: config.cluster.bootstrap,
+        };
+        let follower = Follower::start(follower_config, network.clone(), inbox.gossip, inbox.config)
+            .context("the stored configuration cannot be used")?;
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        let http = HttpServer::start(&config.http, monitoring(ready(registry, &network, &follower))).await?;
+        let policy = if config.allow_loopback { DialPolicy::Local } else { DialPolicy::Routable };
+        let state = State::new(network.peer_id(), Limits::default(), rand::random());
+        let service = Service::new(state, network.clone(), follower, policy, metrics);
+        let mut running = JoinSet::new();
+        running.spawn(service.run(inbox.scheduler, inbox.peers));
+        tracing::info!(peer = %network.peer_id(), listen = ?network.listeners(), http = %http.address(), "scheduler started");
+        Ok(Self { network, http, service: running })
+    }
+
+    /// Where it listens and who it is.
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// Where its metrics are.
+    pub fn http_address(&self) -> std::net::SocketAddr {
+        self.http.address()
+    }
+
+    /// Returns when the service has ended by itself, which is a failure.
+    pub async fn ended(&mut self) {
+        if let Some(Err(error)) = self.service.join_next().await {
+            tracing::error!(%error, "the service has failed");
+        }
+    }
+
+    /// Closes everything.
+    pub async fn stop(mut self) {
+        self.network.shutdown().await;
+        drop(timeout(STOP_WITHIN, self.service.shutdown()).await);
+        self.http.stop().await;
+    }
+}
+
+fn ready(registry: Registry, network: &Network, follower: &Follower) -> Monitoring {
+    let (network, configuration) = (network.clone(), follower.watch());
+    Monitoring::new(registry, move || {
+        let mut missing = Vec::new();
+        if network.listeners().is_empty() {
+            missing.push("not listening".to_owned());
+        }
+        if configuration.borrow().is_none() {
+            missing.push("no configuration of the cluster yet: no bootstrap member has answered with one".to_owned());
+        }
+        if missing.is_empty() { Ok(()) } else { Err(missing) }
+    })
+}

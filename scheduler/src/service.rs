@@ -1,0 +1,195 @@
+//! The shell around the state: requests in, replies and notifications out.
+//!
+//! One task owns the state; decoding runs in another one before it, notifications in tasks of their own behind it.
+
+use std::{
+    collections::HashMap,
+    time::{Instant, SystemTime},
+};
+
+use damselfly_messages::{record::UnixMillis, scheduler::{Request, RequestBody}};
+use damselfly_transport::{
+    dialing::DialPolicy,
+    network::{Network, PeerEvent},
+    program::follower::Follower,
+    protocol::SchedulerProtocol,
+    rpc::Inbound,
+};
+use libp2p::PeerId;
+use tokio::{
+    sync::mpsc,
+    time::{MissedTickBehavior, interval},
+};
+
+use crate::{
+    addresses,
+    metrics::{self, Metrics},
+    notifier::Notifier,
+    state::{Action, AskId, Event, Now, Reply, State, TICK},
+};
+
+/// Decoded requests that wait for the state; above it the network's inbox fills, and then the answer is *busy*.
+const DECODED: usize = 64;
+
+/// A request that waits for its reply.
+#[derive(Debug)]
+struct Waiting {
+    inbound: Inbound<SchedulerProtocol>,
+    kind: &'static str,
+}
+
+/// A request, decoded.
+type Decoded = (Inbound<SchedulerProtocol>, Request);
+
+/// The scheduler at work.
+#[derive(Debug)]
+pub(crate) struct Service {
+    state: State,
+    network: Network,
+    follower: Follower,
+    policy: DialPolicy,
+    metrics: Metrics,
+    notifier: Notifier,
+    waiting: HashMap<AskId, Waiting>,
+    asked: u64,
+    started: Instant,
+}
+
+impl Service {
+    pub(crate) fn new(
+        state: State,
+        network: Network,
+        follower: Follower,
+        policy: DialPolicy,
+        metrics: Metrics,
+    ) -> Self {
+        let notifier = Notifier::new(network.clone());
+        let (waiting, started) = (HashMap::new(), Instant::now());
+        Self { state, network, follower, policy, metrics, notifier, waiting, asked: 0, started }
+    }
+
+    /// Serves until the network ends.
+    pub(crate) async fn run(
+        mut self,
+        requests: mpsc::Receiver<Inbound<SchedulerProtocol>>,
+        mut peers: mpsc::Receiver<PeerEvent>,
+    ) {
+        let (decoded, mut requests) = decode(requests);
+        let _decoding = decoded;
+        let mut configurations = self.follower.watch();
+        configurations.mark_changed();
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        loop {
+            tokio::select! {
+                request = requests.recv() => match request {
+                    Some(Ok(request)) => self.on_request(request),
+                    Some(Err(())) => self.metrics.on_invalid(),
+                    None => return,
+                },
+                Ok(()) = configurations.changed() => {
+                    let accepted = configurations.borrow_and_update().clone();
+                    accepted.into_iter().for_each(|accepted| self.feed(Event::Configured(accepted)));
+                }
+                Some(outcome) = self.notifier.next() => self.feed(Event::Notified {
+                    delete: outcome.delete,
+                    peer: outcome.peer,
+                    answered: outcome.answered,
+                }),
+                Some(event) = peers.recv() => match event {
+                    PeerEvent::Connected(_) => {}
+                    PeerEvent::Disconnected(peer) => self.feed(Event::Disconnected(peer)),
+                },
+                _ = ticks.tick() => self.on_tick(),
+            }
+        }
+    }
+
+    fn on_tick(&mut self) {
+        self.feed(Event::Tick);
+        self.metrics.update(&self.state);
+    }
+
+    fn on_request(&mut self, (inbound, mut request): Decoded) {
+        // An asker that has given up asks again; a delete it no longer waits for is better asked for anew.
+        if !inbound.is_waiting() {
+            return;
+        }
+        let peer = inbound.peer();
+        self.resolve_addresses(peer, &mut request.body);
+        let kind = metrics::kind(&request.body);
+        let ask = AskId(self.asked);
+        self.asked += 1;
+        self.waiting.insert(ask, Waiting { inbound, kind });
+        let began = Instant::now();
+        self.feed(Event::Asked { ask, peer, request });
+        self.metrics.on_handled(kind, began.elapsed());
+    }
+
+    fn resolve_addresses(&self, peer: PeerId, body: &mut RequestBody) {
+        if let RequestBody::AnnounceHost(host) = body {
+            let observed = self.network.remote_address(&peer);
+            let announced = std::mem::take(&mut host.addresses);
+            host.addresses = addresses::reachable(announced, observed.as_ref(), self.policy);
+        }
+    }
+
+    fn feed(&mut self, event: Event) {
+        let now = Now { at: self.started.elapsed(), wall: UnixMillis::from(SystemTime::now()) };
+        let mut events = vec![event];
+        while let Some(event) = events.pop() {
+            for action in self.state.handle(event, now) {
+                events.extend(self.perform(action));
+            }
+        }
+    }
+
+    /// Does one thing; returns what the state should know of it at once.
+    fn perform(&mut self, action: Action) -> Option<Event> {
+        match action {
+            Action::Reply { ask, reply } => self.reply(ask, reply),
+            Action::Pull { from, epoch } => self.follower.hint(from, epoch),
+            Action::Notify { peer, addresses, request, delete } => {
+                if !self.notifier.send(peer, addresses, request, delete) {
+                    self.metrics.on_dropped_notification();
+                    return delete.map(|delete| Event::Notified { delete, peer, answered: false });
+                }
+            }
+        }
+        None
+    }
+
+    fn reply(&mut self, ask: AskId, reply: Reply) {
+        let Some(Waiting { inbound, kind }) = self.waiting.remove(&ask) else { return };
+        self.metrics.on_answer(kind, &reply);
+        match reply {
+            Reply::Response(response) => inbound.respond(response),
+            Reply::Busy(retry_after) => inbound.busy(retry_after),
+            Reply::Refused(reason) => inbound.refuse(reason),
+        }
+    }
+}
+
+/// Decodes in a task of its own, in order; what is no request is refused there.
+fn decode(
+    mut requests: mpsc::Receiver<Inbound<SchedulerProtocol>>,
+) -> (tokio_util::task::AbortOnDropHandle<()>, mpsc::Receiver<Result<Decoded, ()>>) {
+    let (sender, receiver) = mpsc::channel(DECODED);
+    let task = tokio::spawn(async move {
+        while let Some(inbound) = requests.recv().await {
+            let decoded = match inbound.decode() {
+                Ok(request) => Ok((inbound, request)),
+                Err(invalid) => {
+                    tracing::debug!(peer = %inbound.peer(), %invalid, "not a request");
+                    inbound.refuse(invalid.to_string());
+                    Err(())
+                }
+            };
+            if sender.send(decoded).await.is_err() {
+                return;
+            }
+        }
+    });
+    (tokio_util::task::AbortOnDropHandle::new(task), receiver)
+}
+

@@ -1,0 +1,181 @@
+//! Everything a scheduler knows, and what it decides. Without I/O, clock and chance.
+//!
+//! All of it can be told again by the hosts. A request of a host about a task goes to one of the modules: [`announce`],
+//! [`ask`], [`delete`], [`download`]; [`claims`] keeps what they share consistent.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use damselfly_messages::{
+    id::TaskId,
+    record::UnixMillis,
+    scheduler::{Request, RequestBody, Response, ResponseBody},
+};
+use libp2p::PeerId;
+
+mod announce;
+mod ask;
+mod claims;
+mod counters;
+mod delete;
+mod download;
+mod eras;
+mod event;
+mod faults;
+mod report;
+pub(crate) mod hosts;
+mod sweep;
+mod tasks;
+#[cfg(test)]
+mod tests;
+
+pub use counters::{Counters, Gauges};
+pub use event::{Action, AskId, DeleteId, Event, Limits, Now, Reply, TICK};
+
+use download::Downloads;
+use eras::{Eras, Role};
+use faults::Faults;
+use hosts::Hosts;
+use tasks::{Keep, Task};
+
+/// The same newer configuration is asked for this often at most.
+const PULL_EVERY: Duration = Duration::from_secs(1);
+
+/// The memory of a delete.
+#[derive(Debug, Clone, Copy)]
+struct Grave {
+    generation: u64,
+    deleted: UnixMillis,
+    keep: Keep,
+    told: Duration,
+}
+
+/// The state of a scheduler: [`handle`](Self::handle) is all it does.
+#[derive(Debug)]
+pub struct State {
+    limits: Limits,
+    /// Breaks ties between parents.
+    seed: u64,
+    eras: Eras,
+    hosts: Hosts,
+    tasks: BTreeMap<TaskId, Task>,
+    graves: BTreeMap<TaskId, Grave>,
+    downloads: Downloads,
+    faults: Faults,
+    deletes: BTreeMap<DeleteId, delete::Pending>,
+    next_delete: u64,
+    /// Records told by all hosts.
+    announcements: usize,
+    pulled: Option<Duration>,
+    swept: Duration,
+    counters: Counters,
+}
+
+impl State {
+    /// A scheduler that knows nothing. `seed` decides between parents that are equally good.
+    pub fn new(me: PeerId, limits: Limits, seed: u64) -> Self {
+        Self {
+            limits,
+            seed,
+            eras: Eras::new(me),
+            hosts: Hosts::default(),
+            tasks: BTreeMap::new(),
+            graves: BTreeMap::new(),
+            downloads: Downloads::default(),
+            faults: Faults::default(),
+            deletes: BTreeMap::new(),
+            next_delete: 0,
+            announcements: 0,
+            pulled: None,
+            swept: Duration::ZERO,
+            counters: Counters::default(),
+        }
+    }
+
+    /// Takes in one event and returns what is to be done, in this order.
+    pub fn handle(&mut self, event: Event, now: Now) -> Vec<Action> {
+        let mut actions = Vec::new();
+        match event {
+            Event::Asked { ask, peer, request } => self.on_asked(ask, peer, request, now, &mut actions),
+            Event::Notified { delete, peer, answered } => self.on_notified(delete, &peer, answered, &mut actions),
+            Event::Disconnected(peer) => self.hosts.suspect(&peer),
+            Event::Configured(accepted) => self.on_configured(accepted, now, &mut actions),
+            Event::Tick => self.on_tick(now, &mut actions),
+        }
+        self.counters.notifications +=
+            actions.iter().filter(|action| matches!(action, Action::Notify { .. })).count() as u64;
+        actions
+    }
+
+    fn on_asked(&mut self, ask: AskId, peer: PeerId, request: Request, now: Now, actions: &mut Vec<Action>) {
+        self.hosts.renew(&peer, now.at);
+        if request.epoch > self.eras.epoch() && self.pulled.is_none_or(|last| last + PULL_EVERY <= now.at) {
+            self.pulled = Some(now.at);
+            actions.push(Action::Pull { from: peer, epoch: request.epoch });
+        }
+        let reply = match self.eras.current() {
+            Some(_) => self.answer(ask, peer, request, now, actions),
+            None => Some(self.respond(ResponseBody::NotOwner(None))),
+        };
+        if let Some(reply) = reply {
+            actions.push(Action::Reply { ask, reply });
+        }
+    }
+
+    /// Answers, unless the answer has to wait for others.
+    fn answer(
+        &mut self,
+        ask: AskId,
+        peer: PeerId,
+        request: Request,
+        now: Now,
+        actions: &mut Vec<Action>,
+    ) -> Option<Reply> {
+        let asker = Asker { peer, epoch: request.epoch, stand_in: request.stand_in };
+        let body = match request.body {
+            RequestBody::AnnounceHost(host) => Ok(self.announce_host(asker, *host, now)),
+            RequestBody::AnnounceTask(announce) => self.announce_task(asker, announce, now, actions),
+            RequestBody::LeaveTask(task) => self.leave(asker, task, now),
+            RequestBody::StatTask(name) => self.stat(asker, &name, now),
+            RequestBody::RegisterPeerTask(register) => self.register(asker, &register, now),
+            RequestBody::ReportPieceResult(report) => self.report_pieces(asker, &report, now),
+            RequestBody::ReportPeerResult(report) => self.report_peer(asker, &report, now),
+            RequestBody::DeleteTask(delete) => match self.delete(ask, asker, delete, now, actions) {
+                Ok(done) => Ok(done?),
+                Err(reply) => Err(reply),
+            },
+        };
+        Some(body.map_or_else(|reply| reply, |body| self.respond(body)))
+    }
+
+    fn respond(&self, body: ResponseBody) -> Reply {
+        Reply::Response(Response { epoch: self.eras.epoch(), body })
+    }
+
+    fn not_owner(&self, asker: Asker) -> ResponseBody {
+        let newer = self.eras.current().filter(|accepted| accepted.configuration.epoch > asker.epoch);
+        ResponseBody::NotOwner(newer.map(|accepted| accepted.signed.as_bytes().to_vec()))
+    }
+
+    /// Checks that this scheduler has a say about a task.
+    ///
+    /// `also_former`: those that were owners a moment ago have one too, because they know what the new ones may not.
+    fn admit(&mut self, asker: Asker, task: &TaskId, also_former: bool, now: Now) -> Result<(), Reply> {
+        match self.eras.role(task, now.at) {
+            Role::Owner => Ok(()),
+            Role::Former if also_former => Ok(()),
+            Role::Former | Role::Stranger if asker.stand_in => {
+                self.eras.stand_in(task, now.at);
+                Ok(())
+            }
+            Role::Former | Role::Stranger => Err(self.respond(self.not_owner(asker))),
+        }
+    }
+}
+
+/// Who asks, and from which view of the ring.
+#[derive(Debug, Clone, Copy)]
+struct Asker {
+    peer: PeerId,
+    epoch: u64,
+    stand_in: bool,
+}

@@ -1,0 +1,147 @@
+//! What must hold when the cluster has come to rest.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use damselfly_messages::{
+    id::TaskId,
+    record::{Binding, Tombstone},
+};
+use libp2p::PeerId;
+
+use super::World;
+
+/// How much happened, so that a simulation in which nothing does is noticed.
+#[derive(Debug, Default)]
+pub(super) struct Summary {
+    imported: usize,
+    deleted: usize,
+    lost: usize,
+    held: usize,
+}
+
+impl Summary {
+    pub(super) fn add(&mut self, other: Self) {
+        self.imported += other.imported;
+        self.deleted += other.deleted;
+        self.lost += other.lost;
+        self.held += other.held;
+    }
+
+    pub(super) fn assert_busy(&self, imports: usize) {
+        eprintln!("{self:?}");
+        assert!(self.imported >= imports && self.deleted >= imports / 10 && self.held > 0, "{self:?}");
+        assert!(self.lost * 20 <= self.imported, "acknowledged names are lost to others too often: {self:?}");
+    }
+}
+
+pub(super) fn check(world: &World, which: &str) -> Summary {
+    let graves = graves(world);
+    let mut summary = Summary::default();
+    for node in &world.nodes {
+        summary.deleted += node.deleted.len();
+        for tombstone in &node.deleted {
+            let kept = graves.get(&tombstone.task).is_some_and(|grave| grave.generation >= tombstone.generation);
+            assert!(kept, "{which}: a delete is forgotten: {tombstone:?}");
+        }
+        for (task, binding) in &node.imported {
+            summary.imported += 1;
+            summary.lost += usize::from(!is_kept(world, &graves, node.peer, task, binding, which));
+        }
+    }
+    let held = winners(world, &graves, which);
+    summary.held = held.len();
+    check_owners(world, &graves, &held, which);
+    summary
+}
+
+/// The highest tombstone of each task that any host keeps.
+fn graves(world: &World) -> BTreeMap<TaskId, Tombstone> {
+    let mut graves = BTreeMap::<TaskId, Tombstone>::new();
+    for tombstone in world.nodes.iter().flat_map(|node| node.tombstones.values()) {
+        let grave = graves.entry(tombstone.task).or_insert(*tombstone);
+        if grave.generation < tombstone.generation {
+            *grave = *tombstone;
+        }
+    }
+    graves
+}
+
+/// Whether an acknowledged import still stands, or was deleted; not if it lost its name, which its host must know.
+fn is_kept(
+    world: &World,
+    graves: &BTreeMap<TaskId, Tombstone>,
+    host: PeerId,
+    task: &TaskId,
+    binding: &Binding,
+    which: &str,
+) -> bool {
+    if graves.get(task).is_some_and(|grave| grave.buries(binding)) {
+        return true;
+    }
+    let entry = world.nodes[world.by_peer[&host]].entries.get(task);
+    let entry = entry.unwrap_or_else(|| panic!("{which}: {host} has lost {task} {binding}"));
+    assert_eq!(entry.binding.content, binding.content, "{which}: {task}");
+    match entry.lost_to {
+        None => true,
+        Some(winner) => {
+            assert!(winner.precedence(&entry.binding).is_gt(), "{which}: lost to a weaker one");
+            false
+        }
+    }
+}
+
+/// Each task's content and holders. One winner per name, and nothing that was deleted.
+fn winners(
+    world: &World,
+    graves: &BTreeMap<TaskId, Tombstone>,
+    which: &str,
+) -> BTreeMap<TaskId, (Binding, BTreeSet<PeerId>)> {
+    let mut winners = BTreeMap::<TaskId, (Binding, BTreeSet<PeerId>)>::new();
+    for node in &world.nodes {
+        for (task, entry) in node.entries.iter().filter(|(_, entry)| entry.lost_to.is_none()) {
+            let deleted = graves.get(task).is_some_and(|grave| grave.buries(&entry.binding));
+            assert!(!deleted, "{which}: {} keeps {task} {} although it is deleted", node.peer, entry.binding);
+            let (winner, holders) = winners.entry(*task).or_insert((entry.binding, BTreeSet::new()));
+            assert_eq!(winner.content, entry.binding.content, "{which}: two contents stand under {task}");
+            holders.insert(node.peer);
+        }
+    }
+    winners
+}
+
+/// Every owner knows exactly what the hosts hold and what is deleted.
+fn check_owners(
+    world: &World,
+    graves: &BTreeMap<TaskId, Tombstone>,
+    held: &BTreeMap<TaskId, (Binding, BTreeSet<PeerId>)>,
+    which: &str,
+) {
+    let newest = &world.epochs[&world.epoch()];
+    for (number, scheduler) in &world.schedulers {
+        let state = scheduler.state.as_ref().expect("it runs");
+        assert_eq!(state.eras.epoch(), world.epoch(), "{which}");
+        for task in graves.keys().chain(held.keys()).filter(|task| newest.ring.owns(number, task)) {
+            let known = state.graves.get(task).map(|grave| grave.generation);
+            assert_eq!(known, graves.get(task).map(|grave| grave.generation), "{which}: tombstone of {task}");
+            let candidate = state.tasks.get(task).and_then(|known| known.candidates.first());
+            let known = candidate.filter(|candidate| !candidate.holders.is_empty());
+            let peer = |holder: &crate::state::tasks::Holder| state.hosts.get(holder.host).expect("a host").peer;
+            let known = known
+                .map(|candidate| (candidate.binding.content, candidate.holders.iter().map(peer).collect()))
+                .map(|(content, holders): (_, BTreeSet<_>)| (content, holders));
+            let expected = held.get(task).map(|(binding, holders)| (binding.content, holders.clone()));
+            assert_eq!(known, expected, "{which}: owner {number} of {task}");
+        }
+        let unheld = state.tasks.iter().filter(|(task, known)| {
+            !held.contains_key(task) && known.candidates.iter().any(|candidate| !candidate.holders.is_empty())
+        });
+        assert_eq!(unheld.count(), 0, "{which}: holders of what nobody holds");
+        let told: usize = state.hosts.iter().map(|(_, host)| host.told_len()).sum();
+        assert_eq!(told, state.announcements, "{which}: counted wrongly");
+        for node in &world.nodes {
+            let Some(host) = state.hosts.id(&node.peer).and_then(|id| state.hosts.get(id)) else { continue };
+            let digests = node.digests(number);
+            assert_eq!(host.digests().mismatches(&digests), super::super::NONE, "{which}: digests");
+        }
+    }
+}
