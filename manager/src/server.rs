@@ -2,6 +2,7 @@
 
 use std::{io, path::Path, time::SystemTime};
 
+use damselfly_messages::config::ConfigurationRefused;
 use damselfly_messages::record::UnixMillis;
 use damselfly_transport::{
     network::{self, Network, NetworkConfig, Serves, StartError},
@@ -12,7 +13,6 @@ use damselfly_transport::{
         metrics,
     },
 };
-use damselfly_messages::config::ConfigurationRefused;
 use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
 use crate::{
@@ -76,8 +76,8 @@ impl Server {
         .await??;
         let followed =
             FollowerConfig { cluster: store.cluster(), role: Role::Manager, bootstrap: Vec::new(), stored: None };
-        let follower = Follower::start(followed, network.clone(), inbox.gossip, inbox.config)
-            .map_err(ServerError::Follower)?;
+        let follower =
+            Follower::start(followed, network.clone(), inbox.gossip, inbox.config).map_err(ServerError::Follower)?;
         follower.offer(store.newest().as_bytes(), network.peer_id()).await?;
         let state = State::new(store, network.clone(), follower.clone());
         let keeper = tokio::spawn(state.clone().keep_what_members_know());

@@ -111,12 +111,13 @@ impl State {
         }
         let store = Arc::clone(&self.inner.store);
         let signing = spawn_blocking(move || store.sign(current + 1, settings, UnixMillis::from(SystemTime::now())));
-        let signed = signing.await.map_err(|error| ChangeError::Store(io::Error::other(error)))?.map_err(|error| {
-            match error {
-                SignError::Invalid(invalid) => ChangeError::Invalid(invalid),
-                SignError::Io(error) => ChangeError::Store(error),
-            }
-        })?;
+        let signed =
+            signing.await.map_err(|error| ChangeError::Store(io::Error::other(error)))?.map_err(
+                |error| match error {
+                    SignError::Invalid(invalid) => ChangeError::Invalid(invalid),
+                    SignError::Io(error) => ChangeError::Store(error),
+                },
+            )?;
         self.inner.follower.offer(signed.as_bytes(), self.peer_id()).await?;
         tokio::spawn(publish(self.inner.network.clone(), self.inner.follower.clone(), signed));
         Ok(current + 1)

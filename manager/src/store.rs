@@ -206,7 +206,10 @@ mod tests {
         let store = open(&data).expect("founded");
         assert_eq!(store.newest().epoch(), 1);
         let second = store.sign(2, Settings::default(), UnixMillis(2)).expect("signed");
-        assert!(matches!(store.sign(2, Settings::default(), UnixMillis(3)), Err(SignError::Io(_))), "an epoch is used once");
+        assert!(
+            matches!(store.sign(2, Settings::default(), UnixMillis(3)), Err(SignError::Io(_))),
+            "an epoch is used once"
+        );
         let wrong = Settings { replicas: 9, ..Settings::default() };
         assert!(matches!(store.sign(3, wrong, UnixMillis(3)), Err(SignError::Invalid(_))));
         let again = open(&data).expect("opened");

@@ -12,11 +12,7 @@ const DEFAULT_PORT: u16 = 4500;
 ///
 /// An unspecified IP (`0.0.0.0`, `::`) stands for *the one you see me at*: containers and hosts behind them do not know
 /// their own.
-pub(crate) fn reachable(
-    announced: Vec<Multiaddr>,
-    observed: Option<&Multiaddr>,
-    policy: DialPolicy,
-) -> Vec<Multiaddr> {
+pub(crate) fn reachable(announced: Vec<Multiaddr>, observed: Option<&Multiaddr>, policy: DialPolicy) -> Vec<Multiaddr> {
     let seen = observed.and_then(ip_of);
     let announced = match (announced.is_empty(), seen) {
         (true, Some(seen)) => vec![Multiaddr::from(seen).with(Protocol::Tcp(DEFAULT_PORT))],
@@ -53,7 +49,8 @@ mod tests {
 
     #[test]
     fn what_others_can_dial() {
-        let table: [(&[&str], Option<&str>, DialPolicy, &[&str], &str); 8] = [
+        type Row = (&'static [&'static str], Option<&'static str>, DialPolicy, &'static [&'static str], &'static str);
+        let table: [Row; 8] = [
             (&["/ip4/10.0.0.7/tcp/1"], None, DialPolicy::Routable, &["/ip4/10.0.0.7/tcp/1"], "as announced"),
             (
                 &["/ip4/0.0.0.0/tcp/1"],

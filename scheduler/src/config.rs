@@ -35,9 +35,11 @@ pub struct SchedulerConfig {
 impl Default for SchedulerConfig {
     fn default() -> Self {
         Self {
-            listen: vec![Multiaddr::empty().with(std::net::Ipv4Addr::UNSPECIFIED.into()).with(
-                libp2p::multiaddr::Protocol::Tcp(4600),
-            )],
+            listen: vec![
+                Multiaddr::empty()
+                    .with(std::net::Ipv4Addr::UNSPECIFIED.into())
+                    .with(libp2p::multiaddr::Protocol::Tcp(4600)),
+            ],
             data_dir: "/var/lib/damselfly-scheduler".into(),
             identity_file: None,
             allow_loopback: false,

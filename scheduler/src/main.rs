@@ -10,7 +10,6 @@ use damselfly_transport::program::{
     lifecycle::{self, Signals},
     logging::{self, LogFormat},
 };
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Owns a part of the hash ring: who holds which task, and which parents a host should fetch from.
 #[derive(Debug, Parser)]
@@ -87,7 +86,7 @@ fn run(arguments: &Arguments, overrides: &[Override]) -> anyhow::Result<ExitCode
     }
     logging::init(arguments.log_format);
     let mut config = loaded.config;
-    config.connections = config.connections.min(raise_file_limit());
+    config.connections = config.connections.min(connections_max());
     tokio::runtime::Runtime::new().context("no runtime")?.block_on(serve(config))
 }
 
@@ -106,11 +105,7 @@ async fn serve(config: SchedulerConfig) -> anyhow::Result<ExitCode> {
     Ok(if failed || !clean { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// Raises the limit of open files as far as the system allows; returns how many connections fit.
-fn raise_file_limit() -> u32 {
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).is_ok();
-    let files = if raised { maximum } else { current };
-    let connections = files.unwrap_or(u64::MAX).saturating_sub(OTHER_FILES).max(64);
-    u32::try_from(connections).unwrap_or(u32::MAX)
+/// How many connections fit, with the limit of open files as high as the system allows.
+fn connections_max() -> u32 {
+    u32::try_from(lifecycle::raise_file_limit().saturating_sub(OTHER_FILES).max(64)).unwrap_or(u32::MAX)
 }

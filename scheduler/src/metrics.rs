@@ -41,7 +41,7 @@ impl Metrics {
             gauges: Default::default(),
             dropped_notifications: Counter::default(),
         };
-        let registry = registry.sub_registry_with_prefix("damselfly_scheduler");
+        let registry = registry.sub_registry_with_prefix("scheduler");
         registry.register("requests", "Requests by kind and result", metrics.requests.clone());
         let help = "Time in which one request was decided";
         registry.register_with_unit("handling", help, Unit::Seconds, metrics.handling.clone());

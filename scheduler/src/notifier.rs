@@ -5,10 +5,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use damselfly_messages::notify;
 use damselfly_transport::{network::Network, protocol::NotifyProtocol};
 use libp2p::{Multiaddr, PeerId};
-use tokio::{
-    task::JoinSet,
-    time::timeout,
-};
+use tokio::{task::JoinSet, time::timeout};
 
 use crate::state::DeleteId;
 

@@ -9,7 +9,7 @@ use damselfly_transport::{
     program::{
         follower::{self, Follower, FollowerConfig, Role},
         http::{HttpServer, Monitoring, monitoring},
-        identity,
+        identity, metrics as program_metrics,
     },
 };
 use prometheus_client::registry::Registry;
@@ -47,11 +47,7 @@ impl Scheduler {
         )?;
         identity::prepare_data_dir(&config.data_dir)?;
         let keypair = identity::load_or_create(&config.key_file())?;
-        let limits = ConnectionLimits {
-            connections: config.connections,
-            inbox: INBOX,
-            ..ConnectionLimits::default()
-        };
+        let limits = ConnectionLimits { connections: config.connections, inbox: INBOX, ..ConnectionLimits::default() };
         let (network, inbox) = network::start(NetworkConfig {
             keypair,
             listen: config.listen.clone(),
@@ -68,7 +64,8 @@ impl Scheduler {
         };
         let follower = Follower::start(follower_config, network.clone(), inbox.gossip, inbox.config)
             .context("the stored configuration cannot be used")?;
-        let mut registry = Registry::default();
+        let mut registry = program_metrics::registry();
+        program_metrics::register(&mut registry, network.clone(), follower.clone());
         let metrics = Metrics::register(&mut registry);
         let http = HttpServer::start(&config.http, monitoring(ready(registry, &network, &follower))).await?;
         let policy = if config.allow_loopback { DialPolicy::Local } else { DialPolicy::Routable };

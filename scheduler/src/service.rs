@@ -7,7 +7,10 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use damselfly_messages::{record::UnixMillis, scheduler::{Request, RequestBody}};
+use damselfly_messages::{
+    record::UnixMillis,
+    scheduler::{Request, RequestBody},
+};
 use damselfly_transport::{
     dialing::DialPolicy,
     network::{Network, PeerEvent},
@@ -192,4 +195,3 @@ fn decode(
     });
     (tokio_util::task::AbortOnDropHandle::new(task), receiver)
 }
-

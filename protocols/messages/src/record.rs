@@ -62,7 +62,7 @@ pub struct Tombstone {
     pub task: TaskId,
     /// The highest generation it buries.
     pub generation: u64,
-    /// When it was deleted, by the clock of the owner that did it.
+    /// When it was deleted: by the clock of the owner that did it, or, if that had to wait, of the host that asked.
     pub deleted: UnixMillis,
 }
 

@@ -99,12 +99,8 @@ impl State {
         actions: &mut Vec<Action>,
     ) -> Vec<PeerId> {
         let task = tombstone.task;
-        let grave = self.graves.entry(task).or_insert(Grave {
-            generation: 0,
-            deleted: tombstone.deleted,
-            keep,
-            told: now.at,
-        });
+        let grave =
+            self.graves.entry(task).or_insert(Grave { generation: 0, deleted: tombstone.deleted, keep, told: now.at });
         if tombstone.generation > grave.generation {
             (grave.generation, grave.deleted) = (tombstone.generation, tombstone.deleted);
         }

@@ -61,10 +61,11 @@ impl State {
         };
         let id = DeleteId(self.next_delete);
         self.next_delete += 1;
-        let tombstone = Tombstone { task, generation, deleted: now.wall };
+        // What was imported after the delete was asked for is not meant by it, however long it had to wait.
+        let deleted = delete.asked.map_or(now.wall, |asked| asked.min(now.wall));
+        let tombstone = Tombstone { task, generation, deleted };
         let host = self.hosts.id(&asker.peer);
-        let waiting: BTreeSet<_> =
-            self.bury(tombstone, keep, host, Some(id), now, actions).into_iter().collect();
+        let waiting: BTreeSet<_> = self.bury(tombstone, keep, host, Some(id), now, actions).into_iter().collect();
         if waiting.is_empty() {
             return Ok(Some(ResponseBody::Deleted(nothing(Some(tombstone)))));
         }

@@ -9,9 +9,7 @@ use damselfly_messages::{
     id::{ContentId, TaskId},
     piece::PieceLayout,
     record::Binding,
-    scheduler::{
-        Candidate, Parent, RegisterAnswer, RegisterPeerTask, ResponseBody,
-    },
+    scheduler::{Candidate, Parent, RegisterAnswer, RegisterPeerTask, ResponseBody},
 };
 
 use super::{Asker, Now, Reply, State, hosts::HostId};
@@ -148,8 +146,7 @@ impl State {
             return Err(Reply::Busy(RETRY));
         }
         let (parents, given, excluded) = (Vec::new(), Vec::new(), Vec::new());
-        let download =
-            Download { host, content, pieces, parents, given, excluded, heard: now.at, notified: now.at };
+        let download = Download { host, content, pieces, parents, given, excluded, heard: now.at, notified: now.at };
         self.downloads.insert(task, download);
         // The download may have been all that kept another candidate.
         self.prune(&task, now);

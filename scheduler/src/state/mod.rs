@@ -21,8 +21,8 @@ mod download;
 mod eras;
 mod event;
 mod faults;
-mod report;
 pub(crate) mod hosts;
+mod report;
 mod sweep;
 mod tasks;
 #[cfg(test)]

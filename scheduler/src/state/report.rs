@@ -31,9 +31,10 @@ impl State {
         self.admit(asker, &task, true, now)?;
         let candidate = self.tasks.get(&task).and_then(|known| known.candidate(report.content));
         let Some(binding) = candidate.map(|candidate| candidate.binding) else { return Ok(ResponseBody::Noted) };
-        let known = self.hosts.id(&asker.peer).filter(|host| {
-            self.downloads.get(&task, *host).is_some_and(|download| download.content == report.content)
-        });
+        let known = self
+            .hosts
+            .id(&asker.peer)
+            .filter(|host| self.downloads.get(&task, *host).is_some_and(|download| download.content == report.content));
         let host = match known {
             Some(host) => host,
             None => self.begin_download(asker, task, report.content, now)?,

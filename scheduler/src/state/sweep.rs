@@ -81,7 +81,8 @@ impl State {
     /// The time is over in which former owners answer.
     fn drop_former(&mut self, now: Now) {
         let owned_before = |keep| keep == Keep::Former;
-        let tasks: Vec<_> = self.tasks.iter().filter(|(_, known)| owned_before(known.keep)).map(|(id, _)| *id).collect();
+        let tasks: Vec<_> =
+            self.tasks.iter().filter(|(_, known)| owned_before(known.keep)).map(|(id, _)| *id).collect();
         for task in tasks {
             self.drop_task(&task);
         }

@@ -2,6 +2,7 @@
 
 use std::{io, time::Duration};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -44,6 +45,14 @@ pub async fn shut_down(clean_end: impl Future<Output = ()>) -> bool {
         tracing::warn!(seconds = SHUTDOWN_TIMEOUT.as_secs(), "the shutdown took too long and is cut short");
     }
     ended
+}
+
+/// Raises the limit of open files as far as the system allows; returns how many that are.
+pub fn raise_file_limit() -> u64 {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).is_ok();
+    let files = if raised { maximum } else { current };
+    files.unwrap_or(u64::MAX)
 }
 
 /// Tells the service manager, if there is one, that the program is ready.

@@ -23,10 +23,11 @@ fn above_a_bound_there_is_an_answer() {
     assert!(accepted(&bench.announce(200, numbered(0))), "what is known may be said again");
     let tombstone = Tombstone { task: name("task 0").task_id(), generation: 1, deleted: UnixMillis(START) };
     assert_eq!(bench.announce(200, Record::Deleted(tombstone)), Outcome::Noted, "and deleted");
-    let request = || Request { epoch: 1, stand_in: false, body: RequestBody::AnnounceTask(AnnounceTask {
-        records: vec![numbered(9)],
-        bucket: None,
-    }) };
+    let request = || Request {
+        epoch: 1,
+        stand_in: false,
+        body: RequestBody::AnnounceTask(AnnounceTask { records: vec![numbered(9)], bucket: None }),
+    };
     assert!(matches!(bench.reply_to(202, request()), Some(Reply::Refused(_))), "hosts");
     bench.pass(LEASE);
     assert!(matches!(bench.reply_to(202, request()), Some(Reply::Response(_))), "a place became free");

@@ -128,6 +128,7 @@ fn downloaders_hear_of_new_parents_now_and_then() {
     bench.pass(Duration::from_secs(3));
     assert!(bench.told().is_empty(), "who is done needs none");
     assert_eq!(bench.state.gauges().downloads, 0);
+    assert!(bench.state.hosts.iter().all(|(_, host)| host.children == 0 && host.downloads == 0), "nor is a load");
 }
 
 #[test]

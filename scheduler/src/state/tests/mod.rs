@@ -184,7 +184,8 @@ impl Bench {
         tags: &[(&str, &str)],
     ) -> HostAnswer {
         let epoch = self.state.eras.epoch();
-        match self.ask_as(host, epoch, false, RequestBody::AnnounceHost(Box::new(heartbeat(host, buckets, seed, tags)))) {
+        match self.ask_as(host, epoch, false, RequestBody::AnnounceHost(Box::new(heartbeat(host, buckets, seed, tags))))
+        {
             ResponseBody::Host(answer) => answer,
             other => panic!("answered with {other:?}"),
         }

@@ -47,6 +47,7 @@ fn one_content_stands_under_a_plain_name() {
             assert_eq!(told, [(peer(200), notify::Request::ConflictLost { task, winner })], "{reason}");
         }
         assert_eq!(bench.found("x"), Some((vec![stands], 1, true)), "{reason}");
+        assert_eq!(bench.state.gauges().announcements, 1, "{reason}: the loser must find a bucket that differs");
     }
 }
 
@@ -115,7 +116,10 @@ fn a_false_candidate_goes_to_the_end_and_then_away() {
     report(&mut bench, 302);
     assert_eq!(bench.found(&text).expect("found").0, [content(B)], "more reporters than holders");
     let again = complete(&text, binding(content(A), 1, Some(1)));
-    assert!(matches!(bench.announce(202, again.clone()), Outcome::Refused(_)), "and does not come back with a heartbeat");
+    assert!(
+        matches!(bench.announce(202, again.clone()), Outcome::Refused(_)),
+        "and does not come back with a heartbeat"
+    );
     bench.pass_alive(Duration::from_secs(3700), &[200, 201]);
     assert!(matches!(bench.announce(202, again), Outcome::Accepted(_)), "it is tried again later");
 }

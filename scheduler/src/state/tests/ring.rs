@@ -82,7 +82,10 @@ fn a_former_owner_still_deletes() {
     bench.told();
     let body = RequestBody::DeleteTask(DeleteTask { name: name(&text), asked: None });
     assert_eq!(bench.reply_to(201, Request { epoch: 2, stand_in: false, body }), None);
-    assert!(matches!(bench.told()[..], [(_, notify::Request::DropTask(_))]), "the new owner may not know the holder yet");
+    assert!(
+        matches!(bench.told()[..], [(_, notify::Request::DropTask(_))]),
+        "the new owner may not know the holder yet"
+    );
 }
 
 #[test]

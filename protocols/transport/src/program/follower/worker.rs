@@ -25,6 +25,9 @@ use crate::{
 /// How long a dial may take.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// All connections are looked at no more often: a scheduler has thousands, and after its start they come all at once.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
 /// How many gossip messages are judged at once; above it the inbox fills, and then messages are not passed on.
 const JUDGED_AT_ONCE: usize = 8;
 
@@ -65,19 +68,32 @@ impl Worker {
     pub(super) async fn run(mut self, mut inputs: Inputs) {
         let mut connected = self.network.connected();
         let mut current = self.shared.current.subscribe();
-        let mut polled = Instant::now();
+        let mut peers = Arc::default();
+        // Something has changed, so there may be somebody to ask, to dial or to gossip with.
+        let (mut is_stale, mut looked, mut polled) = (true, None::<Instant>, Instant::now());
         loop {
-            let peers = Arc::clone(&connected.borrow_and_update());
-            self.on_peers(&peers);
-            self.gossip_directly(&peers).await;
-            self.dial(&peers);
+            let may_look = looked.map_or_else(Instant::now, |looked| looked + LOOK_INTERVAL);
+            if is_stale && may_look <= Instant::now() {
+                (is_stale, looked) = (false, Some(Instant::now()));
+                peers = Arc::clone(&connected.borrow_and_update());
+                self.on_peers(&peers);
+                self.gossip_directly(&peers).await;
+                self.dial(&peers);
+            }
             let dial = self.connections.next();
             let poll = polled + if self.shared.epoch() == 0 { URGENT_POLL_INTERVAL } else { POLL_INTERVAL };
             tokio::select! {
-                changed = connected.changed() => if changed.is_err() { return },
-                Ok(()) = current.changed() => {}
-                () = sleep_until(dial.unwrap_or_else(Instant::now)), if dial.is_some() => {}
-                Some(dialled) = self.dials.join_next() => self.on_dialled(dialled.ok()),
+                changed = connected.changed(), if !is_stale => match changed {
+                    Ok(()) => is_stale = true,
+                    Err(_) => return,
+                },
+                Ok(()) = current.changed() => is_stale = true,
+                () = sleep_until(dial.unwrap_or_else(Instant::now)), if dial.is_some() && !is_stale => is_stale = true,
+                () = sleep_until(may_look), if is_stale => {}
+                Some(dialled) = self.dials.join_next() => {
+                    self.on_dialled(dialled.ok());
+                    is_stale = true;
+                }
                 peer = self.pulls.done() => self.pulls.on_done(peer, &self.network, &self.shared),
                 Some(_) = self.judging.join_next() => {}
                 Some(gossip) = inputs.gossip.recv(), if self.judging.len() < JUDGED_AT_ONCE => self.on_gossip(gossip),

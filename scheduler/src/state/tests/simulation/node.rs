@@ -26,7 +26,7 @@ pub(super) fn task_name(number: usize) -> Name {
 
 #[derive(Debug)]
 pub(super) enum Out {
-    Ask { to: PeerId, request: Request, purpose: Purpose },
+    Ask { to: PeerId, request: Box<Request>, purpose: Purpose },
     Wake(u64),
 }
 
@@ -39,7 +39,7 @@ pub(super) enum Purpose {
     /// The first word of an import.
     Import(TaskId),
     Delete(TaskId),
-    Leave(TaskId),
+    Leave,
 }
 
 #[derive(Debug)]
@@ -177,7 +177,7 @@ impl Node {
     }
 
     fn ask(&self, to: PeerId, body: RequestBody, purpose: Purpose) -> Out {
-        let request = Request { epoch: self.config.configuration.epoch, stand_in: false, body };
+        let request = Box::new(Request { epoch: self.config.configuration.epoch, stand_in: false, body });
         Out::Ask { to, request, purpose }
     }
 
@@ -238,7 +238,7 @@ impl Node {
             !mismatched.contains(&task.bucket()) && told.get(task) != Some(&record.digest())
         };
         let changed: Vec<_> = records.iter().filter(changed).map(|(_, record)| record.clone()).collect();
-        let leave = |task: TaskId| self.ask(owner, RequestBody::LeaveTask(task), Purpose::Leave(task));
+        let leave = |task: TaskId| self.ask(owner, RequestBody::LeaveTask(task), Purpose::Leave);
         let mut outs: Vec<_> = left.into_iter().map(leave).collect();
         outs.extend((!changed.is_empty()).then(|| self.tell(owner, changed, None)));
         for bucket in mismatched {
@@ -295,7 +295,8 @@ impl Node {
             return;
         }
         if delete.unasked.is_empty() && delete.waiting.is_empty() {
-            let tombstone = delete.answers.iter().filter_map(|answer| answer.tombstone).max_by_key(|one| one.generation);
+            let tombstone =
+                delete.answers.iter().filter_map(|answer| answer.tombstone).max_by_key(|one| one.generation);
             if let Some(tombstone) = tombstone {
                 self.deletes.remove(&task);
                 self.bury(tombstone);
@@ -384,7 +385,8 @@ impl Node {
         for ((task, digest), outcome) in sent.into_iter().zip(outcomes) {
             let heard = matches!(outcome, Outcome::Accepted(_) | Outcome::Noted);
             let told = self.told.entry(owner).or_default();
-            if heard { drop(told.insert(task, digest)) } else { drop(told.remove(&task)) }
+            told.remove(&task);
+            told.extend(heard.then_some((task, digest)));
             self.on_outcome(task, &outcome);
         }
     }
@@ -449,7 +451,8 @@ impl Node {
                     *untold = owners;
                 }
             }
-            Answer::Lost => {}
+            // Perhaps it was heard: asking the other owner now is what makes two contents be accepted at times.
+            Answer::Lost => import.tries += 1,
         }
     }
 

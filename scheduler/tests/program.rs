@@ -1,0 +1,158 @@
+//! The scheduler as a program, asked by a host over loopback.
+
+use std::time::Duration;
+
+use damselfly_messages::{
+    config::{Configuration, SchedulerEntry, Settings},
+    id::{ClusterId, ContentId},
+    name::Name,
+    notify,
+    record::{Announcement, Binding, Holding, Record, UnixMillis},
+    scheduler::{
+        AnnounceHost, AnnounceTask, DeleteTask, Outcome, RegisterAnswer, RegisterPeerTask, Request, RequestBody,
+        ResponseBody, StatAnswer,
+    },
+};
+use damselfly_scheduler::{config::SchedulerConfig, program::Scheduler};
+use damselfly_transport::{
+    network::{Inbox, Network, NetworkConfig, Serves, start},
+    program::{
+        cluster::PeerAddress,
+        follower::{Follower, FollowerConfig, Role, topic},
+        http::HttpConfig,
+        identity,
+    },
+    protocol::SchedulerProtocol,
+};
+use libp2p::{Multiaddr, identity::Keypair};
+use tokio::time::{sleep, timeout};
+
+const SOON: Duration = Duration::from_secs(10);
+
+fn root() -> Keypair {
+    Keypair::ed25519_from_bytes([9; 32]).expect("32 bytes")
+}
+
+fn loopback() -> Multiaddr {
+    "/ip4/127.0.0.1/tcp/0".parse().expect("an address")
+}
+
+fn member(serves: Serves) -> (Network, Inbox) {
+    start(NetworkConfig {
+        keypair: Keypair::generate_ed25519(),
+        listen: vec![loopback()],
+        serves,
+        topic: Some(topic(&ClusterId::of_root(&root().public()))),
+        limits: Default::default(),
+        dial_loopback: true,
+    })
+    .expect("started")
+}
+
+/// Asks until the answer is what the test waits for: the scheduler has to learn its configuration, and to warm up.
+async fn ask(
+    host: &Network,
+    scheduler: &Network,
+    body: RequestBody,
+    done: impl Fn(&ResponseBody) -> bool,
+) -> ResponseBody {
+    let request = Request { epoch: 1, stand_in: false, body };
+    let asking = async {
+        loop {
+            let answer = host.request::<SchedulerProtocol>(scheduler.peer_id(), &request, SOON).await;
+            match answer {
+                Ok(response) if done(&response.body) => return response.body,
+                Ok(_) | Err(_) => sleep(Duration::from_millis(50)).await,
+            }
+        }
+    };
+    timeout(SOON, asking).await.expect("answered in time")
+}
+
+fn name() -> Name {
+    Name::parse("model", "v1").expect("a name")
+}
+
+fn held(content: ContentId) -> RequestBody {
+    let binding = Binding { content, content_bytes: 5, generation: 1, accepted: None };
+    let announcement = Announcement { name: name(), binding, holding: Holding::Complete };
+    RequestBody::AnnounceTask(AnnounceTask { records: vec![Record::Held(announcement)], bucket: None })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_announces_another_finds_and_deletes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let cluster = ClusterId::of_root(&root().public());
+    let (manager, inbox) = member(Serves { config: true, ..Serves::default() });
+    let follow = FollowerConfig { cluster, role: Role::Manager, bootstrap: Vec::new(), stored: None };
+    let follower = Follower::start(follow, manager.clone(), inbox.gossip, inbox.config).expect("started");
+
+    let mut config = SchedulerConfig {
+        listen: vec![loopback()],
+        data_dir: folder.path().join("data"),
+        allow_loopback: true,
+        http: HttpConfig::loopback(0),
+        ..SchedulerConfig::default()
+    };
+    config.cluster.id = Some(cluster);
+    config.cluster.bootstrap =
+        vec![PeerAddress::new(manager.peer_id(), manager.listeners()[0].clone()).expect("an address")];
+    identity::prepare_data_dir(&config.data_dir).expect("made");
+    let key = identity::load_or_create(&config.key_file()).expect("made");
+    let entry = SchedulerEntry { peer_id: key.public().to_peer_id(), addresses: vec![loopback()], weight: 1 };
+    let settings = Settings { schedulers: vec![entry], heartbeat_ms: 100, lease_ms: 5_000, ..Settings::default() };
+    let configuration = Configuration { cluster, epoch: 1, issued: UnixMillis(1), settings };
+    let signed = configuration.sign(&root()).expect("signed");
+    follower.offer(signed.as_bytes(), manager.peer_id()).await.expect("accepted");
+
+    let scheduler = Scheduler::start(config).await.expect("started");
+    let network = scheduler.network();
+    let (holder, mut heard) = member(Serves { notify: true, ..Serves::default() });
+    let (asker, _inbox) = member(Serves::default());
+    for host in [&holder, &asker] {
+        host.connect(network.peer_id(), network.listeners(), SOON).await.expect("connected");
+    }
+
+    let beat = AnnounceHost {
+        addresses: vec!["/ip4/0.0.0.0/tcp/4511".parse().expect("an address")],
+        seed: false,
+        tags: Default::default(),
+        buckets: None,
+        version: "1".into(),
+    };
+    let beat = RequestBody::AnnounceHost(Box::new(beat));
+    ask(&holder, network, beat, |body| matches!(body, ResponseBody::Host(answer) if answer.warm)).await;
+    let content = ContentId::of(b"bytes");
+    let accepted =
+        |body: &ResponseBody| matches!(body, ResponseBody::Announced(all) if matches!(all[..], [Outcome::Accepted(_)]));
+    ask(&holder, network, held(content), accepted).await;
+
+    let stat = RequestBody::StatTask(name());
+    let found =
+        |body: &ResponseBody| matches!(body, ResponseBody::Stat(StatAnswer::Found { holders: 1, available: true, .. }));
+    ask(&asker, network, stat.clone(), found).await;
+    let register = RequestBody::RegisterPeerTask(RegisterPeerTask { name: name(), exclude: Vec::new() });
+    let answer = ask(&asker, network, register, |body| matches!(body, ResponseBody::Registered(_))).await;
+    let ResponseBody::Registered(RegisterAnswer::Found(candidates)) = answer else { panic!("{answer:?}") };
+    let parent = &candidates[0].parents[0];
+    assert_eq!((parent.peer, parent.complete), (holder.peer_id(), true));
+    assert_eq!(parent.addresses[0].to_string(), "/ip4/127.0.0.1/tcp/4511", "where the scheduler sees it");
+
+    let drops = tokio::spawn(async move {
+        while let Some(inbound) = heard.notify.recv().await {
+            if matches!(inbound.decode(), Ok(notify::Request::DropTask(_))) {
+                inbound.respond(notify::Response { held: true });
+            }
+        }
+    });
+    let delete = RequestBody::DeleteTask(DeleteTask { name: name(), asked: None });
+    let answer = ask(&asker, network, delete, |body| matches!(body, ResponseBody::Deleted(_))).await;
+    let ResponseBody::Deleted(deleted) = answer else { panic!("{answer:?}") };
+    assert_eq!((deleted.dropped, deleted.unreachable), (1, 0));
+    let gone = |body: &ResponseBody| matches!(body, ResponseBody::Stat(StatAnswer::Missing(missing)) if missing.deleted == deleted.tombstone);
+    ask(&asker, network, stat, gone).await;
+    drops.abort();
+
+    timeout(Duration::from_secs(5), scheduler.stop()).await.expect("it ends in time");
+    assert!(folder.path().join("data/configuration.signed").exists(), "it restarts without the manager");
+}

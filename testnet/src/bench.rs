@@ -1,0 +1,48 @@
+//! Measurements.
+
+use std::{process::ExitCode, time::Duration};
+
+use clap::Subcommand;
+
+use crate::units::{parse_duration, parse_size};
+
+pub mod baseline;
+mod pair;
+pub(crate) mod proxy;
+mod report;
+mod small;
+mod usage;
+
+/// What can be measured.
+#[derive(Debug, Subcommand)]
+pub enum Bench {
+    /// Two nodes: a file that only one holds is exported on the other, in turn with baselines without Damselfly.
+    Pair(Pair),
+}
+
+/// `testnet bench pair`
+#[derive(Debug, Clone, clap::Args)]
+pub struct Pair {
+    /// The size of the file.
+    #[arg(long, default_value = "1GiB", value_parser = parse_size)]
+    size: u64,
+    /// How often everything is measured, after one round that does not count.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    runs: u32,
+    /// A round-trip time between the two, made by a delaying proxy, for the baselines too.
+    #[arg(long, value_parser = parse_duration)]
+    rtt: Option<Duration>,
+    /// Prints the result as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Measures what was asked for.
+///
+/// # Errors
+/// What went wrong.
+pub async fn run(bench: Bench) -> anyhow::Result<ExitCode> {
+    match bench {
+        Bench::Pair(pair) => pair::run(pair).await,
+    }
+}

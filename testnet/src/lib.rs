@@ -1,0 +1,16 @@
+//! A whole cluster on one machine, for trying, testing and measuring.
+//!
+//! [`cluster`] starts and changes one, [`layout`] says where its files are, [`demo`] and [`bench`] use one.
+
+pub mod args;
+pub mod bench;
+pub mod cluster;
+mod config;
+pub mod demo;
+pub mod http;
+pub mod layout;
+mod ports;
+pub mod process;
+pub mod programs;
+mod ready;
+pub mod units;

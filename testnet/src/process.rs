@@ -1,0 +1,131 @@
+//! Starting and ending the programs of a cluster.
+
+use std::{
+    env,
+    fs::{self, File, OpenOptions},
+    io::{self, Read as _, Seek as _, SeekFrom},
+    os::unix::{ffi::OsStrExt as _, process::CommandExt as _},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::time::sleep;
+
+/// A program that has not ended so long after SIGTERM is killed; it promises five seconds.
+const END_TIMEOUT: Duration = Duration::from_secs(7);
+
+/// How much of a log is shown.
+const TAIL_BYTES: u64 = 4096;
+
+/// Starts a program so that it ends with its parent.
+///
+/// The standard library can set the signal only in unsafe code after `fork`, so this program sets it and then becomes
+/// the other one.
+#[derive(Debug, clap::Args)]
+pub struct Become {
+    /// Has a session of its own and outlives its parent.
+    #[arg(long)]
+    detached: bool,
+    /// The parent.
+    #[arg(long)]
+    parent: i32,
+    /// The program and its arguments.
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    program: Vec<PathBuf>,
+}
+
+impl Become {
+    /// Returns only when it fails.
+    pub fn exec(self) -> io::Error {
+        let prepared = if self.detached {
+            rustix::process::setsid().map(drop)
+        } else {
+            rustix::process::set_parent_process_death_signal(Some(Signal::TERM))
+        };
+        if let Err(error) = prepared {
+            return error.into();
+        }
+        let parent = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
+        if !self.detached && parent != self.parent {
+            return io::Error::other("the parent has ended already");
+        }
+        let Some((program, arguments)) = self.program.split_first() else {
+            return io::ErrorKind::InvalidInput.into();
+        };
+        Command::new(program).args(arguments).exec()
+    }
+}
+
+/// Starts `program --config config` with its log in `log`. `detached`: it outlives this process.
+///
+/// Must be called on the main thread: the kernel takes the end of the calling thread for that of the parent.
+pub(crate) fn start(program: &Path, config: &Path, log: &Path, detached: bool) -> anyhow::Result<Child> {
+    let log = OpenOptions::new().create(true).append(true).open(log)?;
+    let mut command = become_command(detached)?;
+    command.arg(program).arg("--config").arg(config);
+    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    command.spawn().with_context(|| format!("cannot start {}", program.display()))
+}
+
+/// A command that becomes the program given as its further arguments.
+pub(crate) fn become_command(detached: bool) -> anyhow::Result<Command> {
+    let mut command = Command::new(env::current_exe()?);
+    command.arg("become").arg("--parent").arg(std::process::id().to_string());
+    if detached {
+        command.arg("--detached");
+    }
+    command.arg("--");
+    Ok(command)
+}
+
+/// The processes that run with `--config` and this file, whoever started them.
+pub fn running(config: &Path) -> Vec<Pid> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let ours = |pid: &i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let arguments: Vec<_> = line.split(|byte| *byte == 0).collect();
+        arguments.windows(2).any(|pair| pair[0] == b"--config" && pair[1] == config.as_os_str().as_bytes())
+    };
+    pids.filter(ours).filter_map(Pid::from_raw).collect()
+}
+
+/// Ends all processes with these configurations; first the later ones in the list.
+pub(crate) async fn end(configs: &[PathBuf]) {
+    let all = || configs.iter().rev().flat_map(|config| running(config));
+    for pid in all() {
+        // It may have ended meanwhile.
+        let _ = kill_process(pid, Signal::TERM);
+    }
+    let begun = Instant::now();
+    while all().next().is_some() {
+        if begun.elapsed() > END_TIMEOUT {
+            for pid in all() {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// The last lines of a log.
+pub fn tail(log: &Path) -> String {
+    let read = || -> io::Result<String> {
+        let mut file = File::open(log)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;
+        let mut bytes = Vec::new();
+        file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    match read() {
+        Ok(text) if text.len() as u64 >= TAIL_BYTES => {
+            text.split_once('\n').map_or(text.clone(), |(_, rest)| rest.into())
+        }
+        Ok(text) => text,
+        Err(error) => format!("{}: {error}\n", log.display()),
+    }
+}
