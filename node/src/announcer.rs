@@ -59,6 +59,17 @@ struct Inner {
     views: heartbeat::Views,
 }
 
+/// How records are told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    /// In addition to what the owner knows.
+    News,
+    /// As all that there is in this bucket.
+    Bucket(u8),
+    /// To a scheduler that stands in for the owners.
+    AsStandIn,
+}
+
 /// A task that its owner announces itself; the outbox leaves it alone until this is dropped.
 pub struct Claim {
     inner: Arc<Inner>,
@@ -189,7 +200,8 @@ impl Announcer {
     }
 
     /// Sends records to a scheduler and takes over what it says of them.
-    async fn send(&self, scheduler: PeerId, records: &[Arc<Record>], bucket: Option<u8>) -> Result<(), String> {
+    async fn send(&self, scheduler: PeerId, records: &[Arc<Record>], told: Told) -> Result<(), String> {
+        let bucket = if let Told::Bucket(bucket) = told { Some(bucket) } else { None };
         // A bucket that has become empty is a part too.
         let parts = records.len().div_ceil(RECORDS_PER_MESSAGE).max(usize::from(bucket.is_some()));
         for part in 0..parts {
@@ -198,7 +210,7 @@ impl Announcer {
             let part = bucket.map(|bucket| BucketPart { bucket, first: part == 0, last: part + 1 == parts });
             let records = chunk.iter().map(|record| Record::clone(record)).collect();
             let body = RequestBody::AnnounceTask(AnnounceTask { records, bucket: part });
-            match self.inner.schedulers.ask(scheduler, &body).await? {
+            match self.inner.schedulers.ask(scheduler, &body, told == Told::AsStandIn).await? {
                 ResponseBody::Announced(outcomes) => {
                     self.inner.metrics.announced.inc_by(chunk.len() as u64);
                     for (record, outcome) in chunk.iter().zip(outcomes) {

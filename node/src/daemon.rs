@@ -131,11 +131,11 @@ impl Daemon {
             exporter: Exporter {
                 store: store.clone(),
                 schedulers: schedulers.clone(),
-                downloads,
+                downloads: downloads.clone(),
                 announcer: announcer.clone(),
                 metrics: metrics.clone(),
             },
-            tasks: Tasks { store, schedulers, announcer: announcer.clone(), metrics },
+            tasks: Tasks { store, schedulers, downloads, announcer: announcer.clone(), metrics },
             announcer,
             follower,
             peer: network.peer_id(),

@@ -9,7 +9,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use damselfly_messages::{
@@ -49,6 +49,8 @@ pub use sink::Sink;
 const BUFFER_BYTES: usize = 96 << 20;
 /// Parents that were learned and wait to be taken up.
 const NEW_PARENTS_MAX: usize = 64;
+/// How often a download that is being made durable is looked at.
+const SETTLE: Duration = Duration::from_millis(5);
 /// Pieces gained that a slow listener may lag behind.
 const GAINED_BACKLOG: usize = 4096;
 
@@ -251,6 +253,16 @@ impl Downloads {
         lock(&self.shared.active).get(&content).and_then(|slot| slot.get().cloned())
     }
 
+    /// Waits for downloads that have every byte and are still being made durable and known: exports do not wait for that.
+    pub async fn settled(&self) {
+        let is_settling = |slot: &Arc<OnceCell<Arc<Download>>>| {
+            slot.get().is_some_and(|download| download.lock().plan.is_complete())
+        };
+        while lock(&self.shared.active).values().any(is_settling) {
+            tokio::time::sleep(SETTLE).await;
+        }
+    }
+
     async fn begin(&self, wanted: &Wanted, slot: &Arc<OnceCell<Arc<Download>>>) -> Result<Arc<Download>, FetchError> {
         let (manifest, first, unproved) = self.shared.manifest_for(wanted).await?;
         let (store, wanted_manifest) = (self.shared.store.clone(), manifest.clone());
@@ -371,6 +383,11 @@ impl Download {
     /// [`ReadError`]; a damaged piece is fetched again.
     pub fn read(&self, index: PieceIndex, buffer: &mut Vec<u8>) -> Result<(), ReadError> {
         self.stored.read(index, buffer)
+    }
+
+    /// Makes `target` share the blocks of what is held so far; false where the file systems cannot.
+    pub fn clone_to(&self, target: &std::fs::File) -> bool {
+        self.stored.clone_to(target)
     }
 
     /// Bytes that came from peers since it began here.

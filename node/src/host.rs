@@ -1,6 +1,9 @@
 //! What a host says about itself.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use damselfly_messages::{
     record::BucketDigests,
@@ -43,12 +46,10 @@ impl Host {
             return self.advertise.iter().take(ADDRESSES_MAX).cloned().collect();
         }
         let listeners = network.listeners();
-        let observed = network.observed().borrow().as_ref().and_then(ip_of);
+        // Schedulers put the IP in that they see this host at: a host behind others does not know its own.
         let port = listeners.iter().find_map(port_of);
-        let mut addresses: Vec<_> = match (observed, port) {
-            (Some(ip), Some(port)) => vec![Multiaddr::from(ip).with(Protocol::Tcp(port))],
-            _ => Vec::new(),
-        };
+        let any = Multiaddr::from(IpAddr::from(Ipv4Addr::UNSPECIFIED));
+        let mut addresses: Vec<_> = port.map(|port| any.with(Protocol::Tcp(port))).into_iter().collect();
         if self.allow_loopback {
             addresses.extend(listeners.into_iter().map(without_peer));
         }
@@ -56,14 +57,6 @@ impl Host {
         addresses.truncate(ADDRESSES_MAX);
         addresses
     }
-}
-
-fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
-    address.iter().find_map(|part| match part {
-        Protocol::Ip4(ip) => Some(ip.into()),
-        Protocol::Ip6(ip) => Some(ip.into()),
-        _ => None,
-    })
 }
 
 fn port_of(address: &Multiaddr) -> Option<u16> {

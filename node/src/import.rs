@@ -126,7 +126,7 @@ impl Importer {
         let before = self.store.task(&name.task_id());
         let record = self.record(name, imported.manifest(), before.as_ref(), ttl, pin)?;
         self.commit(imported, record.clone()).await?;
-        let announced = self.announcer.announce_record(&claim, record.clone()).await;
+        let announced = self.announcer.announce_record(&claim, record.clone(), true).await;
         self.conclude(record, before, announced).await
     }
 

@@ -87,6 +87,7 @@ fn run(arguments: Arguments, overrides: Vec<Override>) -> anyhow::Result<()> {
         return Ok(());
     }
     logging::init(arguments.log_format);
+    lifecycle::raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let ended = runtime.block_on(async {
         let mut signals = Signals::catch()?;

@@ -16,7 +16,7 @@ macro_rules! metrics {
         impl Metrics {
             /// Registers every metric.
             pub fn register(&self, registry: &mut Registry) {
-                let registry = registry.sub_registry_with_prefix("damselfly_node");
+                let registry = registry.sub_registry_with_prefix("node");
                 $(register(registry, stringify!($name), $text, $unit, self.$name.clone());)*
             }
         }

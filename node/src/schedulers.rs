@@ -93,8 +93,17 @@ enum Said<T> {
 
 /// Whom to ask, in order: owners, then stand-ins.
 struct Targets {
+    /// Those of now, then those of before the last ring change.
     owners: Vec<PeerId>,
+    /// How many of them are owners now: only these take announcements.
+    current: usize,
     stand_ins: Vec<PeerId>,
+}
+
+impl Targets {
+    fn current(&self) -> &[PeerId] {
+        &self.owners[..self.current]
+    }
 }
 
 impl Schedulers {
@@ -212,8 +221,8 @@ impl Schedulers {
     ///
     /// # Errors
     /// The reason why there is no answer, for people.
-    pub async fn ask(&self, scheduler: PeerId, body: &RequestBody) -> Result<ResponseBody, String> {
-        self.ask_one(scheduler, body, false, ANSWER_WITHIN).await
+    pub async fn ask(&self, scheduler: PeerId, body: &RequestBody, stand_in: bool) -> Result<ResponseBody, String> {
+        self.ask_one(scheduler, body, stand_in, ANSWER_WITHIN).await
     }
 
     async fn question<T>(
@@ -338,12 +347,13 @@ impl Schedulers {
         if owners.is_empty() {
             return Err(Unanswered::NoScheduler("the configuration lists none".into()));
         }
+        let now = owners.len();
         if let Some(previous) = self.previous(&current) {
             let still_listed = |peer: &PeerId| current.ring.members().contains(peer) && !owners.contains(peer);
             let old: Vec<_> = previous.ring.owners(task).filter(still_listed).collect();
             owners.extend(old);
         }
-        Ok(Targets { owners, stand_ins })
+        Ok(Targets { owners, current: now, stand_ins })
     }
 
     /// The ring before `current`, while its owners are still asked.

@@ -8,6 +8,7 @@ use damselfly_transport::local::{Code, Failure};
 use crate::{
     announcer::Announcer,
     blocking::blocking,
+    download::Downloads,
     failure::{IntoFailure as _, OrFailure as _, not_found},
     metrics::Metrics,
     schedulers::{Answer, Schedulers, Unanswered},
@@ -21,6 +22,8 @@ pub struct Tasks {
     pub store: Store,
     /// Who knows the rest.
     pub schedulers: Schedulers,
+    /// What is about to be here.
+    pub downloads: Downloads,
     /// Who tells of deletes.
     pub announcer: Announcer,
     /// Counts.
@@ -98,6 +101,8 @@ impl Tasks {
     }
 
     async fn delete_here(&self, name: &Name) -> Result<Deleted, Failure> {
+        // An export may have ended a moment ago, before its copy was in the store.
+        self.downloads.settled().await;
         let (store, task) = (self.store.clone(), name.task_id());
         let removed = blocking(move || store.remove_task(&task)).await.or_failure()?;
         if removed.is_some() {
@@ -124,10 +129,9 @@ impl Tasks {
             // The owners never heard of it: then what is here, a conflict or a queued import, is all there is.
             return self.delete_here(name).await;
         };
-        let held = self.announcer.bury(tombstone).await.or_failure()? || here.is_some();
+        let held_here = self.announcer.bury(tombstone).await.or_failure()? || here.is_some();
         self.metrics.deletes.inc();
-        // The owners asked this host too, if they knew it as a holder.
-        let holders = answer.dropped.max(held.into());
+        let holders = answer.dropped + u32::from(held_here);
         Ok(Deleted { deleted: holders > 0 || answer.unreachable > 0, holders })
     }
 

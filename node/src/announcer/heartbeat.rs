@@ -19,12 +19,17 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval},
 };
 
-use super::{Announcer, lock};
+use super::{Announcer, Told, lock};
 
 /// A scheduler that cannot be reached is tried again after this.
 const RECONNECT: Duration = Duration::from_millis(500);
 /// A host keeps in touch with so many schedulers even when they are to know nothing of it.
 const SCHEDULERS_MIN: usize = 2;
+
+/// Schedulers that cannot be reached get stand-ins after this time: a restart is over sooner.
+const STAND_IN_AFTER: Duration = Duration::from_secs(3);
+/// Stand-ins forget what they are not told again.
+const TELL_STAND_INS_EVERY: Duration = Duration::from_secs(240);
 
 /// What a scheduler said last.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -60,7 +65,7 @@ impl Announcer {
         mut configuration: watch::Receiver<Option<Arc<Accepted>>>,
         mut peers: mpsc::Receiver<PeerEvent>,
     ) {
-        let mut beats = Beats { announcer: self, running: JoinSet::new(), busy: HashSet::new(), due: HashMap::new(), moved: HashMap::new() };
+        let mut beats = Beats::new(self);
         let mut tick = interval(Duration::from_millis(100));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         configuration.mark_changed();
@@ -89,9 +94,24 @@ struct Beats {
     due: HashMap<PeerId, Instant>,
     /// What the next heartbeat of a scheduler brings along.
     moved: HashMap<PeerId, Vec<Arc<Record>>>,
+    /// Who answers, since when, and when stand-ins were told what the others own.
+    reachable: (HashSet<PeerId>, Instant),
+    stand_ins_told: Option<Instant>,
 }
 
 impl Beats {
+    fn new(announcer: Announcer) -> Self {
+        Self {
+            announcer,
+            running: JoinSet::new(),
+            busy: HashSet::new(),
+            due: HashMap::new(),
+            moved: HashMap::new(),
+            reachable: (HashSet::new(), Instant::now()),
+            stand_ins_told: None,
+        }
+    }
+
     fn on_configuration(&mut self, accepted: Option<Arc<Accepted>>) {
         let Some(accepted) = accepted else { return };
         let members = accepted.ring.members().to_vec();
@@ -130,6 +150,32 @@ impl Beats {
             if !self.busy.contains(&peer) && self.concerns(&peer) {
                 self.start(peer);
             }
+        }
+        self.tell_stand_ins(now);
+    }
+
+    /// What no owner can be told is told the schedulers that stand in, once the situation has lasted.
+    fn tell_stand_ins(&mut self, now: Instant) {
+        let views = self.announcer.views();
+        let reachable: HashSet<_> = views.iter().filter(|(_, view)| view.reachable).map(|(peer, _)| *peer).collect();
+        if reachable != self.reachable.0 {
+            self.reachable = (reachable, now);
+            self.stand_ins_told = None;
+        }
+        let (reachable, since) = &self.reachable;
+        let told = self.stand_ins_told.is_some_and(|told| now - told < TELL_STAND_INS_EVERY);
+        if told || now - *since < STAND_IN_AFTER || reachable.is_empty() || reachable.len() == self.due.len() {
+            return;
+        }
+        self.stand_ins_told = Some(now);
+        for (stand_in, records) in lock(&self.announcer.inner.ledger).orphans(reachable) {
+            let announcer = self.announcer.clone();
+            tokio::spawn(async move {
+                tracing::info!(%stand_in, records = records.len(), "no owner is reachable: telling a stand-in");
+                if let Err(reason) = announcer.send(stand_in, &records, Told::AsStandIn).await {
+                    tracing::debug!(%stand_in, reason, "a stand-in was not told");
+                }
+            });
         }
     }
 
@@ -173,7 +219,7 @@ impl Announcer {
     async fn try_beat(&self, peer: PeerId, moved: Vec<Arc<Record>>) -> Result<(), String> {
         if !moved.is_empty() {
             tracing::info!(%peer, records = moved.len(), "announcing what moved to a scheduler");
-            self.send(peer, &moved, None).await?;
+            self.send(peer, &moved, Told::News).await?;
         }
         let epoch = self.inner.schedulers.accepted().map_or(0, |accepted| accepted.configuration.epoch);
         let digests = {
@@ -181,7 +227,7 @@ impl Announcer {
             (ledger.epoch() == epoch).then(|| ledger.digests(&peer))
         };
         let host = self.inner.host.announcement(&self.inner.network, digests);
-        let answer = match self.inner.schedulers.ask(peer, &RequestBody::AnnounceHost(Box::new(host))).await? {
+        let answer = match self.inner.schedulers.ask(peer, &RequestBody::AnnounceHost(Box::new(host)), false).await? {
             ResponseBody::Host(answer) => answer,
             ResponseBody::NotOwner(_) => return Err("its configuration is another one".to_owned()),
             _ => return Err("it answered something else".to_owned()),
@@ -189,7 +235,7 @@ impl Announcer {
         self.inner.views.set(peer, SchedulerView { reachable: true, warm: answer.warm });
         for bucket in answer.mismatched {
             let records = lock(&self.inner.ledger).bucket(&peer, bucket);
-            self.send(peer, &records, Some(bucket)).await?;
+            self.send(peer, &records, Told::Bucket(bucket)).await?;
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! What this host has to tell each scheduler. Pure: no clock, no I/O.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::{HashMap, HashSet}, sync::Arc};
 
 use damselfly_messages::{
     config::Accepted,
@@ -93,6 +93,21 @@ impl Ledger {
         moved
     }
 
+    /// The records none of whose owners is in `reachable`, by the scheduler that stands in for them.
+    pub fn orphans(&self, reachable: &HashSet<PeerId>) -> HashMap<PeerId, Vec<Arc<Record>>> {
+        let mut orphans: HashMap<_, Vec<_>> = HashMap::new();
+        let Some(ring) = self.ring() else { return orphans };
+        for (task, entry) in &self.records {
+            if ring.owners(task).any(|owner| reachable.contains(&owner)) {
+                continue;
+            }
+            if let Some(stand_in) = ring.walk(task).find(|peer| reachable.contains(peer)) {
+                orphans.entry(stand_in).or_default().push(Arc::clone(&entry.record));
+            }
+        }
+        orphans
+    }
+
     /// The digests of what `owner` is to know.
     pub fn digests(&self, owner: &PeerId) -> BucketDigests {
         self.owners.get(owner).map(|share| share.digests.clone()).unwrap_or_default()
@@ -171,6 +186,20 @@ mod tests {
         let told = moved[&members[3]].len();
         assert!((300..700).contains(&told), "{told} of about 500");
         assert_eq!(ledger.share(&members[3]), told);
+    }
+
+    #[test]
+    fn who_stands_in_hears_of_what_no_owner_can_be_told() {
+        let root = Keypair::generate_ed25519();
+        let members: Vec<_> = (0..3).map(|_| PeerId::random()).collect();
+        let mut ledger = Ledger::new();
+        (0..100).for_each(|number| ledger.put(record(number, 1)));
+        ledger.set_ring(ring(&root, 1, &members));
+        assert!(ledger.orphans(&HashSet::from([members[0], members[1]])).is_empty(), "each has one owner left");
+        let orphans = ledger.orphans(&HashSet::from([members[0]]));
+        let told = orphans.get(&members[0]).map_or(0, Vec::len);
+        assert_eq!((told + ledger.share(&members[0]), orphans.len()), (100, 1));
+        assert!(ledger.orphans(&HashSet::new()).is_empty(), "nobody to tell");
     }
 
     #[test]

@@ -81,7 +81,7 @@ impl Announcer {
         let task = record.task_id();
         let name = record.name.clone();
         let log = |what: &str| tracing::info!(cid = name.cid(), tag = name.tag(), "a queued import {what}");
-        match self.announce_record(claim, record).await {
+        match self.announce_record(claim, record, false).await {
             Ok(Announced::Accepted(_)) => log("is announced now"),
             Ok(Announced::Conflict(winner)) => {
                 if let Err(error) = self.lose_queued(task, winner).await {
@@ -126,11 +126,18 @@ impl Announcer {
 
     /// Announces a record that the store holds, and keeps what comes of it when it is accepted.
     ///
-    /// An import that is younger than a delete it meets takes the next generation.
+    /// An import that is younger than a delete it meets takes the next generation; one that is `under_way` is, whatever
+    /// the clocks say.
     ///
     /// # Errors
     /// [`Unanswered`]: it is still queued.
-    pub async fn announce_record(&self, _claim: &Claim, mut record: TaskRecord) -> Result<Announced, AnnounceError> {
+    pub async fn announce_record(
+        &self,
+        _claim: &Claim,
+        mut record: TaskRecord,
+        under_way: bool,
+    ) -> Result<Announced, AnnounceError> {
+        self.delete_before(&mut record).await?;
         loop {
             let announcement = Announcement {
                 name: record.name.clone(),
@@ -146,13 +153,31 @@ impl Announcer {
                     self.record_changed(&record.task_id());
                     return Ok(Announced::Accepted(binding));
                 }
-                Announced::Buried(tombstone) if record.imported > tombstone.deleted => {
+                Announced::Buried(tombstone)
+                    if record.imported > tombstone.deleted
+                        || under_way && self.inner.store.task(&record.task_id()).is_some() =>
+                {
                     record.binding.generation = tombstone.generation + 1;
                     record.binding.accepted = None;
                 }
                 other => return Ok(other),
             }
         }
+    }
+
+    /// A delete of the name that waits goes first: else what it is to delete would win over the import.
+    async fn delete_before(&self, record: &mut TaskRecord) -> Result<(), Unanswered> {
+        let task = record.task_id();
+        let Some(delete) = self.inner.store.queued_deletes().into_iter().find(|delete| delete.name == record.name) else {
+            return Ok(());
+        };
+        if !self.try_delete(&delete).await {
+            return Err(Unanswered::NoScheduler("a delete of the same name still waits".into()));
+        }
+        if let Some(kept) = self.inner.store.task(&task).filter(|kept| kept.binding.content == record.binding.content) {
+            record.binding = kept.binding;
+        }
+        Ok(())
     }
 
     /// Asks whether an old entry is still what its name stands for.

@@ -24,8 +24,10 @@ const OUTSTANDING_BYTES_MAX: usize = 32 << 20;
 const ANSWER_TARGET: Duration = Duration::from_millis(400);
 /// How many missing pieces are compared for rarity.
 const RARITY_WINDOW: usize = 256;
-/// A piece may be asked of a second parent when the first one has had it for this long.
+/// A piece may be asked of a second parent when the first one, with more to do, has had it for this long.
 const LATE_AFTER: Duration = Duration::from_millis(500);
+/// A parent that takes longer seems stuck.
+const STUCK_AFTER: Duration = Duration::from_secs(1);
 /// Faults after which a parent is given up for this download.
 const UNREACHABLE_MAX: u32 = 3;
 
@@ -193,17 +195,27 @@ impl Plan {
     }
 
     /// A piece that another parent has had for too long; at most two have it at a time.
+    ///
+    /// Of a parent with a longer queue the newest, which it would come to last: the older ones arrive meanwhile. Of one
+    /// that seems stuck the oldest.
     fn choose_late(&self, parent: &Parent, now: Instant) -> Option<u32> {
-        self.asked
-            .iter()
-            .filter(|(index, asked)| {
-                asked.copies == 1
-                    && now.saturating_duration_since(asked.since) >= LATE_AFTER
-                    && !parent.outstanding.contains_key(index)
-                    && parent.has(**index)
-            })
-            .min_by_key(|(index, asked)| (asked.since, **index))
-            .map(|(index, _)| *index)
+        let late = |index: &u32, asked: &Asked, after| {
+            asked.copies == 1
+                && now.saturating_duration_since(asked.since) >= after
+                && !parent.outstanding.contains_key(index)
+                && parent.has(*index)
+        };
+        let queue = |index: &u32| {
+            let parents = self.parents.values().filter(|other| other.outstanding.contains_key(index));
+            parents.map(|other| other.outstanding.len()).max().unwrap_or(usize::MAX)
+        };
+        let by_age = |(index, asked): &(&u32, &Asked)| (asked.since, **index);
+        let stuck = self.asked.iter().filter(|(index, asked)| late(index, asked, STUCK_AFTER)).min_by_key(by_age);
+        let behind = |(index, asked): &(&u32, &Asked)| {
+            late(index, asked, LATE_AFTER) && queue(index) > parent.outstanding.len()
+        };
+        let found = stuck.or_else(|| self.asked.iter().filter(behind).max_by_key(by_age));
+        found.map(|(index, _)| *index)
     }
 
     /// A piece of `peer` arrived and verified. Returns whether it was still missing.

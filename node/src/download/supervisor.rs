@@ -48,9 +48,10 @@ pub(super) async fn run(
     download.end(result);
     if complete {
         finish(&download).await;
-    } else if !false_manifest {
-        let keep = Arc::clone(&download);
-        if let Err(error) = blocking(move || keep.stored.checkpoint()).await {
+    } else {
+        let this = Arc::clone(&download);
+        let keep = move || if false_manifest { this.stored.forget() } else { this.stored.checkpoint() };
+        if let Err(error) = blocking(keep).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "cannot keep what was downloaded so far");
         }
     }

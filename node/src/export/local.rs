@@ -1,5 +1,9 @@
 //! From the store into the target.
 
+use std::os::unix::fs::FileExt as _;
+
+use damselfly_messages::{manifest::Manifest, piece::PieceIndex};
+
 use super::*;
 use crate::store::ReadError as Read;
 
@@ -104,13 +108,10 @@ pub(super) enum CopyError {
 
 /// Shared blocks may have rotted too: the clone is read and checked, and it is what the user gets.
 fn verify_clone(reader: &Reader, file: &File, progress: &ExportProgress) -> Result<(), CopyError> {
-    use std::os::unix::fs::FileExt as _;
     let mut buffer = Vec::new();
     let manifest = reader.manifest();
     for index in manifest.layout().indices() {
-        buffer.resize(manifest.layout().bytes(index), 0);
-        let read = file.read_exact_at(&mut buffer, manifest.layout().offset(index));
-        if read.is_err() || !manifest.verifies(index, &buffer) {
+        if !verifies(manifest, file, index, &mut buffer) {
             // Told by the reader, which marks the content when it is the store's fault.
             reader.read(index, &mut buffer).map_err(CopyError::Read)?;
             return Err(CopyError::Write(Failure::new(Code::Failed, "the output cannot be read back")));
@@ -118,6 +119,12 @@ fn verify_clone(reader: &Reader, file: &File, progress: &ExportProgress) -> Resu
         count(progress, buffer.len())?;
     }
     Ok(())
+}
+
+/// Whether a piece of the output is what it should be.
+pub(super) fn verifies(manifest: &Manifest, file: &File, index: PieceIndex, buffer: &mut Vec<u8>) -> bool {
+    buffer.resize(manifest.layout().bytes(index), 0);
+    file.read_exact_at(buffer, manifest.layout().offset(index)).is_ok() && manifest.verifies(index, buffer)
 }
 
 fn copy_on_threads(reader: &Arc<Reader>, file: &File, progress: &ExportProgress) -> Result<(), CopyError> {
@@ -144,11 +151,10 @@ fn copy_on_threads(reader: &Arc<Reader>, file: &File, progress: &ExportProgress)
 fn copy_piece(
     reader: &Reader,
     file: &File,
-    index: damselfly_messages::piece::PieceIndex,
+    index: PieceIndex,
     buffer: &mut Vec<u8>,
     progress: &ExportProgress,
 ) -> Result<(), CopyError> {
-    use std::os::unix::fs::FileExt as _;
     reader.read(index, buffer).map_err(CopyError::Read)?;
     let offset = reader.manifest().layout().offset(index);
     file.write_all_at(buffer, offset).map_err(|error| CopyError::Write(write_failed(&error)))?;

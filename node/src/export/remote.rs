@@ -2,7 +2,7 @@
 
 use sha2::{Digest as _, Sha256};
 
-use super::{local::{CopyError, write_failed}, pipe::write_to_pipe, *};
+use super::{local::{CopyError, verifies, write_failed}, pipe::write_to_pipe, *};
 use crate::download::Interest;
 
 /// How often a content is begun anew because its manifest was wrong, each time from another parent.
@@ -156,18 +156,22 @@ impl Exporter {
         Err(CandidateFailed::False(Failure::new(Code::Digest, message)))
     }
 
-    /// Waits until every piece is in the store and the store has it all.
-    async fn complete(&self, interest: &Interest, target: &Target) -> Result<(), CandidateFailed> {
-        let content = interest.manifest().content();
+    /// Waits until every piece is in the store.
+    async fn wait(&self, interest: &Interest, target: &Target) -> Result<(), CandidateFailed> {
         let mut progress = interest.progress();
         loop {
             if let Some(ended) = progress.borrow_and_update().ended.clone() {
-                ended?;
-                break;
+                return Ok(ended?);
             }
             self.show(interest, target, u64::from(progress.borrow().held));
             changed(&mut progress).await;
         }
+    }
+
+    /// Waits until every piece is in the store and the content is complete there.
+    async fn complete(&self, interest: &Interest, target: &Target) -> Result<(), CandidateFailed> {
+        let content = interest.manifest().content();
+        self.wait(interest, target).await?;
         // The end is known before the commit, which takes a few syncs.
         while !matches!(self.store.content(content), Some(ContentState::Complete { .. })) {
             if self.downloads.get(content).is_none() {
@@ -179,6 +183,9 @@ impl Exporter {
     }
 
     async fn fill_file(&self, interest: &Interest, target: &Target) -> Result<(), CandidateFailed> {
+        if interest.clone_to(&target.file) {
+            return self.clone_when_complete(interest, target).await;
+        }
         let file = target.file.try_clone().map_err(|error| write_failed(&error))?;
         let sink = Arc::new(Sink::new(file, interest.manifest().layout()));
         let attached = Attached { interest, sink: Arc::clone(&sink) };
@@ -216,6 +223,32 @@ impl Exporter {
         }
         target.progress.bytes.store(sink.bytes(), Ordering::Relaxed);
         drop(attached);
+        Ok(())
+    }
+
+    /// On a file system that can share blocks, each piece is written once and the output gets the blocks at the end.
+    async fn clone_when_complete(&self, interest: &Interest, target: &Target) -> Result<(), CandidateFailed> {
+        // What arrives is verified on its way; what lay on the disk before may have rotted.
+        let (before, _) = interest.listen();
+        self.wait(interest, target).await?;
+        let (download, file) = (interest.shared(), Arc::clone(&target.file));
+        blocking(move || {
+            let failed = |what: &str| Failure::new(Code::Failed, format!("{what}; try again"));
+            if !download.clone_to(&file) {
+                return Err(failed("the output cannot share the blocks of the store"));
+            }
+            let mut buffer = Vec::new();
+            let rotten = before.iter().find(|index| !verifies(download.manifest(), &file, **index, &mut buffer));
+            match rotten {
+                Some(index) => {
+                    // Reading it makes the store fetch it again.
+                    download.read(*index, &mut buffer).or_failure()?;
+                    Err(failed("the output cannot be read back"))
+                }
+                None => Ok(()),
+            }
+        })
+        .await?;
         Ok(())
     }
 

@@ -47,7 +47,7 @@ impl Schedulers {
             let targets = self.targets(&task)?;
             let mut reasons = Vec::new();
             let mut wait = None;
-            let candidates = targets.owners.iter().map(|peer| (*peer, false));
+            let candidates = targets.current().iter().map(|peer| (*peer, false));
             for (peer, stand_in) in candidates.chain(targets.stand_ins.iter().map(|peer| (*peer, true))) {
                 // A stand-in decides only when no owner can be reached, not when they are busy starting.
                 if stand_in && wait.is_some() {
@@ -56,7 +56,7 @@ impl Schedulers {
                 match self.tell(peer, &announcement, stand_in).await {
                     Ok(Decision::Made(Announced::Accepted(binding))) => {
                         announcement.binding = binding;
-                        return Ok(self.tell_others(&targets.owners, peer, announcement).await);
+                        return Ok(self.tell_others(targets.current(), peer, announcement).await);
                     }
                     Ok(Decision::Made(other)) => return Ok(other),
                     Ok(Decision::Later(retry)) => wait = Some(wait.unwrap_or(retry).min(retry)),

@@ -141,8 +141,16 @@ impl<'a> Changes<'a> {
         if self.tombstone(&tombstone.task).filter(stronger).is_none() {
             self.overlay.tombstones.insert(tombstone.task, Some(tombstone));
         }
-        let buried = self.task(&tombstone.task).is_some_and(|record| tombstone.buries(&record.binding));
-        if buried { self.remove_task(&tombstone.task) } else { None }
+        let buried = self.task(&tombstone.task).filter(|record| tombstone.buries(&record.binding))?;
+        if buried.state != TaskState::Queued || buried.imported <= tombstone.deleted {
+            return self.remove_task(&tombstone.task);
+        }
+        // Imported after the delete, so not meant by it.
+        let mut record = TaskRecord::clone(buried);
+        record.binding.generation = tombstone.generation + 1;
+        record.binding.accepted = None;
+        self.overlay.tasks.insert(tombstone.task, Some(Arc::new(record)));
+        None
     }
 
     pub fn forget_tombstone(&mut self, task: TaskId) {

@@ -18,11 +18,12 @@ use super::{
     lock,
 };
 
-const BUFFER_BYTES: usize = 1 << 20;
-/// One is read into while one is written and two wait.
-const BUFFERS: usize = 4;
-/// How much is written before the kernel is asked to begin with the disk.
-const WRITE_BACK_BYTES: u64 = 8 << 20;
+/// Stays in the cache between reading, hashing and writing, and is as fast for the file system as longer ones.
+const BUFFER_BYTES: usize = 256 << 10;
+/// One is read into while one is written and the others wait.
+const BUFFERS: usize = 8;
+/// How much is written before it is synced on the side, so that the disk works while the source is read.
+const SYNC_AHEAD_BYTES: u64 = 64 << 20;
 
 /// Called with the bytes read so far; `Break` stops.
 pub type OnProgress<'a> = &'a mut dyn FnMut(u64) -> ControlFlow<()>;
@@ -178,18 +179,20 @@ pub(super) fn copy(
         return Ok(());
     }
     let Some(target) = target else { return hash_rest(input, first, sums, buffers, step) };
-    if std::env::var_os("ONE").is_some() { let mut b = first; let mut n = filled; let mut off=0u64; loop { target.write_at(&b[..n], off).map_err(write_error)?; off += n as u64; if n < b.len() { return Ok(()); } n = input.fill(&mut b)?; sums.update(&b[..n])?; } }
     thread::scope(|scope| {
         let (full, to_write) = mpsc::sync_channel::<(Vec<u8>, usize)>(BUFFERS);
         let (empty, to_fill) = mpsc::channel();
         let (ask, asked) = mpsc::sync_channel::<()>(1);
-        scope.spawn(move || for () in asked { let _ = target.sync(); });
         let writer = scope.spawn(move || write_all(target, &to_write, &empty, &ask));
+        let syncer = scope.spawn(move || asked.iter().try_for_each(|()| target.sync()));
         let read = read_rest(input, (first, filled), sums, (&full, &to_fill), buffers, step);
         drop(full);
-        let written = writer.join().unwrap_or_else(|_| Err(io::Error::other("the writing thread panicked")));
-        // A reader that lost its writer has nothing to say about the reason.
-        written.map_err(write_error)?;
+        // A reader that lost its writer has nothing to say about the reason. A failed sync must not go unnoticed: the
+        // kernel tells of lost bytes only once.
+        for thread in [writer, syncer] {
+            let done = thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread of the import panicked")));
+            done.map_err(write_error)?;
+        }
         to_fill.try_iter().for_each(|buffer| buffers.put(buffer));
         read
     })
@@ -253,22 +256,23 @@ fn read_rest(
     }
 }
 
-/// Writes buffers in order until there are no more, and has the disk begin early.
+/// Writes buffers in order until there are no more, and asks for a sync now and then.
 fn write_all(
     target: &DiskFile,
     to_write: &mpsc::Receiver<(Vec<u8>, usize)>,
     empty: &mpsc::Sender<Vec<u8>>,
     ask: &mpsc::SyncSender<()>,
 ) -> io::Result<()> {
-    let (mut written, mut begun) = (0, 0);
+    let (mut written, mut asked) = (0, 0);
     for (buffer, filled) in to_write {
         target.write_at(&buffer[..filled], written)?;
         written += filled as u64;
         // The reader may be done already.
         let _ = empty.send(buffer);
-        if std::env::var_os("NOWB").is_none() && written - begun >= (std::env::var("WBM").map_or(64, |m| m.parse::<u64>().unwrap()) << 20) {
+        if written - asked >= SYNC_AHEAD_BYTES {
+            // One that is still at it will do.
             let _ = ask.try_send(());
-            begun = written;
+            asked = written;
         }
     }
     Ok(())

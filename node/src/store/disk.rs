@@ -15,7 +15,7 @@ use std::{
     },
 };
 
-use rustix::fs::{Advice, FallocateFlags, OFlags};
+use rustix::fs::{FallocateFlags, OFlags};
 
 #[cfg(test)]
 use super::tests::disk::{SimulatedDisk, SimulatedFile};
@@ -121,7 +121,7 @@ impl Disk {
                     let entry = entry?;
                     // Of the entry itself, not of what a symbolic link points to.
                     let metadata = entry.metadata()?;
-                    Ok(Entry { name: entry.file_name(), bytes: metadata.is_file().then(|| metadata.len()) })
+                    Ok(Entry { name: entry.file_name(), bytes: metadata.is_file().then_some(metadata.len()) })
                 })
                 .collect(),
             #[cfg(test)]
@@ -260,30 +260,13 @@ impl DiskFile {
     /// Reserves the blocks of a file of `bytes`, or only sets the length where that is not possible.
     pub fn allocate(&self, bytes: u64) -> io::Result<()> {
         match &self.handle {
-            Handle::Real(file) if bytes > 0 => {
-                match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes) {
-                    Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => file.set_len(bytes),
-                    done => Ok(done?),
-                }
-            }
+            Handle::Real(file) if bytes > 0 => match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes) {
+                Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => file.set_len(bytes),
+                done => Ok(done?),
+            },
             Handle::Real(_) => Ok(()),
             #[cfg(test)]
             Handle::Simulated(file) => file.set_len(bytes),
-        }
-    }
-
-    /// Has the kernel begin to write a range to the disk, so that a later sync waits less.
-    ///
-    /// `sync_file_range` would be the call for it but has no safe wrapper; this advice starts the same write-back.
-    pub fn start_write_back(&self, offset: u64, bytes: u64) {
-        match &self.handle {
-            Handle::Real(file) => {
-                let length = std::num::NonZeroU64::new(bytes);
-                // Only a hint: a file system that cannot do it is merely slower.
-                let _ = rustix::fs::fadvise(file, offset, length, Advice::DontNeed);
-            }
-            #[cfg(test)]
-            Handle::Simulated(_) => {}
         }
     }
 

@@ -223,6 +223,11 @@ impl Download {
         result
     }
 
+    /// Makes the file `target` share the blocks of this one, whatever they hold; false where the file systems cannot.
+    pub fn clone_to(&self, target: &std::fs::File) -> bool {
+        self.file.clone_to(target)
+    }
+
     /// Makes the pieces that are held now survive a restart and a power loss: two syncs.
     ///
     /// # Errors
@@ -261,6 +266,21 @@ impl Download {
             let _ = self.store.disk.remove(&Folder::Partial.of(self.manifest().content()));
         }
         Ok(())
+    }
+
+    /// Forgets what is held, because the manifest turned out to be wrong: the next download begins with another one.
+    ///
+    /// # Errors
+    /// [`StoreError`] when it could not be made durable.
+    pub fn forget(&self) -> Result<(), StoreError> {
+        let id = self.manifest().content();
+        self.store.write(move |changes| {
+            let partial = |content: &super::state::Content| matches!(content.record.state, Held::Partial(_));
+            if changes.content(id).is_some_and(partial) {
+                changes.remove_content(id);
+            }
+            Ok(())
+        })
     }
 
     /// Takes this download, and no later one of the same content, off the list.

@@ -7,7 +7,7 @@ use damselfly_messages::manifest::Manifest;
 use super::{
     Inner, Store,
     copy::{Input, OnProgress, Sums, copy, go_on},
-    disk::{At, DiskFile, Folder},
+    disk::{At, DiskFile},
     error::{ImportError, StoreError, out_of_space},
     io_error, now,
     record::TaskRecord,
@@ -60,7 +60,8 @@ impl Import {
 
     /// Takes all bytes of `source` in one pass: a regular file from its beginning, a pipe to its end.
     ///
-    /// `progress` is called with the bytes so far, after each MiB or so. Nothing is synced yet.
+    /// `progress` is called with the bytes so far, after each 256 KiB or so. What is longer than 64 MiB is synced on the
+    /// side; durable it is only after [`Imported::commit`].
     ///
     /// # Errors
     /// [`ImportError`]; nothing is kept.
@@ -106,8 +107,8 @@ impl Imported {
 
     /// Makes the content part of the store and binds `tasks` to it, all in one commit.
     ///
-    /// Durable when it returns: at most three syncs, of which imports at the same time share two; one when the content
-    /// is held already.
+    /// Durable when it returns: three syncs (data, folder, index), of which imports at the same time share two; one when
+    /// the content is held already. The first commit after an opening takes one more.
     ///
     /// # Errors
     /// [`StoreError::Bound`], [`StoreError::Buried`] as in [`Store::bind`]: nothing changed, nothing is kept.

@@ -13,9 +13,10 @@ use damselfly_messages::{
     record::Tombstone,
     wire::Invalid,
 };
-use redb::{Database, ReadableDatabase, ReadableTable as _, StorageBackend, TableDefinition, WriteTransaction};
+use redb::{Database, ReadableDatabase, ReadableTable as _, TableDefinition, WriteTransaction};
 
 use super::{
+    backend::{Backend, open_database},
     disk::{At, Disk, DiskFile, Folder},
     error::StoreError,
     io_error,
@@ -25,8 +26,6 @@ use super::{
 
 /// The newest format this program knows, and the one it writes.
 pub(super) const FORMAT: u64 = 1;
-/// Memory for pages of the index. Everything small is in [`State`] anyway.
-const CACHE_BYTES: usize = 16 << 20;
 
 pub(super) type Table = TableDefinition<'static, &'static [u8], &'static [u8]>;
 pub(super) const CONTENTS: Table = TableDefinition::new("contents");
@@ -200,13 +199,6 @@ fn newer_format(file: DiskFile) -> Option<u64> {
     }
 }
 
-fn open_database(file: DiskFile, check: bool) -> Result<Database, redb::Error> {
-    let mut builder = Database::builder();
-    // A page that rotted would make redb panic some day; now it is told as an error.
-    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(check);
-    Ok(builder.create_with_backend(Backend(file))?)
-}
-
 /// Whether the file system said no, for a reason that has nothing to do with what is in the file.
 fn is_refusal(error: &redb::Error) -> bool {
     use io::ErrorKind;
@@ -330,35 +322,4 @@ fn write_manifests(transaction: &WriteTransaction, overlay: &Overlay) -> Result<
         }
     }
     Ok(())
-}
-
-/// Lets redb work on a file of the store. No locks: the store as a whole is locked.
-struct Backend(DiskFile);
-
-impl std::fmt::Debug for Backend {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Backend")
-    }
-}
-
-impl StorageBackend for Backend {
-    fn len(&self) -> io::Result<u64> {
-        self.0.len()
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.0.read_at(out, offset)
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        self.0.sync()
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.0.write_at(data, offset)
-    }
 }

@@ -15,6 +15,8 @@
 //!
 //! Nothing outside this module may assume a path: an index entry says where the bytes lie.
 
+mod adopt;
+mod backend;
 mod cache;
 mod changes;
 mod commit;
@@ -49,16 +51,6 @@ use damselfly_messages::{
     record::UnixMillis,
 };
 
-pub use self::{
-    copy::{OnProgress, hash_source},
-    download::{Download, VerifiedPiece},
-    error::{DownloadError, FinishError, ImportError, OpenError, ReadError, StoreError},
-    import::{Import, Imported},
-    pieces::PieceMap,
-    read::Reader,
-    record::{QueuedDelete, TaskRecord, TaskState},
-    recover::Opened,
-};
 use self::{
     cache::ManifestCache,
     commit::Committer,
@@ -68,6 +60,16 @@ use self::{
     index::Index,
     record::Held,
     state::State,
+};
+pub use self::{
+    copy::{OnProgress, hash_source},
+    download::{Download, VerifiedPiece},
+    error::{DownloadError, FinishError, ImportError, OpenError, ReadError, StoreError},
+    import::{Import, Imported},
+    pieces::PieceMap,
+    read::Reader,
+    record::{QueuedDelete, TaskRecord, TaskState},
+    recover::Opened,
 };
 
 /// How a store behaves.

@@ -114,7 +114,11 @@ impl fmt::Debug for Reader {
 impl Inner {
     /// Which life of a complete content this is.
     fn complete_serial(&self, id: ContentId) -> Option<u64> {
-        self.state().contents.get(&id).filter(|content| content.record.state == Held::Complete).map(|found| found.serial)
+        self.state()
+            .contents
+            .get(&id)
+            .filter(|content| content.record.state == Held::Complete)
+            .map(|found| found.serial)
     }
 
     pub fn is_complete(&self, id: ContentId) -> bool {
@@ -143,7 +147,10 @@ pub(super) fn read_verified(
 ) -> Result<(), ReadError> {
     let damaged = || ReadError::Damaged { content: manifest.content(), piece: index.get() };
     if buffer.len() != manifest.layout().bytes(index) {
-        return Err(ReadError::Io(io::Error::new(io::ErrorKind::InvalidInput, "the buffer is not as long as the piece")));
+        return Err(ReadError::Io(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "the buffer is not as long as the piece",
+        )));
     }
     match file.read_at(buffer, manifest.layout().offset(index)) {
         Ok(()) if manifest.verifies(index, buffer) => Ok(()),
@@ -155,6 +162,5 @@ pub(super) fn read_verified(
 
 /// Too short, or a sector that the disk cannot read.
 fn is_damage(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::UnexpectedEof
-        || error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+    error.kind() == io::ErrorKind::UnexpectedEof || error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
 }

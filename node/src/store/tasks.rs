@@ -65,7 +65,8 @@ impl Store {
 
     /// Remembers a delete and removes the task it buries, both or neither; returns the removed task.
     ///
-    /// A tombstone of a higher generation that is here already stays.
+    /// A tombstone of a higher generation that is here already stays. A queued task that was imported after the delete
+    /// stays too, with the next generation.
     ///
     /// # Errors
     /// [`StoreError`] when it could not be made durable.

@@ -71,6 +71,26 @@ fn a_late_piece_is_asked_of_one_other_parent() {
 }
 
 #[test]
+fn the_end_of_the_longest_queue_is_asked_first() {
+    let (mut plan, mut now) = plan(6);
+    let [slow, fast] = [PeerId::random(), PeerId::random()];
+    plan.add_parent(slow, true);
+    let mut queue = Vec::new();
+    while let Some(index) = plan.next(&slow, now) {
+        queue.push(index.get());
+        now += Duration::from_millis(1);
+    }
+    plan.add_parent(fast, true);
+    for index in drain(&mut plan, &fast, now) {
+        plan.on_piece(&fast, plan.layout.index(index).expect("a piece"), now);
+    }
+    let newest = *queue.last().expect("some");
+    assert_eq!(plan.next(&fast, now + LATE_AFTER).map(PieceIndex::get), Some(newest), "what it comes to last");
+    let oldest = queue[0];
+    assert_eq!(plan.next(&fast, now + STUCK_AFTER).map(PieceIndex::get), Some(oldest), "it is stuck");
+}
+
+#[test]
 fn what_a_lost_parent_had_is_wanted_again() {
     let (mut plan, now) = plan(3);
     let (gone, other) = (PeerId::random(), PeerId::random());

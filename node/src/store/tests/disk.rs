@@ -85,7 +85,13 @@ impl SimulatedDisk {
                 files.entry(inode).or_insert_with(|| tracks.files[&inode].after_power_loss(&mut random));
             }
         }
-        Self(Arc::new(Mutex::new(Tracks { files, names, next: tracks.next, capacity: tracks.capacity, ..Tracks::default() })))
+        Self(Arc::new(Mutex::new(Tracks {
+            files,
+            names,
+            next: tracks.next,
+            capacity: tracks.capacity,
+            ..Tracks::default()
+        })))
     }
 
     pub fn step(&self) -> io::Result<()> {
@@ -154,7 +160,8 @@ impl SimulatedDisk {
     pub fn free_bytes(&self) -> io::Result<u64> {
         let mut tracks = self.lock();
         tracks.step()?;
-        let used: u64 = tracks.names.values().filter_map(Name::now).map(|inode| tracks.files[&inode].now.len() as u64).sum();
+        let used: u64 =
+            tracks.names.values().filter_map(Name::now).map(|inode| tracks.files[&inode].now.len() as u64).sum();
         Ok(tracks.capacity.unwrap_or(u64::MAX).saturating_sub(used))
     }
 

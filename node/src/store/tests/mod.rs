@@ -23,7 +23,8 @@ use damselfly_messages::{
 use tempfile::TempDir;
 
 use super::{
-    Disk, Download, Options, ReadError, Store, StoreError, TaskRecord, TaskState, VerifiedPiece, tests::disk::SimulatedDisk,
+    Disk, Download, Options, ReadError, Store, StoreError, TaskRecord, TaskState, VerifiedPiece,
+    tests::disk::SimulatedDisk,
 };
 
 /// Bytes that differ from place to place and from `seed` to `seed`.
@@ -88,7 +89,10 @@ fn source(bytes: &[u8]) -> File {
 
 /// Imports `bytes` as `cid` in a generation.
 fn import_as(store: &Store, cid: &str, bytes: &[u8], generation: u64) -> Result<Manifest, StoreError> {
-    let imported = match store.begin_import(Some(bytes.len() as u64))?.copy_from(source(bytes), &mut |_| ControlFlow::Continue(())) {
+    let imported = match store
+        .begin_import(Some(bytes.len() as u64))?
+        .copy_from(source(bytes), &mut |_| ControlFlow::Continue(()))
+    {
         Ok(imported) => imported,
         Err(super::ImportError::Store(error)) => return Err(error),
         Err(error) => panic!("{error}"),

@@ -53,7 +53,9 @@ fn a_name_keeps_its_content_until_it_is_deleted() {
     let (_directory, store) = fresh();
     let (old, new) = (bytes(3, 10), bytes(4, 10));
     let first = import(&store, "a", &old);
-    assert!(matches!(import_as(&store, "a", &new, 1), Err(StoreError::Bound(found)) if found.binding.content == first.content()));
+    assert!(
+        matches!(import_as(&store, "a", &new, 1), Err(StoreError::Bound(found)) if found.binding.content == first.content())
+    );
     assert!(store.content(manifest_of(&new).content()).is_none(), "nothing of it is kept");
     assert_eq!(store.inner.disk.list(crate::store::Folder::Incoming).expect("lists").len(), 0);
 
@@ -66,6 +68,22 @@ fn a_name_keeps_its_content_until_it_is_deleted() {
     assert_eq!(store.tombstones(), vec![tombstone]);
     assert_eq!(store.forget_tombstones_before(UnixMillis(6)).expect("forgets"), 1);
     assert!(store.tombstone(&tombstone.task).is_none());
+}
+
+#[test]
+fn a_delete_spares_what_was_imported_after_it() {
+    let (_directory, store) = fresh();
+    let manifest = import(&store, "a", b"x");
+    let delete = |deleted| Tombstone { task: name("a").task_id(), generation: 1, deleted: UnixMillis(deleted) };
+    let queued = TaskRecord { state: TaskState::Queued, imported: UnixMillis(10), ..record("a", &manifest, 1) };
+    store.put_task(queued.clone()).expect("put");
+    assert!(store.put_tombstone(delete(9)).expect("put").is_none());
+    let kept = store.task(&name("a").task_id()).expect("it stays");
+    assert_eq!((kept.binding.generation, kept.state), (2, TaskState::Queued));
+    let (_other, store) = fresh();
+    import(&store, "a", b"x");
+    store.put_task(queued).expect("put");
+    assert!(store.put_tombstone(delete(10)).expect("put").is_some(), "imported before");
 }
 
 #[test]

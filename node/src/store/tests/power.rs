@@ -54,7 +54,8 @@ impl World {
     /// A content that few others have; every eighth has several pieces.
     fn some_bytes(&mut self) -> (ContentId, Vec<u8>) {
         let long = self.random.random_ratio(1, 8);
-        let length = if long { self.random.random_range(1 << 20..(3 << 20) + 9) } else { self.random.random_range(0..5000) };
+        let length =
+            if long { self.random.random_range(1 << 20..(3 << 20) + 9) } else { self.random.random_range(0..5000) };
         let content = bytes(self.random.random_range(0..40), length);
         let id = ContentId::of(&content);
         self.contents.insert(id, content.clone());
@@ -186,7 +187,11 @@ impl World {
         for cid in NAMES {
             let found = store.task(&name(cid).task_id());
             let content = found.as_ref().map(|record| record.binding.content);
-            assert!(self.names[cid].contains(&content), "{seed}: {cid} is {content:?}, not one of {:?}", self.names[cid]);
+            assert!(
+                self.names[cid].contains(&content),
+                "{seed}: {cid} is {content:?}, not one of {:?}",
+                self.names[cid]
+            );
             if let Some(id) = content {
                 let read = read_all(store, id).expect("a named content verifies");
                 assert!(read.as_ref() == Some(&self.contents[&id]), "{seed}: {cid} reads as something else");
@@ -250,7 +255,9 @@ fn cut_again_and_again(seed: u64) -> u32 {
 #[test]
 fn no_power_loss_breaks_a_promise() {
     let cuts: u32 = thread::scope(|scope| {
-        let halves = [0, 1].map(|half| scope.spawn(move || (0..SEEDS).filter(|seed| seed % 2 == half).map(cut_again_and_again).sum::<u32>()));
+        let halves = [0, 1].map(|half| {
+            scope.spawn(move || (0..SEEDS).filter(|seed| seed % 2 == half).map(cut_again_and_again).sum::<u32>())
+        });
         halves.into_iter().map(|half| half.join().expect("every seed holds")).sum()
     });
     assert!(cuts >= 1000, "{cuts} power losses");

@@ -123,7 +123,8 @@ fn a_file_of_another_length_is_set_aside() {
 fn contents_outlive_a_lost_index() {
     let (directory, store) = fresh();
     let contents: Vec<_> = (0..4).map(|seed| bytes(seed, 100_000)).collect();
-    let manifests: Vec<_> = contents.iter().map(|content| import(&store, &manifest_of(content).content().to_string(), content)).collect();
+    let manifests: Vec<_> =
+        contents.iter().map(|content| import(&store, &manifest_of(content).content().to_string(), content)).collect();
     drop(store);
     let root = directory.path().join("store");
     let rotten = root.join("contents").join(manifests[3].content().to_string());
@@ -156,7 +157,8 @@ fn contents_outlive_a_lost_index() {
 fn any_damage_to_the_index_lets_it_start() {
     let (directory, store) = fresh();
     let contents: Vec<_> = (0..200).map(|seed| bytes(seed, 1 + seed as usize * 10)).collect();
-    let manifests: Vec<_> = contents.iter().map(|content| import(&store, &manifest_of(content).content().to_string(), content)).collect();
+    let manifests: Vec<_> =
+        contents.iter().map(|content| import(&store, &manifest_of(content).content().to_string(), content)).collect();
     drop(store);
     let root = directory.path().join("store");
     let sound = fs::read(root.join("index.redb")).expect("reads");

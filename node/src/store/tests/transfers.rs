@@ -245,9 +245,8 @@ fn a_full_disk_is_told_as_such_and_nothing_breaks() {
 
     // Now so full that the index cannot grow either; it works again when there is space.
     disk.limit(used);
-    let many = |store: &Store| {
-        (0..2000).try_for_each(|task| store.put_task(record(&format!("{task:0>900}"), &kept, 1)))
-    };
+    let many =
+        |store: &Store| (0..2000).try_for_each(|task| store.put_task(record(&format!("{task:0>900}"), &kept, 1)));
     assert!(many(&store).is_err_and(|error| error.is_no_space()));
     disk.limit(u64::MAX);
     many(&store).expect("there is space again");
@@ -277,12 +276,6 @@ fn readers_and_deletes_do_not_wait_for_each_other() {
     assert!(matches!(store.content(manifest.content()), Some(ContentState::Complete { .. })));
 }
 
-/// Lets the file system end what the round before left behind.
-fn settle() {
-    rustix::fs::sync();
-    thread::sleep(std::time::Duration::from_millis(700));
-}
-
 /// The measure of an import: run with `--ignored --nocapture`, on the file system in question (`TMPDIR`).
 #[test]
 #[ignore = "a measurement"]
@@ -291,28 +284,37 @@ fn import_against_copy_and_sync() {
     let path = directory.path().join("source");
     fs::write(&path, bytes(1, 1 << 30)).expect("written");
     File::open(&path).expect("opens").sync_all().expect("synced");
-    for round in 0..std::env::var("ROUNDS").map_or(6, |r| r.parse().unwrap()) {
-        settle();
-        let began = Instant::now();
-        let copy = directory.path().join("copy");
+    let copy = || {
+        let (began, copy) = (Instant::now(), directory.path().join("copy"));
         assert!(Command::new("cp").arg(&path).arg(&copy).status().expect("cp").success());
-        let copied = began.elapsed();
         File::open(&copy).expect("opens").sync_all().expect("synced");
-        let both = began.elapsed();
+        let took = began.elapsed();
         fs::remove_file(&copy).expect("removed");
-        settle();
-        let (began, syncs) = (Instant::now(), store.syncs());
+        took
+    };
+    let import_once = || {
+        let began = Instant::now();
         let import = store.begin_import(None).expect("begins");
         let imported = import.copy_from(File::open(&path).expect("opens"), &mut go_on).expect("copies");
-        let read = began.elapsed();
         let task = record("a", imported.manifest(), 1);
         imported.commit(vec![task]).expect("commits");
-        let (took, syncs) = (began.elapsed(), store.syncs() - syncs);
+        let took = began.elapsed();
         store.remove_task(&name("a").task_id()).expect("removed");
-        eprintln!("{round}: cp {copied:?}, with fsync {both:?}; import {read:?}, committed {took:?}, {syncs} syncs");
+        took
+    };
+    // In turns, and in both orders: who comes second often gets the warmer memory.
+    let mut took = [Vec::new(), Vec::new()];
+    for round in 0..20 {
+        for which in [round / 2 % 2, 1 - round / 2 % 2] {
+            took[which].push(if which == 0 { copy() } else { import_once() });
+        }
+    }
+    for (what, mut took) in ["cp and fsync", "import"].into_iter().zip(took) {
+        took.sort();
+        eprintln!("{what}: minimum {:?}, median {:?}, maximum {:?}", took[0], took[10], took[19]);
     }
     let before = (store.syncs(), Instant::now());
-    for task in 0..5 {
+    for task in 0..500 {
         import(&store, &format!("small {task}"), &bytes(task, 1000));
     }
     eprintln!("500 small imports in a row: {:?}, {} syncs", before.1.elapsed(), store.syncs() - before.0);
@@ -320,7 +322,10 @@ fn import_against_copy_and_sync() {
     thread::scope(|scope| {
         for thread in 0..32u64 {
             let store = &store;
-            scope.spawn(move || (0..16u64).for_each(|task| drop(import(store, &format!("{thread}/{task}"), &bytes(thread * 99 + task, 1001)))));
+            scope.spawn(move || {
+                (0..16u64)
+                    .for_each(|task| drop(import(store, &format!("{thread}/{task}"), &bytes(thread * 99 + task, 1001))))
+            });
         }
     });
     eprintln!("512 small imports by 32 threads: {:?}, {} syncs", before.1.elapsed(), store.syncs() - before.0);
