@@ -6,14 +6,14 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use damselfly_messages::{
-    id::ContentId,
+    id::{ContentId, TaskId},
     manifest::Manifest,
     name::Name,
     piece::PieceIndex,
@@ -49,8 +49,12 @@ pub use sink::Sink;
 const BUFFER_BYTES: usize = 96 << 20;
 /// Parents that were learned and wait to be taken up.
 const NEW_PARENTS_MAX: usize = 64;
-/// How often a download that is being made durable is looked at.
-const SETTLE: Duration = Duration::from_millis(5);
+/// How long all parents together may take to give a manifest.
+const MANIFEST_WITHIN: Duration = Duration::from_secs(30);
+/// How long a download that has ended may take to leave the store.
+const LEAVE_WITHIN: Duration = Duration::from_secs(5);
+/// How often that is looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// Pieces gained that a slow listener may lag behind.
 const GAINED_BACKLOG: usize = 4096;
 
@@ -137,7 +141,8 @@ pub struct Download {
     shared: Arc<Shared>,
     manifest: Manifest,
     name: Name,
-    stored: store::Download,
+    /// Where the pieces are kept; `None` once the download has settled.
+    stored: RwLock<Option<Arc<store::Download>>>,
     state: Mutex<State>,
     progress: watch::Sender<Progress>,
     /// Pieces as they verify, for peers that listen.
@@ -145,6 +150,8 @@ pub struct Download {
     new_parents: mpsc::Sender<Vec<Parent>>,
     interest: AtomicUsize,
     abandoned: CancellationToken,
+    /// Everything about its end is done: it is off the list, and the store knows what became of it.
+    settled: CancellationToken,
     from_peers_bytes: AtomicU64,
 }
 
@@ -234,6 +241,7 @@ impl Downloads {
             let begun = slot.get_or_try_init(|| self.begin(&wanted, &slot)).await;
             let download = match begun {
                 Ok(download) => Arc::clone(download),
+                Err(FetchError::Abandoned) => continue,
                 Err(error) => {
                     self.shared.forget(content, &slot);
                     return Err(error);
@@ -242,9 +250,8 @@ impl Downloads {
             if let Some(interest) = download.join(&wanted) {
                 return Ok(Some(interest));
             }
-            // It ended between being found and being joined.
-            self.shared.forget(content, &slot);
-            tokio::task::yield_now().await;
+            // It has ended. What became of it is known when it has settled; then the content is complete, or it begins anew.
+            download.settled.cancelled().await;
         }
     }
 
@@ -253,23 +260,20 @@ impl Downloads {
         lock(&self.shared.active).get(&content).and_then(|slot| slot.get().cloned())
     }
 
-    /// Waits for downloads that have every byte and are still being made durable and known: exports do not wait for that.
-    pub async fn settled(&self) {
-        let is_settling = |slot: &Arc<OnceCell<Arc<Download>>>| {
-            slot.get().is_some_and(|download| download.lock().plan.is_complete())
-        };
-        while lock(&self.shared.active).values().any(is_settling) {
-            tokio::time::sleep(SETTLE).await;
+    /// Waits until downloads for the task that have every byte are durable and known: exports do not wait for that.
+    pub async fn settled(&self, task: &TaskId) {
+        let downloads: Vec<_> = lock(&self.shared.active).values().filter_map(|slot| slot.get().cloned()).collect();
+        for download in downloads {
+            if download.is_settling(task) {
+                download.settled.cancelled().await;
+            }
         }
     }
 
     async fn begin(&self, wanted: &Wanted, slot: &Arc<OnceCell<Arc<Download>>>) -> Result<Arc<Download>, FetchError> {
-        let (manifest, first, unproved) = self.shared.manifest_for(wanted).await?;
-        let (store, wanted_manifest) = (self.shared.store.clone(), manifest.clone());
-        let stored = blocking(move || store.begin_download(&wanted_manifest)).await.map_err(|error| match error {
-            DownloadError::Store(error) => FetchError::from(error),
-            DownloadError::AlreadyUnderWay | DownloadError::AlreadyComplete => FetchError::Abandoned,
-        })?;
+        let first = tokio::time::timeout(MANIFEST_WITHIN, self.shared.manifest_for(wanted)).await;
+        let (manifest, first, unproved) = first.map_err(|_| FetchError::Stalled(MANIFEST_WITHIN.as_secs()))??;
+        let stored = self.shared.begin_stored(&manifest).await?;
         let held = stored.held();
         let layout = manifest.layout();
         let start = if wanted.sequential { 0 } else { rand::random() };
@@ -293,11 +297,12 @@ impl Downloads {
                 limiter: wanted.limiter.clone(),
             }),
             manifest,
-            stored,
+            stored: RwLock::new(Some(Arc::new(stored))),
             gained: broadcast::Sender::new(GAINED_BACKLOG),
             new_parents,
             interest: AtomicUsize::new(0),
             abandoned: CancellationToken::new(),
+            settled: CancellationToken::new(),
             from_peers_bytes: AtomicU64::new(0),
         });
         if let Some((giver, index, buffer)) = first {
@@ -309,6 +314,24 @@ impl Downloads {
 }
 
 impl Shared {
+    /// Begins the download in the store; one that has just ended may take a moment to leave it.
+    async fn begin_stored(&self, manifest: &Manifest) -> Result<store::Download, FetchError> {
+        let deadline = Instant::now() + LEAVE_WITHIN;
+        loop {
+            let (store, manifest) = (self.store.clone(), manifest.clone());
+            match blocking(move || store.begin_download(&manifest)).await {
+                Ok(stored) => return Ok(stored),
+                Err(DownloadError::Store(error)) => return Err(error.into()),
+                Err(DownloadError::AlreadyUnderWay) if Instant::now() < deadline => {
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                }
+                Err(DownloadError::AlreadyUnderWay | DownloadError::AlreadyComplete) => {
+                    return Err(FetchError::Abandoned);
+                }
+            }
+        }
+    }
+
     /// Takes a download off the list, unless another one of the content has taken its place.
     fn forget(&self, content: ContentId, slot: &Arc<OnceCell<Arc<Download>>>) {
         let mut active = lock(&self.active);
@@ -382,12 +405,48 @@ impl Download {
     /// # Errors
     /// [`ReadError`]; a damaged piece is fetched again.
     pub fn read(&self, index: PieceIndex, buffer: &mut Vec<u8>) -> Result<(), ReadError> {
-        self.stored.read(index, buffer)
+        let result = match self.stored() {
+            Some(stored) => stored.read(index, buffer),
+            None => self.read_settled(index, buffer),
+        };
+        if let Err(ReadError::Damaged { .. }) = result {
+            let mut state = self.lock();
+            if state.held.remove(index) {
+                tracing::warn!(content = %self.manifest.content(), piece = index.get(), "a piece is damaged and fetched again");
+                state.plan.want_again(index);
+            }
+        }
+        result
+    }
+
+    /// What was a download is a content of the store now, or nothing.
+    fn read_settled(&self, index: PieceIndex, buffer: &mut Vec<u8>) -> Result<(), ReadError> {
+        match self.shared.store.open_content(self.manifest.content()) {
+            Ok(Some(reader)) => reader.read(index, buffer),
+            Ok(None) => Err(ReadError::NotHeld(index.get())),
+            Err(error) => Err(ReadError::Io(std::io::Error::other(error))),
+        }
+    }
+
+    fn is_settling(&self, task: &TaskId) -> bool {
+        let state = self.lock();
+        let concerned = self.name.task_id() == *task || state.records.iter().any(|record| record.task_id() == *task);
+        state.plan.is_complete() && concerned
+    }
+
+    fn stored(&self) -> Option<Arc<store::Download>> {
+        self.stored.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Lets go of the store: nothing more is read or written here.
+    fn settle(&self) {
+        self.stored.write().unwrap_or_else(PoisonError::into_inner).take();
+        self.settled.cancel();
     }
 
     /// Makes `target` share the blocks of what is held so far; false where the file systems cannot.
     pub fn clone_to(&self, target: &std::fs::File) -> bool {
-        self.stored.clone_to(target)
+        self.stored().is_some_and(|stored| stored.clone_to(target))
     }
 
     /// Bytes that came from peers since it began here.
@@ -417,7 +476,8 @@ impl Download {
                 this.on_false_piece(giver, index);
                 return Ok(());
             };
-            this.stored.write(piece)?;
+            let Some(stored) = this.stored() else { return Ok(()) };
+            stored.write(piece)?;
             let sinks = this.on_true_piece(giver, index, buffer.len() as u64);
             sinks.iter().for_each(|sink| sink.write(index, &buffer));
             Ok(())
@@ -480,7 +540,7 @@ impl Download {
 
 /// Takes a parent out of the plan and notes why.
 fn lose_parent(state: &mut State, parent: PeerId, fault: ParentFault, reason: &str) {
-    if let Some(result) = state.plan.remove_parent(&parent, fault) {
+    if let Some(result) = state.plan.remove_parent(&parent, fault, Instant::now()) {
         state.faults.push(result);
     }
     state.last_fault = format!("{parent}: {reason}");

@@ -102,8 +102,8 @@ impl Tasks {
 
     async fn delete_here(&self, name: &Name) -> Result<Deleted, Failure> {
         // An export may have ended a moment ago, before its copy was in the store.
-        self.downloads.settled().await;
         let (store, task) = (self.store.clone(), name.task_id());
+        self.downloads.settled(&task).await;
         let removed = blocking(move || store.remove_task(&task)).await.or_failure()?;
         if removed.is_some() {
             self.metrics.deletes.inc();

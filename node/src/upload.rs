@@ -77,6 +77,16 @@ impl Source {
     }
 }
 
+/// Why a download is no longer followed.
+enum Followed {
+    /// It has every piece.
+    Complete,
+    /// It ended without.
+    Failed,
+    /// News were lost: the listener is told everything anew.
+    Lagged,
+}
+
 /// Why a stream of a peer ended early.
 #[derive(Debug, thiserror::Error)]
 enum ServeError {
@@ -193,18 +203,20 @@ impl Uploads {
         let Ok(request) = timeout(IDLE_MAX, frame::read(&mut stream, FRAME_BYTES_MAX)).await else { return Ok(()) };
         let Some(bytes) = request? else { return Ok(()) };
         let content = HaveRequest::from_bytes(&bytes)?.content;
-        while let Some(download) = self.downloads.get(content) {
-            if self.follow(&mut stream, &download).await? {
-                break;
+        let mut complete = matches!(self.store.content(content), Some(ContentState::Complete { .. }));
+        while !complete && let Some(download) = self.downloads.get(content) {
+            match self.follow(&mut stream, &download).await? {
+                Followed::Complete => complete = true,
+                Followed::Failed => break,
+                Followed::Lagged => {}
             }
         }
-        let complete = matches!(self.store.content(content), Some(ContentState::Complete { .. }));
         let end = if complete { HaveUpdate::Complete } else { HaveUpdate::NotHeld };
         send(&mut stream, &end).await
     }
 
-    /// Tells what a download has and gets. Returns whether it has ended; `false` when the listener must begin anew.
-    async fn follow(&self, stream: &mut Stream, download: &Download) -> Result<bool, ServeError> {
+    /// Tells what a download has and gets, until it ends or the listener lags behind too far.
+    async fn follow(&self, stream: &mut Stream, download: &Download) -> Result<Followed, ServeError> {
         let layout = download.manifest().layout();
         let (held, mut gained) = download.listen();
         send(stream, &HaveUpdate::bitmap(&layout, held)).await?;
@@ -214,12 +226,13 @@ impl Uploads {
             tokio::select! {
                 first = gained.recv() => match first {
                     Ok(index) => news.push(index.get()),
-                    Err(RecvError::Lagged(_)) => return Ok(false),
-                    Err(RecvError::Closed) => return Ok(true),
+                    Err(RecvError::Lagged(_)) => return Ok(Followed::Lagged),
+                    Err(RecvError::Closed) => return Ok(Followed::Failed),
                 },
                 ended = progress.wait_for(|progress| progress.ended.is_some()) => {
-                    drop(ended);
-                    return Ok(true);
+                    // Every piece can be had from here, though the store is not told yet.
+                    let complete = ended.is_ok_and(|progress| matches!(progress.ended, Some(Ok(()))));
+                    return Ok(if complete { Followed::Complete } else { Followed::Failed });
                 }
             }
             sleep(NEWS_EVERY).await;

@@ -35,6 +35,8 @@ const OPEN_WITHIN: Duration = Duration::from_secs(5);
 const SILENCE_MAX: Duration = Duration::from_secs(15);
 /// How often a stream without work looks whether a piece is late elsewhere.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// Limited bytes pass in parts of this size.
+const LIMITED_BYTES: usize = 32 << 10;
 /// Pieces of one stream that are being verified and written while the next ones arrive.
 const PIECES_BEHIND: usize = 4;
 
@@ -127,8 +129,7 @@ async fn run_stream(download: Arc<Download>, parent: PeerId) -> Result<(), Paren
         };
         match stream.answer().await? {
             PieceResponse::Piece { bytes } if bytes == download.manifest().layout().bytes(index) => {
-                let limiter = download.lock().limiter.clone();
-                limiter.pass(bytes).await;
+                download.pass_limits(bytes).await;
                 let buffer = stream.body(&download.shared, bytes).await?;
                 hand_over(&download, parent, index, buffer, &behind).await;
             }
@@ -139,7 +140,12 @@ async fn run_stream(download: Arc<Download>, parent: PeerId) -> Result<(), Paren
                 let rest = Duration::from_millis(u64::from(retry_millis).clamp(10, 5_000));
                 download.lock().plan.on_busy(&parent, index, Instant::now() + rest);
             }
-            PieceResponse::NotHeld => download.lock().plan.on_not_held(&parent, index),
+            PieceResponse::NotHeld => {
+                let claimed_all = download.lock().plan.on_not_held(&parent, index);
+                if claimed_all {
+                    return Err(ParentError::NotHeld);
+                }
+            }
         }
     }
 }
@@ -163,6 +169,24 @@ async fn hand_over(
 }
 
 impl Download {
+    /// Waits until so many bytes may be read, by the host's limit and by those of the exports.
+    async fn pass_limits(&self, bytes: usize) {
+        let own = self.lock().limiter.clone();
+        let limits = [&self.shared.limiter, &own];
+        if !limits.iter().any(|limit| limit.is_limited()) {
+            return;
+        }
+        let mut rest = bytes;
+        while rest > 0 {
+            let part = rest.min(LIMITED_BYTES);
+            for limit in limits {
+                limit.pass(part).await;
+            }
+            rest -= part;
+            self.lock().plan.on_own_delay(Instant::now());
+        }
+    }
+
     /// Whether nothing more is wanted of this parent.
     fn is_over(&self, parent: &PeerId) -> bool {
         let state = self.lock();
@@ -195,9 +219,8 @@ impl PieceStream {
         }
     }
 
-    /// Reads the body of a piece, as fast as the limits allow.
+    /// Reads the body of a piece.
     pub(super) async fn body(&mut self, shared: &Shared, bytes: usize) -> Result<Buffer, ParentError> {
-        shared.limiter.pass(bytes).await;
         let mut buffer = shared.buffers.take(bytes).await;
         self.fill(&mut buffer).await?;
         Ok(buffer)

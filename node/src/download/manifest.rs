@@ -16,7 +16,7 @@ use crate::{blocking::blocking, buffers::Buffer};
 /// How long a parent may take to be connected to.
 pub(super) const CONNECT_WITHIN: Duration = Duration::from_secs(3);
 /// How long one parent may take to give the manifest and the last piece before the next one is asked.
-const MANIFEST_WITHIN: Duration = Duration::from_secs(20);
+const PARENT_WITHIN: Duration = Duration::from_secs(10);
 
 /// A manifest, a piece that came with it, and who gave it if its length is not proved.
 type First = (Manifest, Option<(PeerId, PieceIndex, Buffer)>, Option<PeerId>);
@@ -33,7 +33,7 @@ impl Shared {
         let mut parents: Vec<_> = wanted.parents.iter().collect();
         parents.sort_by_key(|parent| !parent.complete);
         for parent in parents {
-            match tokio::time::timeout(MANIFEST_WITHIN, self.manifest_of(wanted, parent)).await {
+            match tokio::time::timeout(PARENT_WITHIN, self.manifest_of(wanted, parent)).await {
                 Ok(Ok(first)) => return Ok(first),
                 Ok(Err(error)) => {
                     if matches!(error, ParentError::Lied(_)) {

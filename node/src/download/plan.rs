@@ -28,8 +28,10 @@ const RARITY_WINDOW: usize = 256;
 const LATE_AFTER: Duration = Duration::from_millis(500);
 /// A parent that takes longer seems stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(1);
-/// Faults after which a parent is given up for this download.
-const UNREACHABLE_MAX: u32 = 3;
+/// A parent that failed is left alone for so long, and twice as long each time, up to [`REST_MAX`].
+const REST_FIRST: Duration = Duration::from_millis(500);
+/// See [`REST_FIRST`].
+const REST_MAX: Duration = Duration::from_secs(8);
 
 /// The state of one download: which pieces are missing, which parents have which, and what is under way.
 #[derive(Debug)]
@@ -44,6 +46,8 @@ pub struct Plan {
     parents: HashMap<PeerId, Parent>,
     /// Parents that may not come back, whatever the scheduler says.
     excluded: HashSet<PeerId>,
+    /// How often a parent failed in a row, and until when it is left alone.
+    failed: HashMap<PeerId, (u32, Instant)>,
     /// Where the run of equally rare pieces begins.
     start: u32,
     last_progress: Instant,
@@ -62,7 +66,6 @@ struct Parent {
     allowed: usize,
     /// Asked nothing before this moment.
     rests_until: Option<Instant>,
-    unreachable: u32,
     total: Tally,
     unreported: Tally,
 }
@@ -93,6 +96,7 @@ impl Plan {
             asked: HashMap::new(),
             parents: HashMap::new(),
             excluded: HashSet::new(),
+            failed: HashMap::new(),
             last_progress: now,
         }
     }
@@ -113,8 +117,8 @@ impl Plan {
     }
 
     /// Adds a parent; `complete` if it has every piece. Returns whether it is new here and welcome.
-    pub fn add_parent(&mut self, peer: PeerId, complete: bool) -> bool {
-        if self.excluded.contains(&peer) {
+    pub fn add_parent(&mut self, peer: PeerId, complete: bool, now: Instant) -> bool {
+        if self.excluded.contains(&peer) || self.failed.get(&peer).is_some_and(|(_, until)| now < *until) {
             return false;
         }
         if let Some(parent) = self.parents.get_mut(&peer) {
@@ -129,7 +133,6 @@ impl Plan {
             outstanding: HashMap::new(),
             allowed: OUTSTANDING_FIRST,
             rests_until: None,
-            unreachable: 0,
             total: Tally::default(),
             unreported: Tally::default(),
         };
@@ -227,6 +230,7 @@ impl Plan {
         {
             parent.on_answer(now.saturating_duration_since(since), allowed_max);
             parent.count(bytes);
+            self.failed.remove(peer);
         }
         let missing = self.asked.remove(&index.get()).is_some() || self.wanted.remove(&index.get());
         if missing {
@@ -254,33 +258,44 @@ impl Plan {
         }
     }
 
-    /// The parent does not have a piece that it was thought to have.
-    pub fn on_not_held(&mut self, peer: &PeerId, index: PieceIndex) {
+    /// The parent does not have a piece that it was thought to have. Returns whether it had claimed every piece.
+    pub fn on_not_held(&mut self, peer: &PeerId, index: PieceIndex) -> bool {
         self.give_back(peer, index);
-        let pieces = self.layout.pieces();
-        if let Some(parent) = self.parents.get_mut(peer) {
-            if matches!(parent.has, Has::All) {
-                parent.has = Has::Some((0..pieces).collect());
-            }
-            if let Has::Some(some) = &mut parent.has {
+        match self.parents.get_mut(peer).map(|parent| &mut parent.has) {
+            Some(Has::All) => true,
+            Some(Has::Some(some)) => {
                 some.remove(&index.get());
+                false
             }
+            None => false,
         }
     }
 
-    /// Takes a parent out. A liar stays out, and so does one that cannot be reached time and again.
-    pub fn remove_parent(&mut self, peer: &PeerId, fault: ParentFault) -> Option<ParentResult> {
+    /// A held piece turned out to be damaged.
+    pub fn want_again(&mut self, index: PieceIndex) {
+        if self.wanted.insert(index.get()) {
+            self.held -= 1;
+        }
+    }
+
+    /// Own limits made it wait: that is no stall.
+    pub const fn on_own_delay(&mut self, now: Instant) {
+        self.last_progress = now;
+    }
+
+    /// Takes a parent out: a liar for good, any other for a while that grows each time.
+    pub fn remove_parent(&mut self, peer: &PeerId, fault: ParentFault, now: Instant) -> Option<ParentResult> {
         let parent = self.parents.remove(peer)?;
         for index in parent.outstanding.keys() {
             release(&mut self.asked, &mut self.wanted, *index);
         }
-        let for_good = match fault {
-            ParentFault::Lied => true,
-            ParentFault::Unreachable => parent.unreachable + 1 >= UNREACHABLE_MAX,
-            ParentFault::NotHeld => false,
-        };
-        if for_good {
-            self.excluded.insert(*peer);
+        match fault {
+            ParentFault::Lied => drop(self.excluded.insert(*peer)),
+            ParentFault::Unreachable | ParentFault::NotHeld => {
+                let (times, until) = self.failed.entry(*peer).or_insert((0, now));
+                *until = now + (REST_FIRST * 2u32.pow((*times).min(6))).min(REST_MAX);
+                *times += 1;
+            }
         }
         Some(parent.unreported.report(*peer, Some(fault)))
     }
@@ -326,7 +341,6 @@ impl Parent {
         } else if took > 2 * ANSWER_TARGET {
             self.allowed = (self.allowed - 1).max(1);
         }
-        self.unreachable = 0;
         self.unreported.busy += took;
         self.total.busy += took;
     }

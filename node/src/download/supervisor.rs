@@ -6,8 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use damselfly_messages::scheduler::{
-    Parent, ParentFault, PeerResult, ReportPeerResult, ReportPieceResult, RequestBody,
+use damselfly_messages::{
+    id::TaskId,
+    scheduler::{Parent, ParentFault, PeerResult, ReportPeerResult, ReportPieceResult, RequestBody},
 };
 use libp2p::PeerId;
 use tokio::{
@@ -21,11 +22,11 @@ use super::{
     fetch::ParentError,
     manifest::CONNECT_WITHIN,
 };
-use crate::{blocking::blocking, schedulers::Answer, store::FinishError};
+use crate::{blocking::blocking, schedulers::Answer, store::TaskRecord};
 
 /// Without a verified byte for so long a download ends.
 const STALL_MAX: Duration = Duration::from_secs(30);
-/// Without any parent for so long it ends sooner.
+/// When no parent is left either, it ends sooner.
 const NO_SOURCE_MAX: Duration = Duration::from_secs(15);
 /// How often the state is looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -43,36 +44,50 @@ pub(super) async fn run(
     inbox: mpsc::Receiver<Vec<Parent>>,
 ) {
     let result = Supervisor::new(Arc::clone(&download)).supervise(inbox).await;
-    let complete = result.is_ok();
-    let false_manifest = matches!(result, Err(FetchError::FalseManifest(_)));
+    let end = match &result {
+        Ok(()) => End::Complete,
+        // A length that nobody has proved must not be trusted after a restart.
+        Err(FetchError::FalseManifest(_)) => End::Nothing,
+        Err(_) if download.lock().unproved.is_some() => End::Nothing,
+        Err(_) => End::Partial,
+    };
     download.end(result);
-    if complete {
-        finish(&download).await;
-    } else {
-        let this = Arc::clone(&download);
-        let keep = move || if false_manifest { this.stored.forget() } else { this.stored.checkpoint() };
-        if let Err(error) = blocking(keep).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "cannot keep what was downloaded so far");
-        }
-    }
+    let tasks = keep(&download, end).await;
     download.shared.forget(download.manifest().content(), &slot);
-    report_end(&download, if complete { PeerResult::Done } else { PeerResult::Failed }).await;
+    download.settle();
+    for task in tasks {
+        download.shared.announcer.announce_known(task).await;
+    }
+    report_end(&download, if end == End::Complete { PeerResult::Done } else { PeerResult::Failed }).await;
 }
 
-/// Makes a complete download durable and known.
-async fn finish(download: &Arc<Download>) {
+/// What is kept of a download that has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Complete,
+    Partial,
+    Nothing,
+}
+
+/// Makes the end durable. Returns the tasks that the content is held for now.
+async fn keep(download: &Arc<Download>, end: End) -> Vec<TaskId> {
+    let Some(stored) = download.stored() else { return Vec::new() };
     let records = std::mem::take(&mut download.lock().records);
-    let tasks: Vec<_> = records.iter().map(crate::store::TaskRecord::task_id).collect();
-    let this = Arc::clone(download);
-    match blocking(move || this.stored.finish(records)).await {
-        Ok(()) => {
+    let tasks: Vec<_> = records.iter().map(TaskRecord::task_id).collect();
+    let kept = blocking(move || match end {
+        End::Complete => stored.finish(records),
+        End::Partial => Ok(stored.checkpoint()?),
+        End::Nothing => Ok(stored.forget()?),
+    });
+    match (kept.await, end) {
+        (Ok(()), End::Complete) => {
             download.shared.metrics.downloads_completed.inc();
-            for task in tasks {
-                download.shared.announcer.announce_known(task).await;
-            }
+            tasks
         }
-        Err(error @ (FinishError::Incomplete { .. } | FinishError::Store(_))) => {
-            tracing::error!(error = &error as &dyn std::error::Error, "cannot keep a download that is complete");
+        (Ok(()), End::Partial | End::Nothing) => Vec::new(),
+        (Err(error), _) => {
+            tracing::error!(error = &error as &dyn std::error::Error, "cannot keep what was downloaded");
+            Vec::new()
         }
     }
 }
@@ -89,7 +104,6 @@ struct Supervisor {
     following: JoinSet<()>,
     /// Parents known but not asked: there are enough.
     spare: HashMap<PeerId, Parent>,
-    last_source: Instant,
     last_report: Instant,
     last_ask: Instant,
     last_checkpoint: Instant,
@@ -106,7 +120,6 @@ impl Supervisor {
             fetching: JoinSet::new(),
             following: JoinSet::new(),
             spare: HashMap::new(),
-            last_source: now,
             last_report: now,
             last_ask: now,
             last_checkpoint: now,
@@ -166,7 +179,7 @@ impl Supervisor {
                 break;
             }
             self.spare.remove(&parent.peer);
-            if self.download.lock().plan.add_parent(parent.peer, parent.complete) {
+            if self.download.lock().plan.add_parent(parent.peer, parent.complete, Instant::now()) {
                 self.start(parent);
             }
         }
@@ -206,7 +219,7 @@ impl Supervisor {
             let mut state = self.download.lock();
             match error.fault() {
                 Some(fault) => lose_parent(&mut state, peer, fault, &error.to_string()),
-                None => drop(state.plan.remove_parent(&peer, ParentFault::NotHeld)),
+                None => drop(state.plan.remove_parent(&peer, ParentFault::NotHeld, Instant::now())),
             }
         }
         self.take_up_parents();
@@ -217,11 +230,7 @@ impl Supervisor {
             let state = self.download.lock();
             (state.plan.has_sources(), now - state.plan.last_progress(), state.last_fault.clone())
         };
-        if has_sources {
-            self.last_source = now;
-        }
-        let since_source = now - self.last_source;
-        if since_source >= NO_SOURCE_MAX && since_progress >= NO_SOURCE_MAX {
+        if !has_sources && since_progress >= NO_SOURCE_MAX {
             return Err(FetchError::NoSource(reason));
         }
         if since_progress >= STALL_MAX {
@@ -279,15 +288,18 @@ impl Supervisor {
     }
 
     fn checkpoint(&mut self, now: Instant) {
-        let held = self.download.lock().plan.held();
-        if now - self.last_checkpoint < CHECKPOINT_EVERY || held == self.held_at_checkpoint {
+        let (held, unproved) = {
+            let state = self.download.lock();
+            (state.plan.held(), state.unproved.is_some())
+        };
+        if unproved || now - self.last_checkpoint < CHECKPOINT_EVERY || held == self.held_at_checkpoint {
             return;
         }
         self.last_checkpoint = now;
         self.held_at_checkpoint = held;
         let download = Arc::clone(&self.download);
         tokio::task::spawn_blocking(move || {
-            if let Err(error) = download.stored.checkpoint() {
+            if let Some(Err(error)) = download.stored().map(|stored| stored.checkpoint()) {
                 download.end(Err(error.into()));
             }
         });

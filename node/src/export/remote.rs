@@ -196,8 +196,12 @@ impl Exporter {
         let fill = blocking(move || {
             let mut buffer = Vec::new();
             for index in held {
-                download.read(index, &mut buffer)?;
-                filler.write(index, &buffer);
+                match download.read(index, &mut buffer) {
+                    Ok(()) => filler.write(index, &buffer),
+                    // It is fetched again, and then it goes into the sink like every new piece.
+                    Err(ReadError::Damaged { .. }) => {}
+                    Err(error) => return Err(error),
+                }
             }
             Ok::<_, ReadError>(())
         });

@@ -21,7 +21,7 @@ fn drain(plan: &mut Plan, peer: &PeerId, now: Instant) -> Vec<u32> {
 fn the_last_piece_comes_first_then_the_run() {
     let (mut plan, now) = plan(10);
     let peer = PeerId::random();
-    assert!(plan.add_parent(peer, true));
+    assert!(plan.add_parent(peer, true, now));
     assert_eq!(drain(&mut plan, &peer, now), [9, 0, 1, 2], "as many as a new parent is allowed");
 }
 
@@ -29,8 +29,8 @@ fn the_last_piece_comes_first_then_the_run() {
 fn rare_pieces_come_first() {
     let (mut plan, now) = plan(4);
     let (full, partial) = (PeerId::random(), PeerId::random());
-    plan.add_parent(full, true);
-    plan.add_parent(partial, false);
+    plan.add_parent(full, true, now);
+    plan.add_parent(partial, false, now);
     let pieces: Vec<_> = [0, 1, 3].map(|index| layout(4).index(index).expect("exists")).to_vec();
     plan.parent_has(&partial, &pieces);
     assert_eq!(drain(&mut plan, &full, now), [3, 2, 0, 1]);
@@ -40,7 +40,7 @@ fn rare_pieces_come_first() {
 fn a_fast_parent_gets_more_at_a_time_and_a_slow_one_less() {
     let (mut plan, now) = plan(1000);
     let peer = PeerId::random();
-    plan.add_parent(peer, true);
+    plan.add_parent(peer, true, now);
     let first = drain(&mut plan, &peer, now);
     for index in &first {
         plan.on_piece(&peer, layout(1000).index(*index).expect("exists"), now + Duration::from_millis(1));
@@ -58,7 +58,7 @@ fn a_late_piece_is_asked_of_one_other_parent() {
     let (mut plan, now) = plan(1);
     let peers = [PeerId::random(), PeerId::random(), PeerId::random()];
     for peer in peers {
-        plan.add_parent(peer, true);
+        plan.add_parent(peer, true, now);
     }
     let index = plan.next(&peers[0], now).expect("missing");
     assert_eq!(plan.next(&peers[1], now), None, "not late yet");
@@ -74,13 +74,13 @@ fn a_late_piece_is_asked_of_one_other_parent() {
 fn the_end_of_the_longest_queue_is_asked_first() {
     let (mut plan, mut now) = plan(6);
     let [slow, fast] = [PeerId::random(), PeerId::random()];
-    plan.add_parent(slow, true);
+    plan.add_parent(slow, true, now);
     let mut queue = Vec::new();
     while let Some(index) = plan.next(&slow, now) {
         queue.push(index.get());
         now += Duration::from_millis(1);
     }
-    plan.add_parent(fast, true);
+    plan.add_parent(fast, true, now);
     for index in drain(&mut plan, &fast, now) {
         plan.on_piece(&fast, plan.layout.index(index).expect("a piece"), now);
     }
@@ -94,11 +94,11 @@ fn the_end_of_the_longest_queue_is_asked_first() {
 fn what_a_lost_parent_had_is_wanted_again() {
     let (mut plan, now) = plan(3);
     let (gone, other) = (PeerId::random(), PeerId::random());
-    plan.add_parent(gone, true);
+    plan.add_parent(gone, true, now);
     assert_eq!(drain(&mut plan, &gone, now).len(), 3);
-    plan.remove_parent(&gone, ParentFault::Unreachable);
+    plan.remove_parent(&gone, ParentFault::Unreachable, now);
     assert!(!plan.has_sources());
-    plan.add_parent(other, true);
+    plan.add_parent(other, true, now);
     assert_eq!(drain(&mut plan, &other, now).len(), 3);
 }
 
@@ -110,11 +110,12 @@ fn who_comes_back_depends_on_the_fault() {
         (ParentFault::NotHeld, true, "one that did not hold it yet"),
     ];
     for (fault, welcome, reason) in cases {
-        let (mut plan, _) = plan(1);
+        let (mut plan, now) = plan(1);
         let peer = PeerId::random();
-        plan.add_parent(peer, true);
-        plan.remove_parent(&peer, fault);
-        assert_eq!(plan.add_parent(peer, true), welcome, "{reason}");
+        plan.add_parent(peer, true, now);
+        plan.remove_parent(&peer, fault, now);
+        assert!(!plan.add_parent(peer, true, now), "not at once: {reason}");
+        assert_eq!(plan.add_parent(peer, true, now + REST_FIRST), welcome, "{reason}");
     }
 }
 
@@ -122,7 +123,7 @@ fn who_comes_back_depends_on_the_fault() {
 fn a_busy_parent_rests() {
     let (mut plan, now) = plan(2);
     let peer = PeerId::random();
-    plan.add_parent(peer, true);
+    plan.add_parent(peer, true, now);
     let index = plan.next(&peer, now).expect("missing");
     plan.on_busy(&peer, index, now + Duration::from_secs(1));
     assert_eq!(plan.next(&peer, now), None);
@@ -133,10 +134,15 @@ fn a_busy_parent_rests() {
 fn a_piece_that_is_not_there_is_not_asked_again() {
     let (mut plan, now) = plan(2);
     let peer = PeerId::random();
-    plan.add_parent(peer, true);
+    plan.add_parent(peer, true, now);
     let index = plan.next(&peer, now).expect("missing");
-    plan.on_not_held(&peer, index);
-    assert_eq!(drain(&mut plan, &peer, now), [0]);
+    assert!(plan.on_not_held(&peer, index), "it had claimed to have it");
+    let partial = PeerId::random();
+    plan.add_parent(partial, false, now);
+    plan.parent_has(&partial, &layout(2).indices().collect::<Vec<_>>());
+    let index = plan.next(&partial, now).expect("missing");
+    assert!(!plan.on_not_held(&partial, index));
+    assert_eq!(drain(&mut plan, &partial, now), [0]);
 }
 
 proptest! {
@@ -153,20 +159,20 @@ proptest! {
             now += Duration::from_millis(50);
             let peer = peers[who];
             match what {
-                0 => { plan.add_parent(peer, true); }
+                0 => { plan.add_parent(peer, true, now); }
                 1 => under_way[who].extend(std::iter::from_fn(|| plan.next(&peer, now))),
                 2 => if let Some(index) = under_way[who].pop() {
                     prop_assert_eq!(plan.on_piece(&peer, index, now), arrived.insert(index));
                 },
                 3 => if let Some(index) = under_way[who].pop() { plan.on_busy(&peer, index, now) },
                 4 => if let Some(index) = under_way[who].pop() { plan.give_back(&peer, index) },
-                _ => { plan.remove_parent(&peer, ParentFault::NotHeld); under_way[who].clear(); }
+                _ => { plan.remove_parent(&peer, ParentFault::NotHeld, now); under_way[who].clear(); }
             }
             prop_assert_eq!(plan.held() as usize, arrived.len());
         }
         let rescuer = PeerId::random();
-        for peer in peers { plan.remove_parent(&peer, ParentFault::Lied); }
-        plan.add_parent(rescuer, true);
+        for peer in peers { plan.remove_parent(&peer, ParentFault::Lied, now); }
+        plan.add_parent(rescuer, true, now);
         while let Some(index) = plan.next(&rescuer, now) {
             prop_assert!(arrived.insert(index));
             plan.on_piece(&rescuer, index, now);
