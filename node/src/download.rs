@@ -22,7 +22,7 @@ use damselfly_messages::{
 };
 use damselfly_transport::network::Network;
 use libp2p::PeerId;
-use tokio::sync::{OnceCell, Semaphore, broadcast, mpsc, watch};
+use tokio::sync::{Notify, OnceCell, Semaphore, broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -39,6 +39,7 @@ mod fetch;
 mod have;
 mod manifest;
 mod plan;
+mod pool;
 mod sink;
 mod supervisor;
 
@@ -72,6 +73,7 @@ struct Shared {
     limiter: Limiter,
     metrics: Metrics,
     buffers: Buffers,
+    pool: pool::Pool,
     /// How many pieces are verified and written at a time.
     workers: Semaphore,
     active: Mutex<HashMap<ContentId, Arc<OnceCell<Arc<Download>>>>>,
@@ -148,6 +150,8 @@ pub struct Download {
     /// Pieces as they verify, for peers that listen.
     gained: broadcast::Sender<PieceIndex>,
     new_parents: mpsc::Sender<Vec<Parent>>,
+    /// Streams that had nothing to do may have something now.
+    work: Notify,
     interest: AtomicUsize,
     abandoned: CancellationToken,
     /// Everything about its end is done: it is off the list, and the store knows what became of it.
@@ -221,6 +225,7 @@ impl Downloads {
                 limiter,
                 metrics,
                 buffers: Buffers::new(BUFFER_BYTES),
+                pool: pool::Pool::default(),
                 workers: Semaphore::new(cores.max(2)),
                 active: Mutex::default(),
             }),
@@ -272,13 +277,16 @@ impl Downloads {
 
     async fn begin(&self, wanted: &Wanted, slot: &Arc<OnceCell<Arc<Download>>>) -> Result<Arc<Download>, FetchError> {
         let first = tokio::time::timeout(MANIFEST_WITHIN, self.shared.manifest_for(wanted)).await;
-        let (manifest, first, unproved) = first.map_err(|_| FetchError::Stalled(MANIFEST_WITHIN.as_secs()))??;
+        let (manifest, unproved) = first.map_err(|_| FetchError::Stalled(MANIFEST_WITHIN.as_secs()))??;
         let stored = self.shared.begin_stored(&manifest).await?;
         let held = stored.held();
         let layout = manifest.layout();
         let start = if wanted.sequential { 0 } else { rand::random() };
         let missing = layout.indices().filter(|index| !held.contains(*index));
-        let plan = Plan::new(layout, missing, start, Instant::now());
+        let mut plan = Plan::new(layout, missing, start, Instant::now());
+        if let Some(author) = unproved {
+            plan.prove_first_by(author);
+        }
         let (new_parents, inbox) = mpsc::channel(NEW_PARENTS_MAX);
         let download = Arc::new(Download {
             shared: Arc::clone(&self.shared),
@@ -300,14 +308,12 @@ impl Downloads {
             stored: RwLock::new(Some(Arc::new(stored))),
             gained: broadcast::Sender::new(GAINED_BACKLOG),
             new_parents,
+            work: Notify::new(),
             interest: AtomicUsize::new(0),
             abandoned: CancellationToken::new(),
             settled: CancellationToken::new(),
             from_peers_bytes: AtomicU64::new(0),
         });
-        if let Some((giver, index, buffer)) = first {
-            download.take_piece(giver, index, buffer).await?;
-        }
         tokio::spawn(supervisor::run(Arc::clone(&download), Arc::clone(slot), inbox));
         Ok(download)
     }
@@ -502,6 +508,8 @@ impl Download {
         // Nobody may listen.
         let _listeners = self.gained.send(index);
         let held = state.plan.held();
+        // The parent may be asked for more now.
+        self.work.notify_waiters();
         self.progress.send_modify(|progress| progress.held = held);
         state.sinks.clone()
     }
@@ -510,15 +518,30 @@ impl Download {
         let content = self.manifest.content();
         tracing::warn!(%content, piece = index.get(), parent = %giver, "a parent sent a piece that does not verify; it is excluded");
         self.shared.metrics.verification_failures.inc();
-        let mut state = self.lock();
-        let last = index.get() + 1 == self.manifest.layout().pieces();
-        if let Some(author) = state.unproved.filter(|author| last && *author != giver) {
-            // The length was another one's claim, and honest parents are not blamed for it.
-            drop(state);
-            self.end(Err(FetchError::FalseManifest(author)));
-            return;
+        if !self.is_about_length(index) {
+            lose_parent(&mut self.lock(), giver, ParentFault::Lied, "it sent bytes that do not verify");
         }
-        lose_parent(&mut state, giver, ParentFault::Lied, "it sent bytes that do not verify");
+    }
+
+    /// The parent sent a piece that is longer or shorter than the manifest says. Returns whether the manifest is at
+    /// fault, and not the parent.
+    fn on_other_length(&self, parent: PeerId, index: PieceIndex) -> bool {
+        let ours = self.is_about_length(index);
+        if ours {
+            tracing::warn!(content = %self.manifest.content(), %parent, "a parent knows the content with another length");
+        }
+        ours
+    }
+
+    /// When the last piece does not fit before one ever did, the length is false, and who gave the manifest lied: ends
+    /// the download with that. Honest parents are not blamed.
+    fn is_about_length(&self, index: PieceIndex) -> bool {
+        let last = index.get() + 1 == self.manifest.layout().pieces();
+        let author = self.lock().unproved.filter(|_| last);
+        if let Some(author) = author {
+            self.end(Err(FetchError::FalseManifest(author)));
+        }
+        author.is_some()
     }
 
     /// Ends the download: the first end counts.

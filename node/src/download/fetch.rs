@@ -22,7 +22,7 @@ use futures::AsyncReadExt as _;
 use libp2p::PeerId;
 use tokio::{sync::Semaphore, task::JoinSet, time::timeout};
 
-use super::{Download, FetchError, Shared};
+use super::{Download, FetchError, Shared, State};
 use crate::buffers::Buffer;
 
 /// Streams per parent; more bring nothing (docs/performance.md).
@@ -111,28 +111,77 @@ pub(super) async fn run(download: Arc<Download>, parent: PeerId) -> Result<(), P
 }
 
 async fn run_stream(download: Arc<Download>, parent: PeerId) -> Result<(), ParentError> {
-    let mut stream = PieceStream::open(&download.shared, parent).await?;
-    let mut under_way: VecDeque<PieceIndex> = VecDeque::new();
-    let behind = Arc::new(Semaphore::new(PIECES_BEHIND));
-    loop {
-        while under_way.len() < REQUESTS_PER_STREAM {
-            let Some(index) = download.lock().plan.next(&parent, Instant::now()) else { break };
-            under_way.push_back(index);
-            stream.ask(&PieceRequest { content: download.manifest().content(), index: Some(index.get()) }).await?;
+    let mut worker = StreamWorker { download, parent, under_way: VecDeque::new(), answers: 0 };
+    if let Some(mut stream) = worker.download.shared.pool.take(&parent) {
+        match worker.work(&mut stream).await {
+            Ok(()) => return worker.keep(stream),
+            // It was closed while it waited: what was asked on it is asked again on a new one.
+            Err(ParentError::Unreachable(_) | ParentError::Busy) if worker.answers == 0 => worker.give_back(),
+            Err(error) => return Err(error),
         }
-        let Some(index) = under_way.pop_front() else {
-            if download.is_over(&parent) {
-                return Ok(());
-            }
-            tokio::time::sleep(LOOK_AGAIN).await;
-            continue;
-        };
-        match stream.answer().await? {
+    }
+    let mut stream = PieceStream::open(&worker.download.shared, parent).await?;
+    worker.work(&mut stream).await?;
+    worker.keep(stream)
+}
+
+/// What one stream has to do for a download.
+struct StreamWorker {
+    download: Arc<Download>,
+    parent: PeerId,
+    /// Asked on this stream and not answered, in order.
+    under_way: VecDeque<PieceIndex>,
+    answers: u64,
+}
+
+impl StreamWorker {
+    async fn work(&mut self, stream: &mut PieceStream) -> Result<(), ParentError> {
+        let download = Arc::clone(&self.download);
+        let behind = Arc::new(Semaphore::new(PIECES_BEHIND));
+        loop {
+            let work = download.work.notified();
+            self.ask(stream).await?;
+            let Some(index) = self.under_way.front().copied() else {
+                if download.is_over(&self.parent) {
+                    return Ok(());
+                }
+                // Whether a piece is late elsewhere shows only with time.
+                drop(timeout(LOOK_AGAIN, work).await);
+                continue;
+            };
+            let answer = stream.answer().await?;
+            self.under_way.pop_front();
+            self.answers += 1;
+            self.on_answer(stream, index, answer, &behind).await?;
+        }
+    }
+
+    /// Asks for as much as the plan gives.
+    async fn ask(&mut self, stream: &mut PieceStream) -> Result<(), ParentError> {
+        while self.under_way.len() < REQUESTS_PER_STREAM {
+            let Some(index) = self.download.lock().next_on_stream(&self.parent, self.under_way.len()) else { break };
+            self.under_way.push_back(index);
+            let content = self.download.manifest().content();
+            stream.ask(&PieceRequest { content, index: Some(index.get()) }).await?;
+        }
+        Ok(())
+    }
+
+    async fn on_answer(
+        &self,
+        stream: &mut PieceStream,
+        index: PieceIndex,
+        answer: PieceResponse,
+        behind: &Arc<Semaphore>,
+    ) -> Result<(), ParentError> {
+        let (download, parent) = (&self.download, self.parent);
+        match answer {
             PieceResponse::Piece { bytes } if bytes == download.manifest().layout().bytes(index) => {
                 download.pass_limits(bytes).await;
                 let buffer = stream.body(&download.shared, bytes).await?;
-                hand_over(&download, parent, index, buffer, &behind).await;
+                hand_over(download, parent, index, buffer, behind).await;
             }
+            PieceResponse::Piece { .. } if download.on_other_length(parent, index) => {}
             PieceResponse::Piece { .. } | PieceResponse::Manifest { .. } => {
                 return Err(ParentError::Lied("it answered something else".into()));
             }
@@ -147,6 +196,19 @@ async fn run_stream(download: Arc<Download>, parent: PeerId) -> Result<(), Paren
                 }
             }
         }
+        Ok(())
+    }
+
+    fn give_back(&mut self) {
+        let mut state = self.download.lock();
+        self.under_way.drain(..).for_each(|index| state.plan.give_back(&self.parent, index));
+    }
+
+    fn keep(self, stream: PieceStream) -> Result<(), ParentError> {
+        if self.under_way.is_empty() {
+            self.download.shared.pool.put(self.parent, stream);
+        }
+        Ok(())
     }
 }
 
@@ -166,6 +228,17 @@ async fn hand_over(
             download.end(Err(error));
         }
     });
+}
+
+impl State {
+    /// The next piece for a stream with so many under way.
+    ///
+    /// Streams share what a parent is asked at a time evenly: it serves them alike, so on one with more pieces than the
+    /// others each would take longer.
+    fn next_on_stream(&mut self, parent: &PeerId, under_way: usize) -> Option<PieceIndex> {
+        let share = self.plan.allowed(parent).div_ceil(STREAMS);
+        if under_way < share { self.plan.next(parent, Instant::now()) } else { None }
+    }
 }
 
 impl Download {

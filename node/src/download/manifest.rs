@@ -1,35 +1,38 @@
-//! The first thing to fetch: a manifest, and with it the last piece, which proves the length that the manifest claims.
+//! The first thing to fetch: a manifest.
+//!
+//! Its length is a claim until the last piece has verified, which the plan asks for first: of who gave the manifest, so
+//! that it is clear who lied.
 
 use std::{sync::Arc, time::Duration};
 
 use damselfly_messages::{
+    id::ContentId,
     manifest::Manifest,
-    piece::PieceIndex,
     scheduler::Parent,
     transfer::{PieceRequest, PieceResponse, manifest_from_body},
 };
 use libp2p::PeerId;
 
 use super::{FetchError, Shared, Wanted, fetch::{ParentError, PieceStream}};
-use crate::{blocking::blocking, buffers::Buffer};
+use crate::blocking::blocking;
 
 /// How long a parent may take to be connected to.
 pub(super) const CONNECT_WITHIN: Duration = Duration::from_secs(3);
 /// How long one parent may take to give the manifest and the last piece before the next one is asked.
 const PARENT_WITHIN: Duration = Duration::from_secs(10);
 
-/// A manifest, a piece that came with it, and who gave it if its length is not proved.
-type First = (Manifest, Option<(PeerId, PieceIndex, Buffer)>, Option<PeerId>);
+/// A manifest, and who gave it if its length is not proved.
+type First = (Manifest, Option<PeerId>);
 
 impl Shared {
     /// The manifest of what is wanted: from the store when a download was interrupted, else from a parent.
     pub(super) async fn manifest_for(self: &Arc<Self>, wanted: &Wanted) -> Result<First, FetchError> {
         let (store, content) = (self.store.clone(), wanted.binding.content);
         if let Some(manifest) = blocking(move || store.manifest(content)).await? {
-            return Ok((manifest, None, None));
+            return Ok((manifest, None));
         }
         let mut reasons = Vec::new();
-        // Complete parents first: they can prove the length.
+        // Complete parents first: they have the last piece too, which proves the length.
         let mut parents: Vec<_> = wanted.parents.iter().collect();
         parents.sort_by_key(|parent| !parent.complete);
         for parent in parents {
@@ -52,7 +55,23 @@ impl Shared {
         let content = wanted.binding.content;
         let connected = self.network.connect(parent.peer, parent.addresses.clone(), CONNECT_WITHIN).await;
         connected.map_err(|error| ParentError::Unreachable(error.to_string()))?;
-        let mut stream = PieceStream::open(self, parent.peer).await?;
+        if let Some(stream) = self.pool.take(&parent.peer) {
+            match self.manifest_on(stream, content, parent.peer).await {
+                // It was closed while it waited.
+                Err(ParentError::Unreachable(_) | ParentError::Busy) => {}
+                other => return other,
+            }
+        }
+        let stream = PieceStream::open(self, parent.peer).await?;
+        self.manifest_on(stream, content, parent.peer).await
+    }
+
+    async fn manifest_on(
+        &self,
+        mut stream: PieceStream,
+        content: ContentId,
+        parent: PeerId,
+    ) -> Result<First, ParentError> {
         stream.ask(&PieceRequest { content, index: None }).await?;
         let (content_bytes, digests) = match stream.answer().await? {
             PieceResponse::Manifest { content_bytes, digests } => (content_bytes, digests),
@@ -64,32 +83,8 @@ impl Shared {
         stream.fill(&mut body).await?;
         let read = move || manifest_from_body(content, content_bytes, &body);
         let manifest = blocking(read).await.map_err(|error| ParentError::Lied(error.to_string()))?;
-        self.prove(stream, manifest, parent.peer).await
-    }
-
-    /// Fetches the last piece from who gave the manifest: if it verifies, the length is right.
-    async fn prove(&self, mut stream: PieceStream, manifest: Manifest, giver: PeerId) -> Result<First, ParentError> {
-        let Some(last) = manifest.layout().indices().next_back() else {
-            return Ok((manifest, None, None));
-        };
-        stream.ask(&PieceRequest { content: manifest.content(), index: Some(last.get()) }).await?;
-        let bytes = match stream.answer().await? {
-            PieceResponse::Piece { bytes } if bytes == manifest.layout().bytes(last) => bytes,
-            // It may not have that piece yet. Then the length stays a claim, and the giver's.
-            PieceResponse::NotHeld | PieceResponse::Busy { .. } => return Ok((manifest, None, Some(giver))),
-            PieceResponse::Piece { .. } | PieceResponse::Manifest { .. } => {
-                return Err(ParentError::Lied("its last piece has another length".into()));
-            }
-        };
-        let buffer = stream.body(self, bytes).await?;
-        let (verified, manifest, buffer) = blocking(move || {
-            let verified = manifest.verifies(last, &buffer);
-            (verified, manifest, buffer)
-        })
-        .await;
-        if !verified {
-            return Err(ParentError::Lied("its last piece does not verify".into()));
-        }
-        Ok((manifest, Some((giver, last, buffer)), None))
+        self.pool.put(parent, stream);
+        let unproved = (manifest.layout().pieces() > 0).then_some(parent);
+        Ok((manifest, unproved))
     }
 }

@@ -17,7 +17,7 @@ use damselfly_messages::{
 use libp2p::PeerId;
 
 /// Requests that a new parent gets at a time, before it has shown how fast it is.
-const OUTSTANDING_FIRST: usize = 4;
+const OUTSTANDING_FIRST: usize = 8;
 /// Most bytes asked of one parent at a time.
 const OUTSTANDING_BYTES_MAX: usize = 32 << 20;
 /// An answer faster than this lets a parent have one request more, one twice as slow one less.
@@ -48,6 +48,8 @@ pub struct Plan {
     excluded: HashSet<PeerId>,
     /// How often a parent failed in a row, and until when it is left alone.
     failed: HashMap<PeerId, (u32, Instant)>,
+    /// Who gave the manifest: the last piece, which proves its length, is asked of nobody else while it is a parent.
+    author: Option<PeerId>,
     /// Where the run of equally rare pieces begins.
     start: u32,
     last_progress: Instant,
@@ -97,8 +99,14 @@ impl Plan {
             parents: HashMap::new(),
             excluded: HashSet::new(),
             failed: HashMap::new(),
+            author: None,
             last_progress: now,
         }
+    }
+
+    /// Has the last piece asked of who gave the manifest: when it does not verify, it is clear who lied.
+    pub const fn prove_first_by(&mut self, author: PeerId) {
+        self.author = Some(author);
     }
 
     /// Verified pieces so far.
@@ -164,13 +172,18 @@ impl Plan {
         &self.excluded
     }
 
+    /// How many pieces `peer` may be asked at a time.
+    pub fn allowed(&self, peer: &PeerId) -> usize {
+        self.parents.get(peer).map_or(0, |parent| parent.allowed)
+    }
+
     /// The next piece to ask of `peer`, and notes that it is asked.
     pub fn next(&mut self, peer: &PeerId, now: Instant) -> Option<PieceIndex> {
         let parent = self.parents.get(peer)?;
         if parent.outstanding.len() >= parent.allowed || parent.rests_until.is_some_and(|until| now < until) {
             return None;
         }
-        let index = self.choose_wanted(parent).or_else(|| self.choose_late(parent, now))?;
+        let index = self.choose_wanted(peer, parent).or_else(|| self.choose_late(peer, parent, now))?;
         self.wanted.remove(&index);
         let asked = self.asked.entry(index).or_insert(Asked { since: now, copies: 0 });
         asked.copies += 1;
@@ -178,19 +191,27 @@ impl Plan {
         self.layout.index(index).ok()
     }
 
-    fn choose_wanted(&self, parent: &Parent) -> Option<u32> {
+    fn choose_wanted(&self, peer: &PeerId, parent: &Parent) -> Option<u32> {
         let last = self.layout.pieces().checked_sub(1)?;
-        if self.wanted.contains(&last) && parent.has(last) {
+        if self.wanted.contains(&last) && parent.has(last) && !self.is_anothers(peer, last) {
             return Some(last);
         }
         let run = self.wanted.range(self.start..).chain(self.wanted.range(..self.start));
-        let mut candidates = run.filter(|index| parent.has(**index)).take(RARITY_WINDOW).peekable();
+        let mut candidates = run.filter(|index| parent.has(**index) && !self.is_anothers(peer, **index)).take(RARITY_WINDOW).peekable();
         let first = **candidates.peek()?;
         if self.parents.values().all(|parent| matches!(parent.has, Has::All)) {
             return Some(first);
         }
         // `min_by_key` keeps the first of equals: the order of the run.
         candidates.min_by_key(|index| self.copies_of(**index)).copied()
+    }
+
+    /// Whether only who gave the manifest may be asked for this piece, and that is not `peer`.
+    fn is_anothers(&self, peer: &PeerId, index: u32) -> bool {
+        index + 1 == self.layout.pieces()
+            && self.author.is_some_and(|author| {
+                author != *peer && self.parents.get(&author).is_some_and(|author| author.has(index))
+            })
     }
 
     fn copies_of(&self, index: u32) -> usize {
@@ -201,12 +222,13 @@ impl Plan {
     ///
     /// Of a parent with a longer queue the newest, which it would come to last: the older ones arrive meanwhile. Of one
     /// that seems stuck the oldest.
-    fn choose_late(&self, parent: &Parent, now: Instant) -> Option<u32> {
+    fn choose_late(&self, peer: &PeerId, parent: &Parent, now: Instant) -> Option<u32> {
         let late = |index: &u32, asked: &Asked, after| {
             asked.copies == 1
                 && now.saturating_duration_since(asked.since) >= after
                 && !parent.outstanding.contains_key(index)
                 && parent.has(*index)
+                && !self.is_anothers(peer, *index)
         };
         let queue = |index: &u32| {
             let parents = self.parents.values().filter(|other| other.outstanding.contains_key(index));

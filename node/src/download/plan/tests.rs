@@ -22,7 +22,20 @@ fn the_last_piece_comes_first_then_the_run() {
     let (mut plan, now) = plan(10);
     let peer = PeerId::random();
     assert!(plan.add_parent(peer, true, now));
-    assert_eq!(drain(&mut plan, &peer, now), [9, 0, 1, 2], "as many as a new parent is allowed");
+    assert_eq!(drain(&mut plan, &peer, now), [9, 0, 1, 2, 3, 4, 5, 6], "as many as a new parent is allowed");
+}
+
+#[test]
+fn who_gave_the_manifest_proves_its_length() {
+    let (mut plan, now) = plan(3);
+    let (author, other) = (PeerId::random(), PeerId::random());
+    plan.prove_first_by(author);
+    plan.add_parent(author, true, now);
+    plan.add_parent(other, true, now);
+    assert_eq!(drain(&mut plan, &other, now), [0, 1], "the last piece is not the other's");
+    assert_eq!(drain(&mut plan, &author, now), [2]);
+    plan.remove_parent(&author, ParentFault::Unreachable, now);
+    assert_eq!(drain(&mut plan, &other, now), [2], "unless its author is gone");
 }
 
 #[test]
@@ -46,7 +59,7 @@ fn a_fast_parent_gets_more_at_a_time_and_a_slow_one_less() {
         plan.on_piece(&peer, layout(1000).index(*index).expect("exists"), now + Duration::from_millis(1));
     }
     let second = drain(&mut plan, &peer, now);
-    assert_eq!(second.len(), 8);
+    assert_eq!(second.len(), 16);
     for index in &second {
         plan.on_piece(&peer, layout(1000).index(*index).expect("exists"), now + Duration::from_secs(2));
     }
