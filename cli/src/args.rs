@@ -14,6 +14,8 @@ use crate::units::{parse_duration, parse_rate};
 
 const MAX_CID_BYTES: usize = 1024;
 const MAX_TAG_BYTES: usize = 256;
+/// Of a message that repeats a long argument, so much is shown of its beginning and of its end.
+const SHOWN_CHARS: (usize, usize) = (80, 160);
 
 /// Import files on one host, export them on any other.
 #[derive(Debug, Parser)]
@@ -237,7 +239,17 @@ fn wrong_usage(error: &clap::Error) -> Failure {
     let words = usage.split(' ').take_while(|word| word.starts_with(|c: char| c.is_ascii_lowercase()));
     let see = || format!("see `{} --help`", words.collect::<Vec<_>>().join(" "));
     let hint = tip.map_or_else(see, str::to_owned);
-    Failure::new(Code::Usage, message).with_hint(hint)
+    Failure::new(Code::Usage, shortened(message)).with_hint(hint)
+}
+
+/// Clap repeats the argument first and says what is wrong with it last.
+fn shortened(message: &str) -> String {
+    let (begin, end) = SHOWN_CHARS;
+    let length = message.chars().count();
+    if length <= begin + end {
+        return message.to_owned();
+    }
+    message.chars().take(begin).chain(['…']).chain(message.chars().skip(length - end)).collect()
 }
 
 /// The completion script of a shell.

@@ -100,11 +100,8 @@ impl Output {
             let _ = self.object(&json!({ "error": error_value(failure) }));
             return;
         }
-        let mut text = format!("error: {}\n", printable(&failure.message));
-        if let Some(hint) = &failure.hint {
-            text.push_str(&format!("hint: {}\n", printable(hint)));
-        }
-        eprint_ignoring(&text);
+        let (message, advice) = (printable(&failure.message), printable(failure.advice()));
+        eprint_ignoring(&format!("error: {message}\nhint: {advice}\n"));
     }
 }
 
@@ -114,7 +111,7 @@ pub fn error_value(failure: &Failure) -> Value {
         "code": failure.code.name(),
         "exit": failure.code.exit(),
         "message": failure.message,
-        "hint": failure.hint,
+        "hint": failure.advice(),
     })
 }
 
@@ -192,8 +189,8 @@ mod tests {
         let failure = Failure::new(Code::NotFound, "no such task").with_hint("import it");
         let expected = json!({"code": "not_found", "exit": 3, "message": "no such task", "hint": "import it"});
         assert_eq!(error_value(&failure), expected);
-        let none = error_value(&Failure::new(Code::Conflict, "x"));
-        assert_eq!(none["hint"], Value::Null, "the key is there without a hint");
+        let without = error_value(&Failure::new(Code::Conflict, "x"));
+        assert_eq!(without["hint"], Code::Conflict.advice(), "there is always something to do");
     }
 
     #[test]

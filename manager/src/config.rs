@@ -1,10 +1,10 @@
 //! What dfmanager is configured with.
 
-use std::{env, path::PathBuf};
+use std::path::PathBuf;
 
 use damselfly_messages::config::Settings;
 use damselfly_transport::program::{
-    config::{BadValue, Config},
+    config::{BadValue, Config, default_data_dir},
     http::HttpConfig,
 };
 use libp2p::Multiaddr;
@@ -36,22 +36,12 @@ impl Default for ManagerConfig {
     fn default() -> Self {
         let any = libp2p::multiaddr::Protocol::Ip4(std::net::Ipv4Addr::UNSPECIFIED);
         Self {
-            data_dir: default_data_dir(),
+            data_dir: default_data_dir("damselfly-manager"),
             listen: vec![Multiaddr::from(any).with(libp2p::multiaddr::Protocol::Tcp(PEER_PORT))],
             allow_loopback: false,
             http: HttpConfig::loopback(HTTP_PORT),
             settings: None,
         }
-    }
-}
-
-fn default_data_dir() -> PathBuf {
-    let name = "damselfly-manager";
-    let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share"));
-    let own = || env::var_os("XDG_DATA_HOME").map(PathBuf::from).filter(|path| path.is_absolute()).or_else(home);
-    match own() {
-        Some(path) if !rustix::process::geteuid().is_root() => path.join(name),
-        _ => PathBuf::from("/var/lib").join(name),
     }
 }
 

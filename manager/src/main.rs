@@ -49,7 +49,7 @@ struct Arguments {
 async fn main() -> ExitCode {
     let (arguments, overrides) = config::parse_args::<Arguments>(SETTINGS);
     match run(arguments, overrides).await {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("dfmanager: {error:#}");
             ExitCode::FAILURE
@@ -57,11 +57,17 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(arguments: Arguments, overrides: Vec<Override>) -> anyhow::Result<()> {
-    let loaded = config::load::<ManagerConfig>(arguments.config.as_deref(), &overrides)?;
+async fn run(arguments: Arguments, overrides: Vec<Override>) -> anyhow::Result<ExitCode> {
+    let loaded = match config::load::<ManagerConfig>(arguments.config.as_deref(), &overrides) {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            eprintln!("dfmanager: {error}");
+            return Ok(ExitCode::from(config::EXIT_CODE));
+        }
+    };
     if arguments.print_config {
         print!("{}", loaded.print());
-        return Ok(());
+        return Ok(ExitCode::SUCCESS);
     }
     logging::init(arguments.log_format);
     let mut signals = Signals::catch()?;
@@ -70,5 +76,5 @@ async fn run(arguments: Arguments, overrides: Vec<Override>) -> anyhow::Result<(
     let signal = signals.recv().await;
     tracing::info!(signal, "the manager ends");
     lifecycle::shut_down(server.stop()).await;
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }

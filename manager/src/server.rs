@@ -81,7 +81,7 @@ impl Server {
         follower.offer(store.newest().as_bytes(), network.peer_id()).await?;
         let state = State::new(store, network.clone(), follower.clone());
         let keeper = tokio::spawn(state.clone().keep_what_members_know());
-        let routes = monitoring(monitored(&network, &follower)).merge(http::api(state.clone(), token));
+        let routes = monitoring(monitored(&network, &follower, &state)).merge(http::api(state.clone(), token));
         let http = HttpServer::start(&http_config, routes).await?;
         tracing::info!(
             cluster_id = %state.cluster(), peer_id = %network.peer_id(), epoch = follower.epoch(),
@@ -130,14 +130,15 @@ fn start_network(config: &ManagerConfig, store: &Store) -> Result<(Network, netw
     })?)
 }
 
-fn monitored(network: &Network, follower: &Follower) -> Monitoring {
+fn monitored(network: &Network, follower: &Follower, state: &State) -> Monitoring {
     let mut registry = metrics::registry();
     metrics::register(&mut registry, network.clone(), follower.clone());
-    let (network, follower) = (network.clone(), follower.clone());
+    let (network, follower, state) = (network.clone(), follower.clone(), state.clone());
     Monitoring::new(registry, move || {
         let missing = [
             (network.listeners().is_empty(), "no listener for peers"),
             (follower.epoch() == 0, "no configuration is in force"),
+            (state.unsettled().is_some(), "members are asked whether they know a newer configuration"),
         ];
         let reasons: Vec<_> =
             missing.into_iter().filter(|(missing, _)| *missing).map(|(_, reason)| reason.to_owned()).collect();

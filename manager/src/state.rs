@@ -2,8 +2,11 @@
 
 use std::{
     io,
-    sync::Arc,
-    time::{Duration, SystemTime},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
 };
 
 use damselfly_messages::{
@@ -24,6 +27,10 @@ use crate::store::{SignError, Store};
 /// How often a change is gossiped when no member listens at that moment.
 const PUBLISH_TRIES: u32 = 5;
 
+/// For so long after a start changes wait for members to say that they know no newer epoch: the store may have been
+/// restored from a backup, and members would answer an epoch that is signed twice with nothing but errors.
+const MEMBERS_MAY_KNOW_MORE: Duration = Duration::from_secs(5);
+
 /// A handle to the manager's state.
 #[derive(Debug, Clone)]
 pub struct State {
@@ -38,6 +45,9 @@ struct Inner {
     follower: Follower,
     /// Held during a change: epochs are given out one by one.
     changing: Mutex<()>,
+    started: Instant,
+    /// What is in force is the newest that there is.
+    is_settled: AtomicBool,
 }
 
 /// Why the configuration was not changed.
@@ -48,6 +58,12 @@ pub enum ChangeError {
     Stale {
         /// The epoch in force.
         current: u64,
+    },
+    /// Members may know a newer one; they are being asked.
+    #[error("the manager has just started and asks the members whether they know a newer configuration")]
+    Unsettled {
+        /// It is known by then.
+        retry_after: Duration,
     },
     /// A value is out of range.
     #[error(transparent)]
@@ -67,8 +83,9 @@ impl State {
     /// The state in `store`, whose newest configuration `follower` has taken over.
     pub fn new(store: Store, network: Network, follower: Follower) -> Self {
         let cluster = store.cluster();
-        let changing = Mutex::new(());
-        Self { inner: Arc::new(Inner { cluster, store: Arc::new(store), network, follower, changing }) }
+        let (changing, started, is_settled) = (Mutex::new(()), Instant::now(), AtomicBool::new(store.is_new()));
+        let store = Arc::new(store);
+        Self { inner: Arc::new(Inner { cluster, store, network, follower, changing, started, is_settled }) }
     }
 
     /// The cluster.
@@ -84,6 +101,17 @@ impl State {
     /// The configuration in force.
     pub fn current(&self) -> Option<Arc<Accepted>> {
         self.inner.follower.current()
+    }
+
+    /// How long it may take until the configuration in force is known to be the newest; `None` when it is.
+    pub fn unsettled(&self) -> Option<Duration> {
+        let Inner { follower, started, is_settled, .. } = &*self.inner;
+        let left = MEMBERS_MAY_KNOW_MORE.saturating_sub(started.elapsed());
+        // For good: schedulers that join later know no more than this manager.
+        if left.is_zero() || follower.is_confirmed() {
+            is_settled.store(true, Ordering::Relaxed);
+        }
+        (!is_settled.load(Ordering::Relaxed)).then_some(left)
     }
 
     /// Signs `settings` as the next epoch, keeps them, and tells everyone.
@@ -105,6 +133,9 @@ impl State {
 
     async fn try_change(&self, settings: Settings, is_expected: impl Fn(u64) -> bool) -> Result<u64, ChangeError> {
         let _changing = self.inner.changing.lock().await;
+        if let Some(retry_after) = self.unsettled() {
+            return Err(ChangeError::Unsettled { retry_after });
+        }
         let current = self.inner.follower.epoch();
         if !is_expected(current) {
             return Err(ChangeError::Stale { current });

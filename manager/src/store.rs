@@ -75,6 +75,7 @@ pub struct Store {
     root: Keypair,
     history: PathBuf,
     newest: SignedConfiguration,
+    is_new: bool,
 }
 
 impl Store {
@@ -97,7 +98,7 @@ impl Store {
         };
         let path = file(&history, epoch.unwrap_or(1));
         let newest = read(&path, &root)?;
-        Ok(Self { root, history, newest })
+        Ok(Self { root, history, newest, is_new: epoch.is_none() })
     }
 
     /// The cluster that the root key founded.
@@ -108,6 +109,11 @@ impl Store {
     /// The newest configuration when the store was opened.
     pub const fn newest(&self) -> &SignedConfiguration {
         &self.newest
+    }
+
+    /// Whether the cluster was founded when the store was opened: then nobody knows more than it.
+    pub const fn is_new(&self) -> bool {
+        self.is_new
     }
 
     /// Signs `settings` as `epoch` and keeps them; on return they survive a power loss.
@@ -204,7 +210,7 @@ mod tests {
         let folder = folder();
         let data = folder.path().join("data");
         let store = open(&data).expect("founded");
-        assert_eq!(store.newest().epoch(), 1);
+        assert!(store.newest().epoch() == 1 && store.is_new());
         let second = store.sign(2, Settings::default(), UnixMillis(2)).expect("signed");
         assert!(
             matches!(store.sign(2, Settings::default(), UnixMillis(3)), Err(SignError::Io(_))),
@@ -214,6 +220,7 @@ mod tests {
         assert!(matches!(store.sign(3, wrong, UnixMillis(3)), Err(SignError::Invalid(_))));
         let again = open(&data).expect("opened");
         assert_eq!((again.cluster(), again.newest()), (store.cluster(), &second));
+        assert!(!again.is_new());
     }
 
     #[test]

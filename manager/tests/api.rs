@@ -1,10 +1,20 @@
 //! The manager over HTTP, as `curl` sees it.
 
-use std::{fs, net::SocketAddr, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{fs, net::SocketAddr, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 
 use damselfly_manager::{config::ManagerConfig, server::Server};
-use damselfly_messages::config::Settings;
-use damselfly_transport::program::http::HttpConfig;
+use damselfly_messages::{
+    config::{SchedulerEntry, Settings},
+    id::ClusterId,
+};
+use damselfly_transport::{
+    network::{self, Network, NetworkConfig, Serves},
+    program::{
+        follower::{Follower, FollowerConfig, Role, topic},
+        http::HttpConfig,
+    },
+};
+use libp2p::{Multiaddr, identity::Keypair};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -102,4 +112,97 @@ async fn of_changes_at_the_same_time_one_wins() {
     let results = tokio::join!(change(), change(), change());
     let won = [results.0.is_ok(), results.1.is_ok(), results.2.is_ok()];
     assert_eq!(won.iter().filter(|won| **won).count(), 1, "{won:?}");
+}
+
+/// A scheduler as the manager sees it: it keeps a configuration and tells it who asks.
+fn scheduler(key: &Keypair, listen: Multiaddr, cluster: ClusterId, stored: &Path) -> (Network, Follower) {
+    let (network, inbox) = network::start(NetworkConfig {
+        keypair: key.clone(),
+        listen: vec![listen],
+        serves: Serves { config: true, ..Serves::default() },
+        topic: Some(topic(&cluster)),
+        limits: Default::default(),
+        dial_loopback: true,
+    })
+    .expect("started");
+    let config =
+        FollowerConfig { cluster, role: Role::Scheduler, bootstrap: Vec::new(), stored: Some(stored.to_owned()) };
+    let follower = Follower::start(config, network.clone(), inbox.gossip, inbox.config).expect("started");
+    (network, follower)
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir(to).expect("made");
+    for entry in fs::read_dir(from).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        let target = to.join(path.file_name().expect("a name"));
+        if path.is_dir() {
+            copy(&path, &target);
+        } else {
+            fs::copy(&path, &target).expect("copied");
+        }
+    }
+    fs::set_permissions(to, fs::Permissions::from_mode(0o700)).expect("set");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restored_manager_goes_on_above_what_members_know() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (data, backup, stored) =
+        (folder.path().join("data"), folder.path().join("backup"), folder.path().join("stored"));
+    let server = start(&data).await;
+    let (cluster, key) = (server.state().cluster(), Keypair::generate_ed25519());
+    let (member, follower) = scheduler(&key, "/ip4/127.0.0.1/tcp/0".parse().expect("an address"), cluster, &stored);
+    let listen = member.listeners()[0].clone();
+    let entry = SchedulerEntry { peer_id: member.peer_id(), addresses: vec![listen.clone()], weight: 1 };
+    let settings = Settings { schedulers: vec![entry], ..Settings::default() };
+    assert_eq!(server.state().change(settings.clone(), |_| true).await.expect("a new cluster need not wait"), 2);
+    copy(&data, &backup);
+    let changed = Settings { candidate_parents: 3, ..settings.clone() };
+    assert_eq!(server.state().change(changed, |_| true).await.expect("changed"), 3);
+    let newest = server.state().current().expect("in force");
+    follower.offer(newest.signed.as_bytes(), member.peer_id()).await.expect("taken over");
+    server.stop().await;
+    member.shutdown().await;
+    drop(follower);
+
+    fs::remove_dir_all(&data).expect("lost");
+    copy(&backup, &data);
+    let server = start(&data).await;
+    let token = format!("authorization: Bearer {}", fs::read_to_string(data.join("admin_token")).expect("read"));
+    let body = serde_json::to_string(&settings).expect("JSON");
+    let headers = [token.as_str(), "if-match: *"];
+    let put = || ask(server.http_address(), "PUT /api/v1/config", &headers, &body);
+    let answer = put().await;
+    for part in ["HTTP/1.1 503", "application/problem+json", "\"code\":\"starting\"", "retry-after: "] {
+        assert!(answer.contains(part), "{part:?} is not in {answer}");
+    }
+    assert!(ask(server.http_address(), "GET /readyz", &[], "").await.starts_with("HTTP/1.1 503"));
+
+    // The only one who knows comes back; its port without the peer ID.
+    let listen: Multiaddr = listen.iter().filter(|part| !matches!(part, libp2p::multiaddr::Protocol::P2p(_))).collect();
+    let (_member, follower) = scheduler(&key, listen, cluster, &stored);
+    assert_eq!(follower.epoch(), 3, "as it was stored");
+    let answer = loop {
+        let answer = put().await;
+        if !answer.starts_with("HTTP/1.1 503") {
+            break answer;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert!(answer.contains("etag: \"4\""), "epoch 3 was used: {answer}");
+    assert!(data.join("configuration/3.signed").exists(), "what members knew is in the history");
+    let newest = server.state().current().expect("in force");
+    follower.offer(newest.signed.as_bytes(), server.network().peer_id()).await.expect("the member goes along");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_manager_that_nobody_answers_waits_no_longer_than_a_few_seconds() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().join("data");
+    start(&data).await.stop().await;
+    let server = start(&data).await;
+    let left = server.state().unsettled().expect("it may have been restored");
+    tokio::time::sleep(left).await;
+    assert_eq!(server.state().change(Settings::default(), |_| true).await.expect("changed"), 2);
 }

@@ -6,7 +6,7 @@
 use std::{
     collections::HashSet,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use damselfly_messages::{
@@ -26,9 +26,12 @@ use crate::{
     store::{ContentState, Store, StoreError, TaskRecord, TaskState},
 };
 
+mod contact;
 mod heartbeat;
 mod ledger;
 mod outbox;
+#[cfg(test)]
+mod tests;
 
 pub use heartbeat::SchedulerView;
 use ledger::Ledger;
@@ -36,6 +39,8 @@ pub use outbox::AnnounceError;
 
 /// Records in one message: well under its limit even with the longest names.
 const RECORDS_PER_MESSAGE: usize = 500;
+/// A scheduler is not asked again for so long to take a record that it refused: it is full, or the name has other contents.
+const REFUSED_FOR: Duration = Duration::from_secs(10 * 60);
 /// For so long a delete is remembered, and a host may be away before what it holds is stale.
 const REMEMBERED: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -51,7 +56,9 @@ struct Inner {
     network: Network,
     host: Host,
     metrics: Metrics,
+    /// Follows the store: see [`Announcer::follow`].
     ledger: Mutex<Ledger>,
+    contact: contact::Contact,
     /// Tasks that somebody announces right now, so that the outbox leaves them alone.
     claimed: Mutex<HashSet<TaskId>>,
     /// Something waits in the outbox.
@@ -88,27 +95,45 @@ impl Drop for Claim {
 }
 
 impl Announcer {
-    /// An announcer of what `store` holds. Reads all its records.
-    pub fn new(store: Store, schedulers: Schedulers, network: Network, host: Host, metrics: Metrics) -> Self {
-        let mut ledger = Ledger::new();
-        for record in store.tasks() {
-            ledger_record(&store, &record).into_iter().for_each(|record| ledger.put(record));
-        }
-        for tombstone in store.tombstones() {
-            ledger.put(Record::Deleted(tombstone));
-        }
+    /// An announcer of what `store` holds. Reads all its records, and follows it from now on. Blocks.
+    ///
+    /// # Errors
+    /// [`StoreError`]: what the host held when it was last in touch with others cannot be told.
+    pub fn new(
+        store: Store,
+        schedulers: Schedulers,
+        network: Network,
+        host: Host,
+        metrics: Metrics,
+    ) -> Result<Self, StoreError> {
+        let contact = contact::Contact::load(&store)?;
+        // Before anything is told.
+        contact.mark_stale_if_away(&store, now())?;
         let inner = Inner {
             store,
             schedulers,
             network,
             host,
             metrics,
-            ledger: Mutex::new(ledger),
+            ledger: Mutex::new(Ledger::new()),
+            contact,
             claimed: Mutex::default(),
             queued: Notify::new(),
             views: heartbeat::Views::default(),
         };
-        Self { inner: Arc::new(inner) }
+        let this = Self { inner: Arc::new(inner) };
+        let announcer = Arc::downgrade(&this.inner);
+        this.inner.store.watch(move |tasks| {
+            if let Some(inner) = announcer.upgrade() {
+                follow(&inner.store, &mut lock(&inner.ledger), tasks);
+            }
+        });
+        let tasks: Vec<_> = this.inner.store.tasks().iter().map(|record| record.task_id()).collect();
+        let tombstones: Vec<_> = this.inner.store.tombstones().iter().map(|tombstone| tombstone.task).collect();
+        for tasks in [tasks, tombstones] {
+            follow(&this.inner.store, &mut lock(&this.inner.ledger), &tasks);
+        }
+        Ok(this)
     }
 
     /// Takes a task out of the outbox's hands; `None` when somebody else has it.
@@ -126,26 +151,11 @@ impl Announcer {
         self.inner.queued.notify_one();
     }
 
-    /// The task's record changed: from now on this is told.
-    pub fn record_changed(&self, task: &TaskId) {
-        let record = self.inner.store.task(task).and_then(|record| ledger_record(&self.inner.store, &record));
-        let mut ledger = lock(&self.inner.ledger);
-        match (record, self.inner.store.tombstone(task)) {
-            (Some(record), _) => ledger.put(record),
-            (None, Some(tombstone)) => ledger.put(Record::Deleted(tombstone)),
-            (None, None) => drop(ledger.remove(task)),
-        }
-    }
-
     /// Tells the owners of a task that this host holds now, by a binding that they decided before.
     pub async fn announce_known(&self, task: TaskId) {
-        self.record_changed(&task);
         let Some(record) = self.inner.store.task(&task) else { return };
-        let announcement = Announcement {
-            name: record.name.clone(),
-            binding: record.binding,
-            holding: Holding::Complete,
-        };
+        let announcement =
+            Announcement { name: record.name.clone(), binding: record.binding, holding: Holding::Complete };
         let outcome = match self.inner.schedulers.announce(&announcement).await {
             Ok(Announced::Accepted(binding)) => Outcome::Accepted(binding),
             Ok(Announced::Conflict(winner)) => Outcome::Conflict(winner),
@@ -159,7 +169,6 @@ impl Announcer {
 
     /// This host holds the task no more, without a delete: tells the owners at once.
     pub async fn leave(&self, task: TaskId) {
-        lock(&self.inner.ledger).remove(&task);
         self.inner.schedulers.report_all(task, RequestBody::LeaveTask(task)).await;
     }
 
@@ -171,7 +180,6 @@ impl Announcer {
         let store = self.inner.store.clone();
         let held = blocking(move || store.put_tombstone(tombstone)).await?.is_some();
         self.inner.schedulers.recent().forget(&tombstone.task);
-        self.record_changed(&tombstone.task);
         Ok(held)
     }
 
@@ -179,11 +187,7 @@ impl Announcer {
     ///
     /// # Errors
     /// [`StoreError`]: the entry is as before.
-    pub async fn lose(
-        &self,
-        task: TaskId,
-        winner: Binding,
-    ) -> Result<bool, StoreError> {
+    pub async fn lose(&self, task: TaskId, winner: Binding) -> Result<bool, StoreError> {
         let Some(mut record) = self.inner.store.task(&task) else { return Ok(false) };
         let loses = record.binding.content != winner.content
             && winner.precedence(&record.binding) == std::cmp::Ordering::Greater;
@@ -195,7 +199,6 @@ impl Announcer {
         record.state = TaskState::Conflict { winner };
         let store = self.inner.store.clone();
         blocking(move || store.put_task(record)).await?;
-        self.record_changed(&task);
         Ok(true)
     }
 
@@ -214,6 +217,9 @@ impl Announcer {
                 ResponseBody::Announced(outcomes) => {
                     self.inner.metrics.announced.inc_by(chunk.len() as u64);
                     for (record, outcome) in chunk.iter().zip(outcomes) {
+                        if matches!(outcome, Outcome::Refused(_)) {
+                            lock(&self.inner.ledger).refuse(&scheduler, record, Instant::now() + REFUSED_FOR);
+                        }
                         self.take_over(record, outcome).await;
                     }
                 }
@@ -257,22 +263,35 @@ impl Announcer {
             return Ok(());
         }
         let store = self.inner.store.clone();
-        blocking(move || store.put_task(record)).await?;
-        self.record_changed(&task);
-        Ok(())
+        blocking(move || store.put_task(record)).await
+    }
+}
+
+/// Makes the ledger say of these tasks what the store says. With the ledger locked, so that of two changes the later one
+/// stands.
+fn follow(store: &Store, ledger: &mut Ledger, tasks: &[TaskId]) {
+    for task in tasks {
+        let record = store.task(task).and_then(|record| ledger_record(store, &record));
+        match (record, store.tombstone(task)) {
+            (Some(record), _) => ledger.put(record),
+            (None, Some(tombstone)) => ledger.put(Record::Deleted(tombstone)),
+            (None, None) => drop(ledger.remove(task)),
+        }
     }
 }
 
 /// What the owners are to know of a task; `None` when nothing.
 fn ledger_record(store: &Store, record: &TaskRecord) -> Option<Record> {
     let complete = matches!(store.content(record.binding.content), Some(ContentState::Complete { .. }));
-    let announced = record.state == TaskState::Acknowledged && complete;
+    let accepted = match record.state {
+        TaskState::Acknowledged => true,
+        // Imported again: it stays announced meanwhile.
+        TaskState::Queued => record.binding.accepted.is_some(),
+        TaskState::Conflict { .. } | TaskState::Stale => false,
+    };
+    let announced = accepted && complete;
     announced.then(|| {
-        Record::Held(Announcement {
-            name: record.name.clone(),
-            binding: record.binding,
-            holding: Holding::Complete,
-        })
+        Record::Held(Announcement { name: record.name.clone(), binding: record.binding, holding: Holding::Complete })
     })
 }
 

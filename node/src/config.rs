@@ -1,12 +1,12 @@
 //! What dfdaemon is configured with.
 
-use std::{collections::BTreeMap, env, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf};
 
 use damselfly_transport::{
     local::socket_path,
     program::{
         cluster::ClusterConfig,
-        config::{BadValue, Config},
+        config::{BadValue, Config, default_data_dir},
         http::HttpConfig,
     },
 };
@@ -67,7 +67,7 @@ impl Default for NodeConfig {
     fn default() -> Self {
         let any = Protocol::Ip4(std::net::Ipv4Addr::UNSPECIFIED);
         Self {
-            data_dir: default_data_dir(),
+            data_dir: default_data_dir("damselfly"),
             socket: socket_path(None),
             listen: vec![Multiaddr::from(any).with(Protocol::Tcp(PEER_PORT))],
             advertise: Vec::new(),
@@ -80,15 +80,6 @@ impl Default for NodeConfig {
             http: HttpConfig::loopback(HTTP_PORT),
             tags: BTreeMap::new(),
         }
-    }
-}
-
-fn default_data_dir() -> PathBuf {
-    let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share"));
-    let own = || env::var_os("XDG_DATA_HOME").map(PathBuf::from).filter(|path| path.is_absolute()).or_else(home);
-    match own() {
-        Some(path) if !rustix::process::geteuid().is_root() => path.join("damselfly"),
-        _ => PathBuf::from("/var/lib/damselfly"),
     }
 }
 

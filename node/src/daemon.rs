@@ -27,6 +27,7 @@ use crate::{
     limiter::Limiter,
     metrics::Metrics,
     notified::Notified,
+    places::Places,
     rpc::Rpc,
     schedulers::Schedulers,
     store::{Opened, Options, Store},
@@ -36,6 +37,8 @@ use crate::{
 
 /// The newest configuration that was accepted.
 const CONFIGURATION_FILE: &str = "configuration.signed";
+/// Calls at a time on one connection; more wait on the client's side. Clients begin with 100 before they are told.
+const CALLS_PER_CONNECTION: u32 = 128;
 /// How often the store's size is looked at.
 const USAGE_EVERY: std::time::Duration = std::time::Duration::from_secs(10);
 
@@ -44,6 +47,7 @@ pub struct Daemon {
     http: HttpServer,
     network: network::Network,
     stop: CancellationToken,
+    store: Store,
     rpc: tokio::task::JoinHandle<()>,
     tasks: tokio::task::JoinSet<()>,
 }
@@ -95,7 +99,11 @@ impl Daemon {
             seed: config.role == Role::Seed,
             tags: config.tags.clone(),
         };
-        let announcer = Announcer::new(store.clone(), schedulers.clone(), network.clone(), host, metrics.clone());
+        let announcer = {
+            let (store, schedulers) = (store.clone(), schedulers.clone());
+            let (network, metrics) = (network.clone(), metrics.clone());
+            blocking(move || Announcer::new(store, schedulers, network, host, metrics)).await?
+        };
         let downloads = Downloads::new(
             store.clone(),
             network.clone(),
@@ -127,6 +135,8 @@ impl Daemon {
         let http = start_http(&config, registry, follower.clone(), announcer.clone()).await?;
         let rpc = Rpc {
             descriptors: local.descriptors(),
+            imports: Places::new("imports"),
+            exports: Places::new("exports"),
             importer: Importer { store: store.clone(), announcer: announcer.clone(), metrics: metrics.clone() },
             exporter: Exporter {
                 store: store.clone(),
@@ -135,7 +145,7 @@ impl Daemon {
                 announcer: announcer.clone(),
                 metrics: metrics.clone(),
             },
-            tasks: Tasks { store, schedulers, downloads, announcer: announcer.clone(), metrics },
+            tasks: Tasks { store: store.clone(), schedulers, downloads, announcer: announcer.clone(), metrics },
             announcer,
             follower,
             peer: network.peer_id(),
@@ -143,7 +153,7 @@ impl Daemon {
         let stop = CancellationToken::new();
         let rpc = tokio::spawn(serve_rpc(local, rpc, stop.clone()));
         tracing::info!(peer_id = %network.peer_id(), socket = %config.socket.display(), http = %http.address(), "dfdaemon is up");
-        Ok(Self { http, network, stop, rpc, tasks })
+        Ok(Self { http, network, stop, store, rpc, tasks })
     }
 
     /// Ends everything; returns when it has ended.
@@ -151,6 +161,10 @@ impl Daemon {
         self.stop.cancel();
         drop(tokio::time::timeout(std::time::Duration::from_secs(2), &mut self.rpc).await);
         self.tasks.shutdown().await;
+        let store = self.store.clone();
+        if let Err(error) = blocking(move || store.keep_last_used()).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "moments of last use are lost");
+        }
         self.http.stop().await;
         self.network.shutdown().await;
     }
@@ -211,6 +225,7 @@ async fn serve_rpc(local: LocalServer, rpc: Rpc, stop: CancellationToken) {
     reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
     reporter.set_service_status("damselfly.v1.Daemon", tonic_health::ServingStatus::Serving).await;
     let served = tonic::transport::Server::builder()
+        .max_concurrent_streams(CALLS_PER_CONNECTION)
         .add_service(health)
         .add_service(local::service(rpc))
         .serve_with_incoming_shutdown(local.incoming(), stop.cancelled_owned())

@@ -508,10 +508,13 @@ impl Download {
         // Nobody may listen.
         let _listeners = self.gained.send(index);
         let held = state.plan.held();
+        let sinks = state.sinks.clone();
+        drop(state);
         // The parent may be asked for more now.
         self.work.notify_waiters();
-        self.progress.send_modify(|progress| progress.held = held);
-        state.sinks.clone()
+        // Pieces may come here in another order than they were counted.
+        self.progress.send_modify(|progress| progress.held = progress.held.max(held));
+        sinks
     }
 
     fn on_false_piece(&self, giver: PeerId, index: PieceIndex) {

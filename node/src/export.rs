@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::SystemTime,
@@ -25,13 +25,20 @@ use crate::{
     failure::{IntoFailure as _, OrFailure as _, not_found},
     limiter::{Limiter, Rate},
     metrics::Metrics,
+    places::Place,
     schedulers::{Answer, Schedulers},
     store::{ContentState, ReadError, Reader, Store, TaskRecord, TaskState},
 };
 
+mod fill;
 mod local;
 mod pipe;
 mod remote;
+mod target;
+#[cfg(test)]
+mod tests;
+
+use target::Target;
 
 /// Exports tasks; cheap to clone.
 #[derive(Clone)]
@@ -89,22 +96,20 @@ pub struct ExportProgress {
     pub cancelled: AtomicBool,
 }
 
-/// Where the bytes go, and how fast.
-struct Target {
-    file: Arc<File>,
-    kind: Kind,
-    limiter: Limiter,
-    progress: Arc<ExportProgress>,
-}
-
 impl Exporter {
-    /// Exports; returns when every byte is in the target. Only verified bytes get there.
+    /// Exports; returns when every byte is in the target. Only verified bytes get there. `place` is kept as long as
+    /// anything works for it.
     ///
     /// # Errors
     /// [`Failure`] for the user; the target may hold a part.
-    pub async fn export(&self, request: ExportRequest, progress: Arc<ExportProgress>) -> Result<ExportOutcome, Failure> {
+    pub async fn export(
+        &self,
+        request: ExportRequest,
+        place: Place,
+        progress: Arc<ExportProgress>,
+    ) -> Result<ExportOutcome, Failure> {
         let ExportRequest { name, local, target, kind, rate } = request;
-        let target = Target { file: Arc::new(target), kind, limiter: Limiter::new(rate), progress };
+        let target = Target::new(target, kind, Limiter::new(rate), progress, place);
         let result = self.try_export(&name, local, &target).await;
         match &result {
             Ok(outcome) => {

@@ -2,6 +2,7 @@
 
 use damselfly_messages::{record::Binding, wire::Invalid};
 use damselfly_transport::local::{Code, Failure};
+pub use damselfly_transport::reason::chain;
 
 use crate::{
     download::FetchError,
@@ -37,9 +38,14 @@ impl IntoFailure for Invalid {
 impl IntoFailure for Unanswered {
     fn into_failure(self) -> Failure {
         let hint = match &self {
-            Self::NoCluster => "join a cluster: dfdaemon --join TOKEN, or set cluster.id and cluster.bootstrap",
+            // What is not here is nowhere then: there is nobody else to ask.
+            Self::NoCluster => {
+                return not_found("there is no local copy, and this host is not a member of a cluster").with_hint(
+                    "to find what others hold, set cluster.id and cluster.bootstrap in the daemon's configuration",
+                );
+            }
             Self::NoScheduler(_) => "see which schedulers are reachable with dfcache health",
-            Self::Cold => "try again in a few seconds",
+            Self::Cold | Self::Busy => "try again in a few seconds",
         };
         Failure::new(Code::NoSource, self.to_string()).with_hint(hint)
     }
@@ -72,8 +78,9 @@ impl IntoFailure for ReadError {
     fn into_failure(self) -> Failure {
         let failure = Failure::new(Code::Failed, chain(&self));
         match self {
-            Self::Damaged { .. } => failure
-                .with_hint("the local copy is damaged; export without --local to fetch it from another host"),
+            Self::Damaged { .. } => {
+                failure.with_hint("the local copy is damaged; export without --local to fetch it from another host")
+            }
             Self::NotHeld(_) | Self::Io(_) => failure,
         }
     }
@@ -103,16 +110,21 @@ pub fn not_found(message: impl Into<String>) -> Failure {
     Failure::new(Code::NotFound, message)
 }
 
-/// An error and its sources, in one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let part = error.to_string();
-        if !text.ends_with(&part) {
-            text = format!("{text}: {part}");
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_nobody_to_ask_finds_nothing() {
+        let table = [
+            (Unanswered::NoCluster, Code::NotFound, "there are no others"),
+            (Unanswered::NoScheduler("connection refused".into()), Code::NoSource, "others may know"),
+            (Unanswered::Cold, Code::NoSource, "they will know"),
+            (Unanswered::Busy, Code::NoSource, "they will be asked"),
+        ];
+        for (unanswered, code, why) in table {
+            let failure = unanswered.into_failure();
+            assert!(failure.code == code && failure.hint.is_some(), "{why}: {failure:?}");
         }
-        source = error.source();
     }
-    text
 }

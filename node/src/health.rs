@@ -83,7 +83,7 @@ fn not_a_member() -> Problem {
     Problem {
         code: "not_a_member",
         message: "this host is not a member of a cluster: only local import and export work".to_owned(),
-        hint: "join others with dfdaemon --join TOKEN, or set cluster.id and cluster.bootstrap in its configuration",
+        hint: "to join others, set cluster.id and cluster.bootstrap in the daemon's configuration (dfdaemon --join TOKEN is not built yet)",
     }
 }
 

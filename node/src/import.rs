@@ -19,17 +19,23 @@ use damselfly_messages::{
     record::{Binding, UnixMillis},
 };
 use damselfly_transport::local::{Code, Failure};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    announcer::{AnnounceError, Announcer},
+    announcer::Announcer,
     blocking::blocking,
-    failure::{IntoFailure as _, OrFailure as _, conflict},
+    failure::{OrFailure as _, conflict},
     limiter::{Limiter, Rate},
     metrics::Metrics,
-    schedulers::{Announced, Unanswered},
-    store::{Imported, Store, StoreError, TaskRecord, TaskState},
+    places::Place,
+    store::{Imported, Store, TaskRecord, TaskState},
 };
+
+mod naming;
+#[cfg(test)]
+mod tests;
+use naming::Naming;
 
 /// A client that is interrupted may close its pipe just before it says so: its end counts only after this time.
 const PIPE_GRACE: Duration = Duration::from_millis(100);
@@ -88,8 +94,18 @@ impl Importer {
     /// # Errors
     /// [`Failure`] for the user. [`Code::NoSource`]: the content is kept and its announcement queued. All others:
     /// nothing has changed.
-    pub async fn import(&self, request: ImportRequest, progress: Arc<ImportProgress>) -> Result<ImportOutcome, Failure> {
-        let result = self.try_import(request, progress).await;
+    ///
+    /// One that is cancelled or dropped before it is acknowledged leaves nothing behind. `place` is kept as long as
+    /// anything works for it.
+    pub async fn import(
+        &self,
+        request: ImportRequest,
+        place: Place,
+        progress: Arc<ImportProgress>,
+    ) -> Result<ImportOutcome, Failure> {
+        // Also when the caller drops this.
+        let _gone = progress.cancelled.clone().drop_guard();
+        let result = self.try_import(request, place, progress).await;
         match &result {
             Ok(_) => self.metrics.imports.inc(),
             Err(_) => self.metrics.import_failures.inc(),
@@ -97,14 +113,19 @@ impl Importer {
         result
     }
 
-    async fn try_import(&self, request: ImportRequest, progress: Arc<ImportProgress>) -> Result<ImportOutcome, Failure> {
+    async fn try_import(
+        &self,
+        request: ImportRequest,
+        place: Place,
+        progress: Arc<ImportProgress>,
+    ) -> Result<ImportOutcome, Failure> {
         let ImportRequest { cid, tag, source, ttl, pin, rate } = request;
         let named = cid.as_deref().map(|cid| Name::parse(cid, &tag)).transpose().or_failure()?;
         // A tag that is too long is refused before anything is read.
         Name::parse("x", &tag).or_failure()?;
         let digest = named.as_ref().and_then(Name::digest);
         let is_pipe = source.metadata().is_ok_and(|metadata| !metadata.is_file());
-        let imported = self.read(source, digest, rate, Arc::clone(&progress)).await?;
+        let imported = self.read(source, digest, rate, place.clone(), Arc::clone(&progress)).await?;
         let name = match named {
             Some(name) => name,
             None => Name::of_content(imported.manifest().content(), &tag).or_failure()?,
@@ -114,10 +135,10 @@ impl Importer {
             // Ends early when the client leaves.
             drop(tokio::time::timeout(PIPE_GRACE, progress.cancelled.cancelled()).await);
         }
-        if progress.cancelled.is_cancelled() {
-            return Err(Failure::new(Code::Interrupted, "the import was interrupted; nothing is kept"));
-        }
         let claim = loop {
+            if progress.cancelled.is_cancelled() {
+                return Err(interrupted());
+            }
             match self.announcer.claim(name.task_id()) {
                 Some(claim) => break claim,
                 None => tokio::time::sleep(TURN).await,
@@ -125,9 +146,14 @@ impl Importer {
         };
         let before = self.store.task(&name.task_id());
         let record = self.record(name, imported.manifest(), before.as_ref(), ttl, pin)?;
-        self.commit(imported, record.clone()).await?;
-        let announced = self.announcer.announce_record(&claim, record.clone(), true).await;
-        self.conclude(record, before, announced).await
+        let naming = Naming { importer: self.clone(), claim, record, before, cancelled: progress.cancelled.clone() };
+        let (result, told) = oneshot::channel();
+        // From here on it must come to one end or the other, whether or not anybody waits for it.
+        tokio::spawn(async move {
+            naming.run(imported, result).await;
+            drop(place);
+        });
+        told.await.unwrap_or_else(|_| Err(Failure::new(Code::Failed, "the daemon ends")))
     }
 
     async fn read(
@@ -135,17 +161,20 @@ impl Importer {
         source: File,
         digest: Option<NameDigest>,
         rate: Option<Rate>,
+        place: Place,
         progress: Arc<ImportProgress>,
     ) -> Result<Imported, Failure> {
         let (store, limiter) = (self.store.clone(), Limiter::new(rate));
         let runtime = tokio::runtime::Handle::current();
         blocking(move || {
+            let _place = place;
             let import = store.begin_import(None)?;
             let import = if matches!(digest, Some(NameDigest::Sha256(_))) { import.with_sha256() } else { import };
             import.copy_from(source, &mut |bytes| {
                 let before = progress.bytes.swap(bytes, Ordering::Relaxed);
                 if limiter.is_limited() {
-                    runtime.block_on(limiter.pass(bytes.saturating_sub(before) as usize));
+                    let pass = limiter.pass(bytes.saturating_sub(before) as usize);
+                    let _cancelled = runtime.block_on(progress.cancelled.run_until_cancelled(pass));
                 }
                 if progress.cancelled.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             })
@@ -172,9 +201,8 @@ impl Importer {
             return Err(conflict(&before.binding));
         }
         let buried = self.store.tombstone(&name.task_id()).map_or(0, |tombstone| tombstone.generation);
-        let same = before.filter(|before| {
-            before.binding.content == content && !matches!(before.state, TaskState::Conflict { .. })
-        });
+        let same = before
+            .filter(|before| before.binding.content == content && !matches!(before.state, TaskState::Conflict { .. }));
         let binding = match same {
             Some(before) => before.binding,
             None => Binding {
@@ -188,68 +216,10 @@ impl Importer {
         let pinned = pin || same.is_some_and(|before| before.pinned);
         Ok(TaskRecord { name, binding, state: TaskState::Queued, imported: now, last_used: now, pinned, expires })
     }
+}
 
-    async fn commit(&self, imported: Imported, record: TaskRecord) -> Result<(), Failure> {
-        let committed = blocking(move || imported.commit(vec![record])).await;
-        committed.map(drop).map_err(|error| match error {
-            StoreError::Buried(_) => {
-                Failure::new(Code::Failed, "the task was deleted while it was imported").with_hint("import it again")
-            }
-            error => error.into_failure(),
-        })
-    }
-
-    /// Tells the user what became of the announcement, and undoes the import when the name stands for other bytes.
-    async fn conclude(
-        &self,
-        mut record: TaskRecord,
-        before: Option<TaskRecord>,
-        announced: Result<Announced, AnnounceError>,
-    ) -> Result<ImportOutcome, Failure> {
-        match announced {
-            Ok(Announced::Accepted(binding)) => {
-                record.binding = binding;
-                record.state = TaskState::Acknowledged;
-                Ok(ImportOutcome { record, announced: true })
-            }
-            Ok(Announced::Conflict(winner)) => {
-                self.undo(&record, before).await?;
-                Err(conflict(&winner))
-            }
-            Ok(Announced::Buried(tombstone)) => {
-                self.announcer.bury(tombstone).await.or_failure()?;
-                Err(Failure::new(Code::Failed, "the task was deleted while it was imported")
-                    .with_hint("import it again"))
-            }
-            Ok(Announced::Refused(reason)) => {
-                self.undo(&record, before).await?;
-                Err(Failure::new(Code::Failed, format!("the schedulers refuse the import: {reason}")))
-            }
-            // There is nobody to tell; the outbox does when the host has joined.
-            Err(AnnounceError::Unanswered(Unanswered::NoCluster)) => Ok(ImportOutcome { record, announced: false }),
-            Err(AnnounceError::Unanswered(unanswered)) => {
-                let why = unanswered.to_string();
-                let failure = unanswered.into_failure();
-                let content = record.binding.content;
-                let message = format!("{content} is kept, its announcement is queued: {why}");
-                Err(Failure { message, ..failure })
-            }
-            Err(AnnounceError::Store(error)) => Err(error.into_failure()),
-        }
-    }
-
-    /// Puts back what stood under the name.
-    async fn undo(&self, record: &TaskRecord, before: Option<TaskRecord>) -> Result<(), Failure> {
-        let (store, task) = (self.store.clone(), record.task_id());
-        blocking(move || match before {
-            Some(before) => store.put_task(before),
-            None => store.remove_task(&task).map(drop),
-        })
-        .await
-        .or_failure()?;
-        self.announcer.record_changed(&task);
-        Ok(())
-    }
+fn interrupted() -> Failure {
+    Failure::new(Code::Interrupted, "the import was interrupted; nothing is kept")
 }
 
 fn check_digest(imported: &Imported, digest: Option<NameDigest>) -> Result<(), Failure> {

@@ -17,8 +17,12 @@ mod import;
 mod limiter;
 mod metrics;
 mod notified;
+mod pipes;
+mod places;
 mod rpc;
 mod schedulers;
 pub mod store;
 mod tasks;
+#[cfg(test)]
+mod testing;
 mod upload;

@@ -77,9 +77,7 @@ struct Bucket {
 impl Limiter {
     /// A limiter to `rate`; `None` never waits.
     pub fn new(rate: Option<Rate>) -> Self {
-        Self(rate.map(|rate| {
-            Arc::new(Mutex::new(Bucket { rate: rate.0 as f64, free_at: Instant::now() }))
-        }))
+        Self(rate.map(|rate| Arc::new(Mutex::new(Bucket { rate: rate.0 as f64, free_at: Instant::now() }))))
     }
 
     /// Whether it ever waits.

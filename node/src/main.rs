@@ -5,6 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::Parser;
 use damselfly_node::{config::NodeConfig, daemon::Daemon};
 use damselfly_transport::program::{
+    cluster::JOIN_REFUSED,
     config::{self, Override},
     lifecycle::{self, Signals},
     logging::{self, LogFormat},
@@ -61,6 +62,9 @@ struct Arguments {
     /// Most bytes received from peers per second.
     #[arg(long, value_name = "SIZE/s", env = "DFDAEMON_DOWNLOAD_RATE_LIMIT")]
     download_rate_limit: Option<String>,
+    /// Join token of a manager: not built yet, and refused.
+    #[arg(long, value_name = "TOKEN")]
+    join: Option<String>,
     /// Where HTTP is served.
     #[arg(long, value_name = "ADDRESS:PORT", env = "DFDAEMON_HTTP_LISTEN")]
     http_listen: Option<String>,
@@ -72,7 +76,7 @@ struct Arguments {
 fn main() -> ExitCode {
     let (arguments, overrides) = config::parse_args::<Arguments>(SETTINGS);
     match run(arguments, overrides) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("dfdaemon: {error:#}");
             ExitCode::FAILURE
@@ -80,11 +84,17 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: Arguments, overrides: Vec<Override>) -> anyhow::Result<()> {
-    let loaded = config::load::<NodeConfig>(arguments.config.as_deref(), &overrides)?;
+fn run(arguments: Arguments, overrides: Vec<Override>) -> anyhow::Result<ExitCode> {
+    if arguments.join.is_some() {
+        return Ok(unusable(&JOIN_REFUSED));
+    }
+    let loaded = match config::load::<NodeConfig>(arguments.config.as_deref(), &overrides) {
+        Ok(loaded) => loaded,
+        Err(error) => return Ok(unusable(&error)),
+    };
     if arguments.print_config {
         print!("{}", loaded.print());
-        return Ok(());
+        return Ok(ExitCode::SUCCESS);
     }
     logging::init(arguments.log_format);
     lifecycle::raise_file_limit();
@@ -96,9 +106,15 @@ fn run(arguments: Arguments, overrides: Vec<Override>) -> anyhow::Result<()> {
         let signal = signals.recv().await;
         tracing::info!(signal, "the daemon ends");
         lifecycle::shut_down(daemon.stop()).await;
-        Ok(())
+        Ok(ExitCode::SUCCESS)
     });
     // A thread that waits for a pipe must not keep the daemon.
     runtime.shutdown_background();
     ended
+}
+
+/// The program cannot be started as it is told.
+fn unusable(reason: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("dfdaemon: {reason}");
+    ExitCode::from(config::EXIT_CODE)
 }

@@ -58,5 +58,4 @@ metrics! {
     contents: Gauge, "Complete contents in the store.", None;
     stored_bytes: Gauge, "Bytes of complete contents in the store.", Some(Unit::Bytes);
     free_bytes: Gauge, "Bytes free on the store's file system.", Some(Unit::Bytes);
-    epoch: Gauge, "Epoch of the configuration in force.", None;
 }

@@ -19,6 +19,7 @@ use crate::{
     failure::OrFailure as _,
     health::health,
     import::Importer,
+    places::Places,
     tasks::{Tasks, layout_of},
 };
 use damselfly_transport::program::follower::Follower;
@@ -35,6 +36,10 @@ const STREAM_BACKLOG: usize = 16;
 pub struct Rpc {
     /// Descriptors that clients have sent.
     pub descriptors: Descriptors,
+    /// Places for imports.
+    pub imports: Places,
+    /// Places for exports.
+    pub exports: Places,
     /// Imports.
     pub importer: Importer,
     /// Exports.
@@ -66,7 +71,8 @@ impl Daemon for Rpc {
         let request = request.into_inner();
         let limit = deadline(request.timeout_ms);
         let import = source::import_request(&self.descriptors, caller, request).await?;
-        Ok(respond(transfer::import(self.importer.clone(), import, limit)))
+        let place = (self.imports.clone(), caller.uid);
+        Ok(respond(transfer::import(self.importer.clone(), import, place, limit)))
     }
 
     async fn export_task(
@@ -77,7 +83,8 @@ impl Daemon for Rpc {
         let request = request.into_inner();
         let limit = deadline(request.timeout_ms);
         let (export, output) = source::export_request(&self.descriptors, caller, request).await?;
-        Ok(respond(transfer::export(self.exporter.clone(), export, output, limit)))
+        let place = (self.exports.clone(), caller.uid);
+        Ok(respond(transfer::export(self.exporter.clone(), export, output, place, limit)))
     }
 
     async fn stat_task(
@@ -169,8 +176,11 @@ fn deadline(timeout_ms: u64) -> Option<Duration> {
 /// Ends `work` after `limit`.
 async fn within<T>(limit: Option<Duration>, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let Some(limit) = limit else { return work.await };
-    let late = || Failure::new(Code::Timeout, format!("not done within {} ms", limit.as_millis()));
-    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(late()))
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(late(limit)))
+}
+
+fn late(limit: Duration) -> Failure {
+    Failure::new(Code::Timeout, format!("not done within {} ms", limit.as_millis()))
 }
 
 fn task(name: &Name, binding: &Binding) -> Result<proto::Task, Failure> {
@@ -185,4 +195,3 @@ fn task(name: &Name, binding: &Binding) -> Result<proto::Task, Failure> {
         piece_bytes: layout.piece_bytes().into(),
     })
 }
-

@@ -19,9 +19,12 @@ use damselfly_messages::{
         Request, RequestBody, ResponseBody, StatAnswer,
     },
 };
-use damselfly_transport::{network::Network, program::follower::Follower, protocol::SchedulerProtocol, rpc::RequestError};
+use damselfly_transport::{
+    network::Network, program::follower::Follower, protocol::SchedulerProtocol, reason::tally, rpc::RequestError,
+};
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use libp2p::PeerId;
+use tokio::sync::Semaphore;
 
 mod announce;
 mod recent;
@@ -34,6 +37,11 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 const ANSWER_WITHIN: Duration = Duration::from_secs(4);
 /// A delete waits for the holders.
 const DELETE_WITHIN: Duration = Duration::from_secs(15);
+/// Deletes under way at once: one holder that does not answer makes each of them slow, and what they occupy at the
+/// schedulers is not there for others.
+const DELETES_MAX: usize = 4;
+/// A delete that has waited so long for others to end is queued.
+const DELETE_TURN_WITHIN: Duration = Duration::from_secs(60);
 /// How long a question waits for an owner to become warm; they are after 15 s at most.
 const WARM_WITHIN: Duration = Duration::from_secs(20);
 /// How often owners that are not warm are asked again.
@@ -50,6 +58,7 @@ pub struct Schedulers {
     follower: Option<Follower>,
     rings: Arc<Mutex<Rings>>,
     recent: Arc<RecentHolders>,
+    deletes: Arc<Semaphore>,
 }
 
 /// The ring in force and the one before.
@@ -62,15 +71,18 @@ struct Rings {
 /// Nobody could answer.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Unanswered {
-    /// The host has no configuration, so it knows no scheduler.
+    /// The host belongs to no cluster, so there is nobody to ask.
     #[error("this host is not a member of a cluster")]
     NoCluster,
-    /// No scheduler could be reached.
-    #[error("no scheduler is reachable ({0})")]
+    /// No scheduler could be reached, for this reason.
+    #[error("no scheduler is reachable: {0}")]
     NoScheduler(String),
     /// The schedulers that could be reached have just started and know too little.
     #[error("the schedulers that are reachable have just started and cannot say yet")]
     Cold,
+    /// This host has too many deletes under way.
+    #[error("too many deletes are under way")]
+    Busy,
 }
 
 /// The answer to a question.
@@ -109,7 +121,8 @@ impl Targets {
 impl Schedulers {
     /// Asks over `network`, by the ring of the configuration that `follower` follows; without one nobody is asked.
     pub fn new(network: Network, follower: Option<Follower>) -> Self {
-        Self { network, follower, rings: Arc::default(), recent: Arc::default() }
+        let deletes = Arc::new(Semaphore::new(DELETES_MAX));
+        Self { network, follower, rings: Arc::default(), recent: Arc::default(), deletes }
     }
 
     /// The configuration in force.
@@ -173,12 +186,15 @@ impl Schedulers {
         let body = RequestBody::DeleteTask(DeleteTask { name: name.clone(), asked });
         let deadline = Instant::now() + WARM_WITHIN;
         loop {
+            let turn = tokio::time::timeout(DELETE_TURN_WITHIN, self.deletes.acquire()).await;
+            let Ok(Ok(turn)) = turn else { return Err(Unanswered::Busy) };
             let targets = self.targets(&task)?;
             let mut answers = self.ask_each(&targets.owners, &body, false, DELETE_WITHIN).await;
-            if !answers.iter().any(|(_, answer)| answer.is_ok()) {
-                answers = self.ask_each(&targets.stand_ins, &body, true, DELETE_WITHIN).await;
+            if !answers.iter().any(Result::is_ok) {
+                answers.extend(self.ask_each(&targets.stand_ins, &body, true, DELETE_WITHIN).await);
             }
-            let deleted = answers.iter().filter_map(|(_, answer)| match answer {
+            drop(turn);
+            let deleted = answers.iter().filter_map(|answer| match answer {
                 Ok(ResponseBody::Deleted(answer)) => Some(*answer),
                 _ => None,
             });
@@ -186,7 +202,7 @@ impl Schedulers {
                 Some(answer) if answer.tombstone.is_some() || answer.warm => return Ok(answer),
                 Some(_) if Instant::now() >= deadline => return Err(Unanswered::Cold),
                 None if !asked_wrong_ring(&answers) || Instant::now() >= deadline => {
-                    return Err(no_scheduler(&answers));
+                    return Err(no_scheduler(answers.into_iter().filter_map(Result::err).collect()));
                 }
                 Some(_) | None => tokio::time::sleep(ASK_AGAIN).await,
             }
@@ -238,11 +254,15 @@ impl Schedulers {
             match owners {
                 Polled::Answered(answer) => return Ok(answer),
                 Polled::Cold if Instant::now() >= deadline => return Err(Unanswered::Cold),
-                Polled::Nobody(reason) if !again || Instant::now() >= deadline => {
+                Polled::Nobody(mut reasons) if !again || Instant::now() >= deadline => {
                     // A stand-in is told less than an owner: what it knows counts, what it does not know says nothing.
                     return match self.poll_owners(&targets.stand_ins, &body, true, &judge).await.0 {
                         Polled::Answered(Answer::Found(found)) => Ok(Answer::Found(found)),
-                        _ => Err(Unanswered::NoScheduler(reason)),
+                        Polled::Nobody(more) => {
+                            reasons.extend(more);
+                            Err(no_scheduler(reasons))
+                        }
+                        Polled::Answered(Answer::Missing(_)) | Polled::Cold => Err(no_scheduler(reasons)),
                     };
                 }
                 Polled::Cold | Polled::Nobody(_) => tokio::time::sleep(ASK_AGAIN).await,
@@ -270,15 +290,18 @@ impl Schedulers {
                     warm |= missing.warm;
                     deleted = deleted.or(missing.deleted);
                 }
-                Ok(Said::NotOwner) => again = true,
-                Ok(Said::Unexpected) => reasons.push("a scheduler answered something else".to_owned()),
+                Ok(Said::NotOwner) => {
+                    again = true;
+                    reasons.push(OTHER_RING.to_owned());
+                }
+                Ok(Said::Unexpected) => reasons.push(UNEXPECTED.to_owned()),
                 Err(reason) => reasons.push(reason),
             }
         }
         let polled = match (heard, warm) {
             (true, true) => Polled::Answered(Answer::Missing(deleted)),
             (true, false) => Polled::Cold,
-            (false, _) => Polled::Nobody(reasons.join("; ")),
+            (false, _) => Polled::Nobody(reasons),
         };
         (polled, again)
     }
@@ -289,11 +312,8 @@ impl Schedulers {
         body: &RequestBody,
         stand_in: bool,
         within: Duration,
-    ) -> Vec<(PeerId, Result<ResponseBody, String>)> {
-        let ask = |peer: &PeerId| {
-            let peer = *peer;
-            async move { (peer, self.ask_one(peer, body, stand_in, within).await) }
-        };
+    ) -> Vec<Result<ResponseBody, String>> {
+        let ask = |peer: &PeerId| self.ask_one(*peer, body, stand_in, within);
         futures::future::join_all(schedulers.iter().map(ask)).await
     }
 
@@ -308,8 +328,7 @@ impl Schedulers {
         let settings = &accepted.configuration.settings;
         let entry = settings.schedulers.iter().find(|entry| entry.peer_id == peer);
         let addresses = entry.map(|entry| entry.addresses.clone()).unwrap_or_default();
-        let fail = |reason: &dyn std::fmt::Display| format!("{peer}: {reason}");
-        self.network.connect(peer, addresses, CONNECT_WITHIN).await.map_err(|error| fail(&error))?;
+        self.network.connect(peer, addresses, CONNECT_WITHIN).await.map_err(|error| error.to_string())?;
         let request = Request { epoch: accepted.configuration.epoch, stand_in, body: body.clone() };
         let deadline = Instant::now() + within;
         loop {
@@ -321,7 +340,7 @@ impl Schedulers {
                 Err(RequestError::Busy { retry_after }) if Instant::now() + retry_after < deadline => {
                     tokio::time::sleep(retry_after).await;
                 }
-                Err(error) => return Err(fail(&error)),
+                Err(error) => return Err(error.to_string()),
             }
         }
     }
@@ -341,7 +360,9 @@ impl Schedulers {
     }
 
     fn targets(&self, task: &TaskId) -> Result<Targets, Unanswered> {
-        let current = self.accepted().ok_or(Unanswered::NoCluster)?;
+        let Some(follower) = &self.follower else { return Err(Unanswered::NoCluster) };
+        let unknown = || Unanswered::NoScheduler("no configuration of the cluster is known yet".into());
+        let current = follower.current().ok_or_else(unknown)?;
         let mut owners: Vec<_> = current.ring.owners(task).collect();
         let stand_ins = current.ring.walk(task).skip(owners.len()).take(STAND_INS).collect();
         if owners.is_empty() {
@@ -374,16 +395,24 @@ enum Polled<T> {
     /// Those that answered do not know, and none of them is warm.
     Cold,
     /// Nobody answered, for these reasons.
-    Nobody(String),
+    Nobody(Vec<String>),
 }
 
-fn asked_wrong_ring(answers: &[(PeerId, Result<ResponseBody, String>)]) -> bool {
-    answers.iter().any(|(_, answer)| matches!(answer, Ok(ResponseBody::NotOwner(_))))
+/// Why a scheduler's answer is none: it goes by another configuration.
+const OTHER_RING: &str = "it follows another configuration";
+/// Why a scheduler's answer is none: only a defect gets there.
+const UNEXPECTED: &str = "it answered something else";
+
+fn asked_wrong_ring(answers: &[Result<ResponseBody, String>]) -> bool {
+    answers.iter().any(|answer| matches!(answer, Ok(ResponseBody::NotOwner(_))))
 }
 
-fn no_scheduler(answers: &[(PeerId, Result<ResponseBody, String>)]) -> Unanswered {
-    let reasons: Vec<_> = answers.iter().filter_map(|(_, answer)| answer.as_ref().err().cloned()).collect();
-    Unanswered::NoScheduler(reasons.join("; "))
+/// Nobody answered, for `reasons`; without one those that were asked go by another configuration.
+fn no_scheduler(reasons: Vec<String>) -> Unanswered {
+    if reasons.is_empty() {
+        return Unanswered::NoScheduler(OTHER_RING.into());
+    }
+    Unanswered::NoScheduler(tally(reasons, "scheduler", "schedulers"))
 }
 
 /// Two owners' answers to one delete: what either of them knows.

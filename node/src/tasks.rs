@@ -144,7 +144,6 @@ impl Tasks {
         })
         .await
         .or_failure()?;
-        self.announcer.record_changed(&task);
         self.announcer.wake();
         Ok(())
     }

@@ -154,12 +154,7 @@ impl Uploads {
     }
 
     /// Sends a piece, or that there is no room now. `None`: it is not held.
-    async fn send_piece(
-        &self,
-        stream: &mut Stream,
-        source: &Source,
-        index: u32,
-    ) -> Result<Option<()>, ServeError> {
+    async fn send_piece(&self, stream: &mut Stream, source: &Source, index: u32) -> Result<Option<()>, ServeError> {
         let Ok(index) = source.manifest().layout().index(index) else { return Ok(None) };
         let bytes = source.manifest().layout().bytes(index);
         let Ok(buffer) = timeout(ROOM_WITHIN, self.buffers.take(bytes)).await else {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use damselfly_transport::program::{
     cluster::ClusterConfig,
-    config::{BadValue, Config},
+    config::{BadValue, Config, default_data_dir},
     http::HttpConfig,
     identity::KEY_FILE,
 };
@@ -18,7 +18,7 @@ pub struct SchedulerConfig {
     /// Where to listen for members, as multiaddrs. Default `/ip4/0.0.0.0/tcp/4600`.
     pub listen: Vec<Multiaddr>,
     /// Directory for the key and the newest signed configuration; everything else is in memory. Default
-    /// `/var/lib/damselfly-scheduler`.
+    /// `/var/lib/damselfly-scheduler` for root, else `$XDG_DATA_HOME/damselfly-scheduler`.
     pub data_dir: PathBuf,
     /// File with the identity key, made when it is missing. Default `identity.key` in the data directory.
     pub identity_file: Option<PathBuf>,
@@ -40,7 +40,7 @@ impl Default for SchedulerConfig {
                     .with(std::net::Ipv4Addr::UNSPECIFIED.into())
                     .with(libp2p::multiaddr::Protocol::Tcp(4600)),
             ],
-            data_dir: "/var/lib/damselfly-scheduler".into(),
+            data_dir: default_data_dir("damselfly-scheduler"),
             identity_file: None,
             allow_loopback: false,
             connections: 20_480,

@@ -4,8 +4,12 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
 use clap::Parser;
-use damselfly_scheduler::{config::SchedulerConfig, program::Scheduler};
+use damselfly_scheduler::{
+    config::SchedulerConfig,
+    program::{NO_CLUSTER, Scheduler},
+};
 use damselfly_transport::program::{
+    cluster::JOIN_REFUSED,
     config::{self, Override},
     lifecycle::{self, Signals},
     logging::{self, LogFormat},
@@ -39,6 +43,9 @@ struct Arguments {
     /// Member to ask first for the configuration, ending with /p2p/ and its peer ID; may be repeated
     #[arg(long, value_name = "MULTIADDR", env = "DFSCHEDULER_BOOTSTRAP", value_delimiter = ',')]
     bootstrap: Vec<String>,
+    /// Join token of a manager: not built yet, and refused
+    #[arg(long, value_name = "TOKEN")]
+    join: Option<String>,
     /// Address for metrics and health
     #[arg(long, value_name = "ADDRESS:PORT", env = "DFSCHEDULER_HTTP_LISTEN")]
     http_listen: Option<String>,
@@ -73,21 +80,30 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments, overrides: &[Override]) -> anyhow::Result<ExitCode> {
+    if arguments.join.is_some() {
+        return Ok(unusable(&JOIN_REFUSED));
+    }
     let loaded = match config::load::<SchedulerConfig>(arguments.config.as_deref(), overrides) {
         Ok(loaded) => loaded,
-        Err(error) => {
-            eprintln!("dfscheduler: {error}");
-            return Ok(ExitCode::from(2));
-        }
+        Err(error) => return Ok(unusable(&error)),
     };
     if arguments.print_config {
         print!("{}", loaded.print());
         return Ok(ExitCode::SUCCESS);
     }
+    if loaded.config.cluster.id.is_none() {
+        return Ok(unusable(&NO_CLUSTER));
+    }
     logging::init(arguments.log_format);
     let mut config = loaded.config;
     config.connections = config.connections.min(connections_max());
     tokio::runtime::Runtime::new().context("no runtime")?.block_on(serve(config))
+}
+
+/// The program cannot be started as it is told.
+fn unusable(reason: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("dfscheduler: {reason}");
+    ExitCode::from(config::EXIT_CODE)
 }
 
 async fn serve(config: SchedulerConfig) -> anyhow::Result<ExitCode> {

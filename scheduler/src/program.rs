@@ -22,6 +22,10 @@ use crate::{
     state::{Limits, State},
 };
 
+/// Why a scheduler does not start that belongs nowhere.
+pub const NO_CLUSTER: &str =
+    "no cluster: set cluster.id and cluster.bootstrap in the configuration, or with --cluster and --bootstrap";
+
 /// Requests that wait for the state; above it the answer is busy.
 const INBOX: usize = 1024;
 
@@ -42,9 +46,7 @@ impl Scheduler {
     /// # Errors
     /// The reason, for a person; what was started ends.
     pub async fn start(config: SchedulerConfig) -> anyhow::Result<Self> {
-        let cluster = config.cluster.id.context(
-            "no cluster: set cluster.id and cluster.bootstrap in the configuration, or with --cluster and --bootstrap",
-        )?;
+        let cluster = config.cluster.id.context(NO_CLUSTER)?;
         identity::prepare_data_dir(&config.data_dir)?;
         let keypair = identity::load_or_create(&config.key_file())?;
         let limits = ConnectionLimits { connections: config.connections, inbox: INBOX, ..ConnectionLimits::default() };

@@ -1,6 +1,6 @@
 //! The scheduler as a program, asked by a host over loopback.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use damselfly_messages::{
     config::{Configuration, SchedulerEntry, Settings},
@@ -25,7 +25,11 @@ use damselfly_transport::{
     protocol::SchedulerProtocol,
 };
 use libp2p::{Multiaddr, identity::Keypair};
-use tokio::time::{sleep, timeout};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::{sleep, timeout},
+};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -77,6 +81,14 @@ fn held(content: ContentId) -> RequestBody {
     let binding = Binding { content, content_bytes: 5, generation: 1, accepted: None };
     let announcement = Announcement { name: name(), binding, holding: Holding::Complete };
     RequestBody::AnnounceTask(AnnounceTask { records: vec![Record::Held(announcement)], bucket: None })
+}
+
+async fn metrics(address: SocketAddr) -> String {
+    let mut stream = TcpStream::connect(address).await.expect("connected");
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("answered");
+    answer
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -152,6 +164,11 @@ async fn a_host_announces_another_finds_and_deletes() {
     let gone = |body: &ResponseBody| matches!(body, ResponseBody::Stat(StatAnswer::Missing(missing)) if missing.deleted == deleted.tombstone);
     ask(&asker, network, stat, gone).await;
     drops.abort();
+
+    let metrics = metrics(scheduler.http_address()).await;
+    for name in ["damselfly_build_info", "damselfly_connected_peers 3", "damselfly_configuration_epoch 1"] {
+        assert!(metrics.contains(name), "{name}, which every program has, is not in {metrics}");
+    }
 
     timeout(Duration::from_secs(5), scheduler.stop()).await.expect("it ends in time");
     assert!(folder.path().join("data/configuration.signed").exists(), "it restarts without the manager");

@@ -1,5 +1,7 @@
 //! Errors as `application/problem+json`.
 
+use std::time::Duration;
+
 use axum::{
     Json,
     http::{HeaderValue, StatusCode, header},
@@ -23,13 +25,17 @@ pub struct Problem {
     /// The setting that is wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
     field: Option<&'static str>,
+    /// Becomes the header Retry-After.
+    #[serde(skip)]
+    retry_after: Option<Duration>,
 }
 
 impl Problem {
     /// A problem with a code for programs and a detail for people.
     pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
         let title = status.canonical_reason().unwrap_or("Error");
-        Self { kind: "about:blank", title, status: status.as_u16(), code, detail: detail.into(), field: None }
+        let (kind, status, detail) = ("about:blank", status.as_u16(), detail.into());
+        Self { kind, title, status, code, detail, field: None, retry_after: None }
     }
 
     pub(super) fn not_found() -> Self {
@@ -65,6 +71,10 @@ impl From<ChangeError> for Problem {
                 let detail = format!("epoch {current} is in force: read it, and send its ETag in If-Match");
                 Self::new(StatusCode::PRECONDITION_FAILED, "stale", detail)
             }
+            ChangeError::Unsettled { retry_after } => {
+                let problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, "starting", error.to_string());
+                Self { retry_after: Some(retry_after), ..problem }
+            }
             ChangeError::Invalid(invalid) => invalid.into(),
             error @ (ChangeError::Store(_) | ChangeError::Refused(_) | ChangeError::Nothing) => Self::internal(&error),
         }
@@ -79,6 +89,10 @@ impl IntoResponse for Problem {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Some(retry_after) = self.retry_after {
+            // Whole seconds, and not too early.
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after.as_secs() + 1));
         }
         response
     }

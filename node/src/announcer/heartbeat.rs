@@ -19,7 +19,8 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval},
 };
 
-use super::{Announcer, Told, lock};
+use super::{Announcer, Told, lock, now};
+use crate::blocking::blocking;
 
 /// A scheduler that cannot be reached is tried again after this.
 const RECONNECT: Duration = Duration::from_millis(500);
@@ -217,13 +218,25 @@ impl Announcer {
     }
 
     async fn try_beat(&self, peer: PeerId, moved: Vec<Arc<Record>>) -> Result<(), String> {
+        if self.inner.contact.is_away(now()) {
+            let inner = Arc::clone(&self.inner);
+            let marked = blocking(move || inner.contact.mark_stale_if_away(&inner.store, now())).await;
+            marked.map_err(|error| error.to_string())?;
+            self.wake();
+            return self.beat_with(peer, Vec::new()).await;
+        }
+        self.beat_with(peer, moved).await
+    }
+
+    async fn beat_with(&self, peer: PeerId, moved: Vec<Arc<Record>>) -> Result<(), String> {
         if !moved.is_empty() {
             tracing::info!(%peer, records = moved.len(), "announcing what moved to a scheduler");
             self.send(peer, &moved, Told::News).await?;
         }
         let epoch = self.inner.schedulers.accepted().map_or(0, |accepted| accepted.configuration.epoch);
         let digests = {
-            let ledger = lock(&self.inner.ledger);
+            let mut ledger = lock(&self.inner.ledger);
+            ledger.readmit(&peer, std::time::Instant::now());
             (ledger.epoch() == epoch).then(|| ledger.digests(&peer))
         };
         let host = self.inner.host.announcement(&self.inner.network, digests);
@@ -233,7 +246,13 @@ impl Announcer {
             _ => return Err("it answered something else".to_owned()),
         };
         self.inner.views.set(peer, SchedulerView { reachable: true, warm: answer.warm });
+        self.inner.contact.made(now());
         for bucket in answer.mismatched {
+            // What is just being announced is known there and not in the ledger yet: told without it, the bucket would
+            // take it back. The next heartbeat looks again.
+            if lock(&self.inner.claimed).iter().any(|task| task.bucket() == bucket) {
+                continue;
+            }
             let records = lock(&self.inner.ledger).bucket(&peer, bucket);
             self.send(peer, &records, Told::Bucket(bucket)).await?;
         }

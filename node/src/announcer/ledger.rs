@@ -1,6 +1,10 @@
 //! What this host has to tell each scheduler. Pure: no clock, no I/O.
 
-use std::{collections::{HashMap, HashSet}, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Instant,
+};
 
 use damselfly_messages::{
     config::Accepted,
@@ -16,7 +20,7 @@ use libp2p::PeerId;
 #[derive(Debug, Default)]
 pub struct Ledger {
     records: HashMap<TaskId, Entry>,
-    buckets: Vec<Vec<TaskId>>,
+    buckets: Vec<HashSet<TaskId>>,
     owners: HashMap<PeerId, Share>,
     accepted: Option<Arc<Accepted>>,
 }
@@ -30,14 +34,17 @@ struct Entry {
 /// What one scheduler is to know.
 #[derive(Debug, Default, Clone)]
 struct Share {
+    /// Without the records that it has refused, for it does not have them either.
     digests: BucketDigests,
     records: usize,
+    /// Records that it has refused, and until when it is not asked again.
+    refused: HashMap<TaskId, Instant>,
 }
 
 impl Ledger {
     /// An empty ledger.
     pub fn new() -> Self {
-        Self { buckets: vec![Vec::new(); damselfly_messages::record::BUCKETS], ..Self::default() }
+        Self { buckets: vec![HashSet::new(); damselfly_messages::record::BUCKETS], ..Self::default() }
     }
 
     fn ring(&self) -> Option<&Ring> {
@@ -58,7 +65,7 @@ impl Ledger {
         }
         self.remove(&task);
         self.toggle(&task, digest, true);
-        self.buckets[task.bucket() as usize].push(task);
+        self.buckets[task.bucket() as usize].insert(task);
         self.records.insert(task, Entry { record: Arc::new(record), digest });
     }
 
@@ -66,7 +73,7 @@ impl Ledger {
     pub fn remove(&mut self, task: &TaskId) -> bool {
         let Some(entry) = self.records.remove(task) else { return false };
         self.toggle(task, entry.digest, false);
-        self.buckets[task.bucket() as usize].retain(|other| other != task);
+        self.buckets[task.bucket() as usize].remove(task);
         true
     }
 
@@ -108,22 +115,57 @@ impl Ledger {
         orphans
     }
 
+    /// What is told of a task.
+    #[cfg(test)]
+    pub fn of(&self, task: &TaskId) -> Option<&Record> {
+        self.records.get(task).map(|entry| &*entry.record)
+    }
+
+    /// `owner` will not have this record: until then it is left out of what the owner is to know, unless it changes or
+    /// the ring does.
+    pub fn refuse(&mut self, owner: &PeerId, record: &Record, until: Instant) {
+        let (task, digest) = (record.task(), record.digest());
+        if self.records.get(&task).is_none_or(|entry| entry.digest != digest)
+            || !self.ring().is_some_and(|ring| ring.owns(owner, &task))
+        {
+            return;
+        }
+        if let Some(share) = self.owners.get_mut(owner)
+            && share.refused.insert(task, until).is_none()
+        {
+            share.digests.toggle(&task, digest);
+        }
+    }
+
+    /// Takes back in what `owner` has refused long enough ago.
+    pub fn readmit(&mut self, owner: &PeerId, now: Instant) {
+        let Self { records, owners, .. } = self;
+        let Some(Share { refused, digests, .. }) = owners.get_mut(owner) else { return };
+        refused.retain(|task, until| {
+            let waits = *until > now;
+            if let Some(entry) = records.get(task).filter(|_| !waits) {
+                digests.toggle(task, entry.digest);
+            }
+            waits
+        });
+    }
+
     /// The digests of what `owner` is to know.
     pub fn digests(&self, owner: &PeerId) -> BucketDigests {
         self.owners.get(owner).map(|share| share.digests.clone()).unwrap_or_default()
     }
 
-    /// Number of records that `owner` is to know.
+    /// Number of records that `owner` is to know, with those that it has refused.
     pub fn share(&self, owner: &PeerId) -> usize {
         self.owners.get(owner).map_or(0, |share| share.records)
     }
 
     /// The records of one bucket that `owner` is to know.
     pub fn bucket(&self, owner: &PeerId, bucket: u8) -> Vec<Arc<Record>> {
-        let Some(ring) = self.ring() else { return Vec::new() };
+        let (Some(ring), Some(share)) = (self.ring(), self.owners.get(owner)) else { return Vec::new() };
         self.buckets[bucket as usize]
             .iter()
-            .filter(|task| ring.owns(owner, task))
+            .filter(|task| ring.owns(owner, task) && !share.refused.contains_key(task))
             .filter_map(|task| self.records.get(task))
             .map(|entry| Arc::clone(&entry.record))
             .collect()
@@ -132,7 +174,10 @@ impl Ledger {
 
 impl Share {
     fn toggle(&mut self, task: &TaskId, digest: u64, added: bool) {
-        self.digests.toggle(task, digest);
+        // A refused one that changes or goes is out of the digests already.
+        if added || self.refused.remove(task).is_none() {
+            self.digests.toggle(task, digest);
+        }
         if added {
             self.records += 1;
         } else {
@@ -200,6 +245,50 @@ mod tests {
         let told = orphans.get(&members[0]).map_or(0, Vec::len);
         assert_eq!((told + ledger.share(&members[0]), orphans.len()), (100, 1));
         assert!(ledger.orphans(&HashSet::new()).is_empty(), "nobody to tell");
+    }
+
+    #[test]
+    fn a_refused_record_is_left_out_until_its_time_or_a_change() {
+        let root = Keypair::generate_ed25519();
+        let members: Vec<_> = (0..2).map(|_| PeerId::random()).collect();
+        let (refuser, other) = (members[0], members[1]);
+        let mut ledger = Ledger::new();
+        ledger.set_ring(ring(&root, 1, &members));
+        ledger.put(record(1, 1));
+        let without = ledger.digests(&refuser);
+        ledger.put(record(2, 1));
+        let with = ledger.digests(&refuser);
+        let bucket = record(2, 1).task().bucket();
+        let (now, minute) = (Instant::now(), std::time::Duration::from_secs(60));
+
+        // What the scheduler has after a refusal is what the digests say, so nothing is told again.
+        ledger.refuse(&refuser, &record(2, 1), now + minute);
+        ledger.refuse(&refuser, &record(2, 1), now + minute);
+        ledger.refuse(&refuser, &record(1, 9), now + minute);
+        assert_eq!((ledger.digests(&refuser), ledger.bucket(&refuser, bucket).len()), (without.clone(), 0));
+        assert_eq!(
+            (ledger.digests(&other), ledger.bucket(&other, bucket).len()),
+            (with.clone(), 1),
+            "not refused there"
+        );
+        assert_eq!(ledger.share(&refuser), 2, "it is still the one to tell");
+        ledger.readmit(&refuser, now);
+        assert_eq!(ledger.digests(&refuser), without, "too early");
+        ledger.readmit(&refuser, now + minute);
+        assert_eq!((ledger.digests(&refuser), ledger.bucket(&refuser, bucket).len()), (with, 1));
+
+        ledger.refuse(&refuser, &record(2, 1), now + minute);
+        ledger.put(record(2, 2));
+        let changed = ledger.digests(&refuser);
+        assert_eq!((&changed, ledger.bucket(&refuser, bucket).len()), (&ledger.digests(&other), 1), "a change is told");
+        ledger.refuse(&refuser, &record(2, 2), now + minute);
+        ledger.remove(&record(2, 2).task());
+        assert_eq!(ledger.digests(&refuser), without, "gone, and not twice");
+        ledger.put(record(2, 2));
+        assert_eq!(ledger.digests(&refuser), changed);
+        ledger.refuse(&refuser, &record(2, 2), now + minute);
+        ledger.set_ring(ring(&root, 2, &members));
+        assert_eq!(ledger.digests(&refuser), changed, "another configuration");
     }
 
     #[test]

@@ -9,8 +9,9 @@ use damselfly_messages::{
     record::{Announcement, Holding, UnixMillis},
     scheduler::StatAnswer,
 };
+use futures::StreamExt as _;
 
-use super::{Announcer, Claim, REMEMBERED, now};
+use super::{Announcer, Claim, REMEMBERED, contact::Contact, now};
 use crate::{
     blocking::blocking,
     schedulers::{Announced, Answer, Unanswered},
@@ -23,13 +24,16 @@ const RETRY: Duration = Duration::from_secs(1);
 const EXPIRE_EVERY: Duration = Duration::from_secs(1);
 /// How often old tombstones are looked for and the time of the last contact is kept.
 const TIDY_EVERY: Duration = Duration::from_secs(3600);
-/// Key in the store under which the time of the last contact is kept.
-const LAST_CONTACT: &str = "last contact";
+/// How often the moments of last use are kept.
+const KEEP_USE_EVERY: Duration = Duration::from_secs(60);
+/// How many owners hear at a time of what has expired.
+const TOLD_AT_A_TIME: usize = 32;
+/// What owners have not heard by then they learn from the heartbeat.
+const TELL_WITHIN: Duration = Duration::from_secs(5);
 
 impl Announcer {
     /// Empties the outbox whenever it can, until the daemon ends.
     pub async fn run_outbox(self) {
-        self.mark_stale().await;
         loop {
             let left = self.empty_outbox().await;
             let wait = if left { RETRY } else { TIDY_EVERY };
@@ -119,7 +123,6 @@ impl Announcer {
             record.state = TaskState::Conflict { winner };
             let store = self.inner.store.clone();
             blocking(move || store.put_task(record)).await?;
-            self.record_changed(&task);
         }
         Ok(())
     }
@@ -130,7 +133,8 @@ impl Announcer {
     /// the clocks say.
     ///
     /// # Errors
-    /// [`Unanswered`]: it is still queued.
+    /// [`AnnounceError::Unanswered`]: it is still queued. [`AnnounceError::Dropped`]: it was taken away meanwhile, and no
+    /// owner counts on this host.
     pub async fn announce_record(
         &self,
         _claim: &Claim,
@@ -139,19 +143,16 @@ impl Announcer {
     ) -> Result<Announced, AnnounceError> {
         self.delete_before(&mut record).await?;
         loop {
-            let announcement = Announcement {
-                name: record.name.clone(),
-                binding: record.binding,
-                holding: Holding::Complete,
-            };
+            let announcement =
+                Announcement { name: record.name.clone(), binding: record.binding, holding: Holding::Complete };
             match self.inner.schedulers.announce(&announcement).await? {
                 Announced::Accepted(binding) => {
-                    record.binding = binding;
-                    record.state = TaskState::Acknowledged;
-                    let (store, kept) = (self.inner.store.clone(), record.clone());
-                    blocking(move || store.put_task(kept)).await?;
-                    self.record_changed(&record.task_id());
-                    return Ok(Announced::Accepted(binding));
+                    let (store, task) = (self.inner.store.clone(), record.task_id());
+                    if blocking(move || store.acknowledge(&task, binding)).await? {
+                        return Ok(Announced::Accepted(binding));
+                    }
+                    self.leave(task).await;
+                    return Err(AnnounceError::Dropped);
                 }
                 Announced::Buried(tombstone)
                     if record.imported > tombstone.deleted
@@ -168,7 +169,8 @@ impl Announcer {
     /// A delete of the name that waits goes first: else what it is to delete would win over the import.
     async fn delete_before(&self, record: &mut TaskRecord) -> Result<(), Unanswered> {
         let task = record.task_id();
-        let Some(delete) = self.inner.store.queued_deletes().into_iter().find(|delete| delete.name == record.name) else {
+        let Some(delete) = self.inner.store.queued_deletes().into_iter().find(|delete| delete.name == record.name)
+        else {
             return Ok(());
         };
         if !self.try_delete(&delete).await {
@@ -182,7 +184,6 @@ impl Announcer {
 
     /// Asks whether an old entry is still what its name stands for.
     async fn try_confirm(&self, mut record: TaskRecord) -> bool {
-        let task = record.task_id();
         match self.inner.schedulers.stat(&record.name).await {
             Ok(Answer::Found(StatAnswer::Found { candidates, .. })) => {
                 let confirmed = candidates.iter().find(|binding| binding.content == record.binding.content);
@@ -194,9 +195,7 @@ impl Announcer {
                     None => TaskState::Conflict { winner: candidates[0] },
                 };
                 let store = self.inner.store.clone();
-                let kept = blocking(move || store.put_task(record)).await.is_ok();
-                self.record_changed(&task);
-                kept
+                blocking(move || store.put_task(record)).await.is_ok()
             }
             // Nobody confirms it: it stays as it is until it is imported again.
             Ok(Answer::Found(_) | Answer::Missing(_)) => true,
@@ -204,46 +203,38 @@ impl Announcer {
         }
     }
 
-    /// After a long absence nothing here is announced before an owner confirms it: it may have been deleted, and the
-    /// delete forgotten.
-    async fn mark_stale(&self) {
-        let store = self.inner.store.clone();
-        let marked = blocking(move || {
-            let last = store.meta_get(LAST_CONTACT)?.and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes);
-            let away = last.is_some_and(|last| now().0.saturating_sub(last) > REMEMBERED.as_millis() as u64);
-            let mut marked = Vec::new();
-            for record in store.tasks().into_iter().filter(|_| away) {
-                if record.state == TaskState::Acknowledged {
-                    store.put_task(TaskRecord { state: TaskState::Stale, ..TaskRecord::clone(&record) })?;
-                    marked.push(record.task_id());
-                }
-            }
-            Ok::<_, StoreError>(marked)
-        });
-        match marked.await {
-            Ok(marked) => marked.iter().for_each(|task| self.record_changed(task)),
-            Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "cannot mark old entries as stale"),
-        }
-    }
-
     /// Removes what has expired, and now and then forgets old deletes, until the daemon ends.
     pub async fn run_expiry(self) {
         let mut tidied: Option<Instant> = None;
+        let mut used_kept = Instant::now();
         loop {
             tokio::time::sleep(EXPIRE_EVERY).await;
             let store = self.inner.store.clone();
             match blocking(move || store.expire(now())).await {
-                Ok(expired) => {
-                    for record in expired {
-                        tracing::info!(cid = record.name.cid(), tag = record.name.tag(), "expired");
-                        self.leave(record.task_id()).await;
-                    }
-                }
+                Ok(expired) => self.leave_all(&expired).await,
                 Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "cannot expire entries"),
+            }
+            if used_kept.elapsed() >= KEEP_USE_EVERY {
+                used_kept = Instant::now();
+                let store = self.inner.store.clone();
+                if let Err(error) = blocking(move || store.keep_last_used()).await {
+                    tracing::error!(error = &error as &dyn std::error::Error, "cannot keep moments of last use");
+                }
             }
             if tidied.is_none_or(|tidied| tidied.elapsed() >= TIDY_EVERY) && self.tidy().await {
                 tidied = Some(Instant::now());
             }
+        }
+    }
+
+    /// Tells the owners of what has expired. Nothing is announced any more already.
+    async fn leave_all(&self, expired: &[TaskRecord]) {
+        let told = futures::stream::iter(expired).for_each_concurrent(TOLD_AT_A_TIME, async |record| {
+            tracing::info!(cid = record.name.cid(), tag = record.name.tag(), "expired");
+            self.leave(record.task_id()).await;
+        });
+        if tokio::time::timeout(TELL_WITHIN, told).await.is_err() {
+            tracing::info!("not every owner heard at once of what has expired");
         }
     }
 
@@ -255,15 +246,12 @@ impl Announcer {
         let store = self.inner.store.clone();
         let tidied = blocking(move || {
             let now = now();
-            store.meta_put(LAST_CONTACT, Some(&now.0.to_be_bytes()))?;
+            Contact::keep(&store, now)?;
             let limit = UnixMillis(now.0.saturating_sub(REMEMBERED.as_millis() as u64));
-            let old: Vec<_> = store.tombstones().into_iter().filter(|tombstone| tombstone.deleted < limit).collect();
-            store.forget_tombstones_before(limit)?;
-            Ok::<_, StoreError>(old)
+            store.forget_tombstones_before(limit)
         });
-        match tidied.await {
-            Ok(old) => old.iter().for_each(|tombstone| self.record_changed(&tombstone.task)),
-            Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "cannot tidy up"),
+        if let Err(error) = tidied.await {
+            tracing::error!(error = &error as &dyn std::error::Error, "cannot tidy up");
         }
         true
     }
@@ -275,6 +263,9 @@ pub enum AnnounceError {
     /// No owner has heard of it.
     #[error(transparent)]
     Unanswered(#[from] Unanswered),
+    /// The task was removed here while it was announced.
+    #[error("the task was removed while it was announced")]
+    Dropped,
     /// It was accepted, but that could not be kept.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -49,8 +49,8 @@ pub(super) enum ParentError {
     /// It went away or is silent.
     #[error("{0}")]
     Unreachable(String),
-    /// It has too much to do.
-    #[error("it is busy")]
+    /// It has too much to do, or ended.
+    #[error("it is busy or has gone away")]
     Busy,
     /// It has nothing of the content.
     #[error("it does not hold the content")]
@@ -284,9 +284,7 @@ impl PieceStream {
 
     pub(super) async fn answer(&mut self) -> Result<PieceResponse, ParentError> {
         match in_time(frame::read(&mut self.stream, FRAME_BYTES_MAX)).await? {
-            Some(header) => {
-                PieceResponse::from_bytes(&header).map_err(|error| ParentError::Lied(error.to_string()))
-            }
+            Some(header) => PieceResponse::from_bytes(&header).map_err(|error| ParentError::Lied(error.to_string())),
             // It closes streams that are too many for it.
             None => Err(ParentError::Busy),
         }

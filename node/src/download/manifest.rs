@@ -13,7 +13,10 @@ use damselfly_messages::{
 };
 use libp2p::PeerId;
 
-use super::{FetchError, Shared, Wanted, fetch::{ParentError, PieceStream}};
+use super::{
+    FetchError, Shared, Wanted,
+    fetch::{ParentError, PieceStream},
+};
 use crate::blocking::blocking;
 
 /// How long a parent may take to be connected to.

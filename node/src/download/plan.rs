@@ -26,6 +26,8 @@ const ANSWER_TARGET: Duration = Duration::from_millis(400);
 const RARITY_WINDOW: usize = 256;
 /// A piece may be asked of a second parent when the first one, with more to do, has had it for this long.
 const LATE_AFTER: Duration = Duration::from_millis(500);
+/// With two or more to do, for this long.
+const BEHIND_AFTER: Duration = Duration::from_millis(100);
 /// A parent that takes longer seems stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(1);
 /// A parent that failed is left alone for so long, and twice as long each time, up to [`REST_MAX`].
@@ -55,9 +57,8 @@ pub struct Plan {
     last_progress: Instant,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Asked {
-    since: Instant,
     copies: u8,
 }
 
@@ -185,7 +186,7 @@ impl Plan {
         }
         let index = self.choose_wanted(peer, parent).or_else(|| self.choose_late(peer, parent, now))?;
         self.wanted.remove(&index);
-        let asked = self.asked.entry(index).or_insert(Asked { since: now, copies: 0 });
+        let asked = self.asked.entry(index).or_default();
         asked.copies += 1;
         self.parents.get_mut(peer)?.outstanding.insert(index, now);
         self.layout.index(index).ok()
@@ -197,7 +198,8 @@ impl Plan {
             return Some(last);
         }
         let run = self.wanted.range(self.start..).chain(self.wanted.range(..self.start));
-        let mut candidates = run.filter(|index| parent.has(**index) && !self.is_anothers(peer, **index)).take(RARITY_WINDOW).peekable();
+        let mut candidates =
+            run.filter(|index| parent.has(**index) && !self.is_anothers(peer, **index)).take(RARITY_WINDOW).peekable();
         let first = **candidates.peek()?;
         if self.parents.values().all(|parent| matches!(parent.has, Has::All)) {
             return Some(first);
@@ -220,27 +222,28 @@ impl Plan {
 
     /// A piece that another parent has had for too long; at most two have it at a time.
     ///
-    /// Of a parent with a longer queue the newest, which it would come to last: the older ones arrive meanwhile. Of one
-    /// that seems stuck the oldest.
+    /// Of one that seems stuck the oldest. Of one with more to do the newest, which it would come to last: the older ones
+    /// arrive meanwhile.
     fn choose_late(&self, peer: &PeerId, parent: &Parent, now: Instant) -> Option<u32> {
-        let late = |index: &u32, asked: &Asked, after| {
-            asked.copies == 1
-                && now.saturating_duration_since(asked.since) >= after
-                && !parent.outstanding.contains_key(index)
-                && parent.has(*index)
-                && !self.is_anothers(peer, *index)
-        };
-        let queue = |index: &u32| {
-            let parents = self.parents.values().filter(|other| other.outstanding.contains_key(index));
-            parents.map(|other| other.outstanding.len()).max().unwrap_or(usize::MAX)
-        };
-        let by_age = |(index, asked): &(&u32, &Asked)| (asked.since, **index);
-        let stuck = self.asked.iter().filter(|(index, asked)| late(index, asked, STUCK_AFTER)).min_by_key(by_age);
-        let behind = |(index, asked): &(&u32, &Asked)| {
-            late(index, asked, LATE_AFTER) && queue(index) > parent.outstanding.len()
-        };
-        let found = stuck.or_else(|| self.asked.iter().filter(behind).max_by_key(by_age));
-        found.map(|(index, _)| *index)
+        let mine = parent.outstanding.len();
+        let (mut oldest, mut newest) = (None, None);
+        let may = |index: &u32| parent.has(*index) && !self.is_anothers(peer, *index);
+        for (_, other) in self.parents.iter().filter(|(other, _)| *other != peer) {
+            let alone: Vec<_> = other.outstanding.iter().filter(|(index, _)| self.asked_once(index)).collect();
+            for (index, since) in alone.iter().copied().filter(|(index, _)| may(index)) {
+                let age = now.saturating_duration_since(*since);
+                if age >= STUCK_AFTER {
+                    oldest = oldest.into_iter().chain([(*since, *index)]).min();
+                } else if age >= LATE_AFTER && alone.len() > mine || age >= BEHIND_AFTER && alone.len() > mine + 1 {
+                    newest = newest.max(Some((*since, *index)));
+                }
+            }
+        }
+        oldest.or(newest).map(|(_, index)| index)
+    }
+
+    fn asked_once(&self, index: &u32) -> bool {
+        self.asked.get(index).is_some_and(|asked| asked.copies == 1)
     }
 
     /// A piece of `peer` arrived and verified. Returns whether it was still missing.

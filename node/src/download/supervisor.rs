@@ -17,11 +17,7 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-use super::{
-    Download, FetchError, fetch, have, lose_parent,
-    fetch::ParentError,
-    manifest::CONNECT_WITHIN,
-};
+use super::{Download, FetchError, fetch, fetch::ParentError, have, lose_parent, manifest::CONNECT_WITHIN};
 use crate::{blocking::blocking, schedulers::Answer, store::TaskRecord};
 
 /// Without a verified byte for so long a download ends.

@@ -24,7 +24,9 @@ impl Exporter {
             Err(error) => return Some(Err(ReadFailed::Other(error.into_failure()))),
         };
         let manifest = reader.manifest().clone();
-        target.progress.total.store(manifest.layout().content_bytes(), Ordering::Relaxed);
+        if let Err(failure) = target.begin(binding.content, manifest.layout().content_bytes()).await {
+            return Some(Err(ReadFailed::Other(failure)));
+        }
         Some(match self.copy(reader, target).await {
             Ok(()) => Ok(ExportOutcome {
                 binding,
@@ -42,15 +44,11 @@ impl Exporter {
         damaged.then(|| ReadFailed::Damaged(Read::Damaged { content, piece: 0 }.into_failure()).named(content))
     }
 
-    /// A damaged copy is no longer announced.
     fn on_read_error(&self, content: ContentId, error: ReadError) -> ReadFailed {
         match error {
             error @ ReadError::Damaged { .. } => {
                 tracing::error!(%content, %error, "the local copy is damaged");
                 self.metrics.damaged_reads.inc();
-                for task in self.store.tasks_of(content) {
-                    self.announcer.record_changed(&task);
-                }
                 ReadFailed::Damaged(error.into_failure())
             }
             error => ReadFailed::Other(error.into_failure()),
@@ -68,7 +66,7 @@ impl Exporter {
         if target.limiter.is_limited() {
             return self.copy_in_order(reader, target).await;
         }
-        let (file, progress) = (Arc::clone(&target.file), Arc::clone(&target.progress));
+        let (file, progress) = (Arc::clone(&target.output), Arc::clone(&target.progress));
         blocking(move || {
             if reader.clone_to(&file) {
                 return verify_clone(&reader, &file, &progress);
@@ -81,7 +79,7 @@ impl Exporter {
     async fn copy_in_order(&self, reader: Arc<Reader>, target: &Target) -> Result<(), CopyError> {
         for index in reader.manifest().layout().indices() {
             target.limiter.pass(reader.manifest().layout().bytes(index)).await;
-            let (reader, file, progress) = (reader.clone(), target.file.clone(), target.progress.clone());
+            let (reader, file, progress) = (reader.clone(), target.output.clone(), target.progress.clone());
             blocking(move || copy_piece(&reader, &file, index, &mut Vec::new(), &progress)).await?;
         }
         Ok(())
@@ -91,10 +89,9 @@ impl Exporter {
 impl ReadFailed {
     fn named(self, content: ContentId) -> Self {
         match self {
-            Self::Damaged(failure) => Self::Damaged(Failure {
-                message: format!("the local copy of {content} is damaged"),
-                ..failure
-            }),
+            Self::Damaged(failure) => {
+                Self::Damaged(Failure { message: format!("the local copy of {content} is damaged"), ..failure })
+            }
             other @ Self::Other(_) => other,
         }
     }

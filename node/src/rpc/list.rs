@@ -51,7 +51,9 @@ fn state(entry: &Entry) -> proto::EntryState {
 fn held(entry: &Entry) -> u64 {
     match entry.content {
         Some(ContentState::Complete { bytes }) => bytes,
-        Some(ContentState::Partial { bytes, held, pieces, .. }) if pieces > 0 => bytes * u64::from(held) / u64::from(pieces),
+        Some(ContentState::Partial { bytes, held, pieces, .. }) if pieces > 0 => {
+            bytes * u64::from(held) / u64::from(pieces)
+        }
         Some(ContentState::Partial { .. } | ContentState::Damaged { .. }) | None => 0,
     }
 }

@@ -14,13 +14,7 @@ use damselfly_transport::local::{
 };
 use rustix::fs::OFlags;
 
-use crate::{
-    blocking::blocking,
-    export::ExportRequest,
-    failure::OrFailure as _,
-    import::ImportRequest,
-    limiter::Rate,
-};
+use crate::{blocking::blocking, export::ExportRequest, failure::OrFailure as _, import::ImportRequest, limiter::Rate};
 
 /// An output that the daemon itself makes, for a client that gave a path.
 pub(super) struct Output {
@@ -33,7 +27,8 @@ pub(super) struct Output {
 impl Output {
     /// Puts the finished file in its place.
     pub(super) fn commit(mut self) -> Result<(), Failure> {
-        let failed = |error: &std::io::Error| Failure::io(format_args!("cannot create {}", self.target.display()), error);
+        let failed =
+            |error: &std::io::Error| Failure::io(format_args!("cannot create {}", self.target.display()), error);
         if self.force {
             std::fs::rename(&self.temporary, &self.target).map_err(|error| failed(&error))?;
         } else {

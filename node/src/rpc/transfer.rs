@@ -5,17 +5,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-use damselfly_transport::local::{Failure, proto};
-use tokio::{sync::mpsc, time::{MissedTickBehavior, interval}};
+use damselfly_transport::local::{Code, Failure, proto};
+use tokio::{
+    sync::mpsc,
+    time::{MissedTickBehavior, interval, timeout},
+};
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::{STREAM_BACKLOG, source::Output, task, within};
+use super::{STREAM_BACKLOG, late, source::Output, task, within};
 use crate::{
     blocking::blocking,
     export::{ExportOutcome, ExportProgress, ExportRequest, Exporter},
     import::{ImportOutcome, ImportProgress, ImportRequest, Importer},
+    places::Places,
 };
 
+/// How long a call that is late may take to undo what it did.
+const TAKE_BACK_WITHIN: Duration = Duration::from_secs(2);
 /// How often progress is told.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 
@@ -25,6 +32,7 @@ type Sender<T> = mpsc::Sender<Result<T, Status>>;
 pub(super) fn import(
     importer: Importer,
     request: ImportRequest,
+    (places, uid): (Places, u32),
     limit: Option<Duration>,
 ) -> mpsc::Receiver<Result<proto::ImportTaskResponse, Status>> {
     let (responses, receiver) = mpsc::channel(STREAM_BACKLOG);
@@ -34,7 +42,13 @@ pub(super) fn import(
     let work = {
         let progress = Arc::clone(&progress);
         async move {
-            let done = within(limit, importer.import(request, progress)).await?;
+            let cancelled = progress.cancelled.clone();
+            let import = async {
+                let entered = cancelled.run_until_cancelled(places.enter(uid)).await;
+                let place = entered.unwrap_or_else(|| Err(Failure::new(Code::Interrupted, "interrupted")))?;
+                importer.import(request, place, progress).await
+            };
+            let done = until(limit, &cancelled, import).await?;
             import_result(&done, started)
         }
     };
@@ -69,6 +83,7 @@ pub(super) fn export(
     exporter: Exporter,
     request: ExportRequest,
     output: Option<Output>,
+    (places, uid): (Places, u32),
     limit: Option<Duration>,
 ) -> mpsc::Receiver<Result<proto::ExportTaskResponse, Status>> {
     let (responses, receiver) = mpsc::channel(STREAM_BACKLOG);
@@ -78,7 +93,11 @@ pub(super) fn export(
         let progress = Arc::clone(&progress);
         async move {
             let name = request.name.clone();
-            let done = within(limit, exporter.export(request, progress)).await?;
+            let export = async {
+                let place = places.enter(uid).await?;
+                exporter.export(request, place, progress).await
+            };
+            let done = within(limit, export).await?;
             if let Some(output) = output {
                 blocking(move || output.commit()).await?;
             }
@@ -117,6 +136,25 @@ fn export_result(
         peers: done.peers,
     };
     Ok(proto::ExportTaskResponse { update: Some(Update::Result(result)) })
+}
+
+/// Ends `work` after `limit`, by cancelling it: it gets a moment to take back what it has done.
+async fn until<T>(
+    limit: Option<Duration>,
+    cancelled: &CancellationToken,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    let Some(limit) = limit else { return work.await };
+    tokio::pin!(work);
+    if let Ok(done) = timeout(limit, &mut work).await {
+        return done;
+    }
+    cancelled.cancel();
+    // What it did in spite of that counts.
+    match timeout(TAKE_BACK_WITHIN, work).await {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(_)) | Err(_) => Err(late(limit)),
+    }
 }
 
 /// Runs `work` and tells its progress. `None`: the client left, and `work` was dropped.

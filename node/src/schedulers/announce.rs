@@ -8,7 +8,7 @@ use damselfly_messages::{
 };
 use libp2p::PeerId;
 
-use super::{ANSWER_WITHIN, ASK_AGAIN, Schedulers, Unanswered, WARM_WITHIN};
+use super::{ANSWER_WITHIN, ASK_AGAIN, Schedulers, UNEXPECTED, Unanswered, WARM_WITHIN, no_scheduler};
 
 /// What became of an announcement.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,7 +65,7 @@ impl Schedulers {
                 }
             }
             match wait {
-                None => return Err(Unanswered::NoScheduler(reasons.join("; "))),
+                None => return Err(no_scheduler(reasons)),
                 Some(_) if Instant::now() >= deadline => return Err(Unanswered::Cold),
                 Some(wait) => tokio::time::sleep(wait.clamp(Duration::from_millis(20), ASK_AGAIN)).await,
             }
@@ -100,10 +100,10 @@ impl Schedulers {
                 Some(Outcome::Buried(tombstone)) => Ok(Decision::Made(Announced::Buried(tombstone))),
                 Some(Outcome::Refused(reason)) => Ok(Decision::Made(Announced::Refused(reason))),
                 Some(Outcome::Cold(millis)) => Ok(Decision::Later(Duration::from_millis(millis))),
-                Some(Outcome::Noted) | None => Err(format!("{peer}: it answered something else")),
+                Some(Outcome::Noted) | None => Err(UNEXPECTED.to_owned()),
             },
             ResponseBody::NotOwner(_) => Ok(Decision::NotOwner),
-            _ => Err(format!("{peer}: it answered something else")),
+            _ => Err(UNEXPECTED.to_owned()),
         }
     }
 }

@@ -18,6 +18,7 @@ use super::{
     disk::{At, Disk, Folder},
     error::StoreError,
     io_error,
+    kept::KeptContents,
     record::{ContentRecord, Held, Location, QueuedDelete, TaskRecord, TaskState},
     state::{Content, Overlay, State},
 };
@@ -31,11 +32,12 @@ pub(super) struct Changes<'a> {
     overlay: Overlay,
     disk: &'a Disk,
     serials: &'a AtomicU64,
+    kept: &'a KeptContents,
 }
 
 impl<'a> Changes<'a> {
-    pub fn new(base: &'a State, disk: &'a Disk, serials: &'a AtomicU64) -> Self {
-        Self { base, overlay: Overlay::default(), disk, serials }
+    pub fn new(base: &'a State, disk: &'a Disk, serials: &'a AtomicU64, kept: &'a KeptContents) -> Self {
+        Self { base, overlay: Overlay::default(), disk, serials, kept }
     }
 
     pub fn into_overlay(self) -> Overlay {
@@ -125,8 +127,9 @@ impl<'a> Changes<'a> {
         Some(old)
     }
 
-    fn drop_unnamed(&mut self, id: ContentId) {
-        if !self.is_named(id) && self.content(id).is_some() {
+    /// Drops a content unless it has a name or somebody keeps it.
+    pub fn drop_unnamed(&mut self, id: ContentId) {
+        if !self.is_named(id) && !self.kept.contains(id) && self.content(id).is_some() {
             self.remove_content(id);
         }
     }
@@ -151,6 +154,18 @@ impl<'a> Changes<'a> {
         record.binding.accepted = None;
         self.overlay.tasks.insert(tombstone.task, Some(Arc::new(record)));
         None
+    }
+
+    /// Changes where a task stands with its owners, and nothing else.
+    pub fn put_state(&mut self, task: &TaskId, state: TaskState) {
+        if let Some(record) = self.task(task) {
+            let record = TaskRecord { state, ..TaskRecord::clone(record) };
+            self.overlay.tasks.insert(*task, Some(Arc::new(record)));
+        }
+    }
+
+    pub fn is_kept(&self, id: ContentId) -> bool {
+        self.kept.contains(id)
     }
 
     pub fn forget_tombstone(&mut self, task: TaskId) {

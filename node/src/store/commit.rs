@@ -11,7 +11,7 @@ use super::{
     error::StoreError,
     io_error, lock,
     record::Held,
-    state::{Overlay, State},
+    state::Overlay,
 };
 
 type Outcome = Result<(), Arc<StoreError>>;
@@ -90,7 +90,7 @@ impl Inner {
         let requests = std::mem::take(&mut *lock(&self.committer.waiting));
         let (overlay, answers) = {
             let state = self.state();
-            let mut changes = Changes::new(&state, &self.disk, &self.serials);
+            let mut changes = Changes::new(&state, &self.disk, &self.serials, &self.kept);
             let answers: Vec<_> = requests.into_iter().map(|request| request(&mut changes)).collect();
             (changes.into_overlay(), answers)
         };
@@ -126,6 +126,7 @@ impl Inner {
     fn take_over(&self, overlay: Overlay) -> Vec<At> {
         let mut moves: Vec<(ContentId, Folder, Folder)> = Vec::new();
         let mut state = self.state_mut();
+        let concerned = state.concerned(&overlay);
         for (id, content) in &overlay.contents {
             let from: &[Folder] = match content.as_ref().map(|content| &content.record.state) {
                 None => &[Folder::Contents, Folder::Damaged, Folder::Partial],
@@ -150,6 +151,11 @@ impl Inner {
         let mut readers = lock(&self.readers);
         changed.iter().for_each(|id| drop(readers.remove(id)));
         drop(readers);
+        // A manifest that was claimed for an unfinished content may have been a wrong one.
+        let mut manifests = lock(&self.manifests);
+        changed.iter().for_each(|id| manifests.forget(*id));
+        drop(manifests);
+        self.tell(&concerned);
         moves.into_iter().filter_map(|(id, from, to)| self.move_content(id, from, to)).collect()
     }
 
@@ -182,12 +188,15 @@ impl Inner {
                 _ => self.serials.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
             };
         }
-        let State { touched, tasks, .. } = std::mem::replace(&mut *state, loaded);
-        for task in touched {
-            if let Some(old) = tasks.get(&task) {
-                state.touch(&task, old.last_used);
+        let before = std::mem::replace(&mut *state, loaded);
+        for task in &before.touched {
+            if let Some(old) = before.tasks.get(task) {
+                state.touch(task, old.last_used);
             }
         }
+        let concerned = before.known().chain(state.known()).collect();
+        drop(state);
+        self.tell(&concerned);
         Ok(())
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{File, Metadata},
-    io::{self, Read as _},
+    io,
     ops::ControlFlow,
     os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _},
     sync::{Mutex, mpsc},
@@ -17,6 +17,7 @@ use super::{
     error::{ImportError, StoreError},
     lock,
 };
+use crate::pipes;
 
 /// Stays in the cache between reading, hashing and writing, and is as fast for the file system as longer ones.
 const BUFFER_BYTES: usize = 256 << 10;
@@ -132,17 +133,25 @@ impl Input {
         if bytes == before.len() && state(before) == state(&after) { Ok(()) } else { Err(ImportError::SourceChanged) }
     }
 
-    /// Fills `buffer` unless the source ends before; returns how much it gave.
-    fn fill(&mut self, buffer: &mut [u8]) -> Result<usize, ImportError> {
+    /// Fills `buffer` unless the source ends before; returns how much it gave. Asks `go_on` while it waits for a pipe.
+    fn fill(
+        &mut self,
+        buffer: &mut [u8],
+        go_on: &mut dyn FnMut() -> Result<(), ImportError>,
+    ) -> Result<usize, ImportError> {
         let mut filled = 0;
         while filled < buffer.len() {
             let read = match &self.before {
-                Some(_) => self.file.read_at(&mut buffer[filled..], self.offset),
-                None => self.file.read(&mut buffer[filled..]),
+                Some(_) => self.file.read_at(&mut buffer[filled..], self.offset).map(Some),
+                None => {
+                    go_on()?;
+                    pipes::read(&self.file, &mut buffer[filled..])
+                }
             };
             match read {
-                Ok(0) => break,
-                Ok(bytes) => {
+                Ok(None) => {}
+                Ok(Some(0)) => break,
+                Ok(Some(bytes)) => {
                     filled += bytes;
                     self.offset += bytes as u64;
                 }
@@ -158,7 +167,8 @@ impl Input {
     }
 }
 
-/// Hashes everything in `input` and writes it to `target`; `step` is asked after each buffer whether to go on.
+/// Hashes everything in `input` and writes it to `target`; `step` is asked after each buffer, and while a pipe is waited
+/// for, whether to go on.
 pub(super) fn copy(
     input: &mut Input,
     target: Option<&DiskFile>,
@@ -167,7 +177,7 @@ pub(super) fn copy(
     step: &mut dyn FnMut(u64) -> Result<(), ImportError>,
 ) -> Result<(), ImportError> {
     let mut first = buffers.take();
-    let filled = input.fill(&mut first)?;
+    let filled = input.fill(&mut first, &mut || step(0))?;
     sums.update(&first[..filled])?;
     step(sums.content_bytes())?;
     if filled < first.len() {
@@ -210,7 +220,7 @@ fn hash_rest(
     step: &mut dyn FnMut(u64) -> Result<(), ImportError>,
 ) -> Result<(), ImportError> {
     loop {
-        let filled = input.fill(&mut buffer)?;
+        let filled = input.fill(&mut buffer, &mut || step(sums.content_bytes()))?;
         sums.update(&buffer[..filled])?;
         step(sums.content_bytes())?;
         if filled < buffer.len() {
@@ -250,7 +260,7 @@ fn read_rest(
                 Err(_) => return Ok(()),
             },
         };
-        filled = input.fill(&mut buffer)?;
+        filled = input.fill(&mut buffer, &mut || step(sums.content_bytes()))?;
         sums.update(&buffer[..filled])?;
         step(sums.content_bytes())?;
     }

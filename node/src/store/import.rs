@@ -60,7 +60,7 @@ impl Import {
 
     /// Takes all bytes of `source` in one pass: a regular file from its beginning, a pipe to its end.
     ///
-    /// `progress` is called with the bytes so far, after each 256 KiB or so. What is longer than 64 MiB is synced on the
+    /// `progress` is called with the bytes so far, after each 256 KiB or so and while a pipe is waited for. What is longer than 64 MiB is synced on the
     /// side; durable it is only after [`Imported::commit`].
     ///
     /// # Errors

@@ -26,6 +26,7 @@ mod download;
 mod error;
 mod import;
 mod index;
+mod kept;
 mod pieces;
 mod read;
 mod record;
@@ -35,12 +36,16 @@ mod state;
 mod tasks;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::{
     collections::{HashMap, HashSet},
     fmt, io,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak, atomic::AtomicU64},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
+        atomic::AtomicU64,
+    },
     time::{Duration, SystemTime},
 };
 
@@ -58,14 +63,17 @@ use self::{
     disk::{At, Disk, Folder},
     download::Progress,
     index::Index,
+    kept::KeptContents,
     record::Held,
     state::State,
+    watch::Watcher,
 };
 pub use self::{
     copy::{OnProgress, hash_source},
     download::{Download, VerifiedPiece},
     error::{DownloadError, FinishError, ImportError, OpenError, ReadError, StoreError},
     import::{Import, Imported},
+    kept::Kept,
     pieces::PieceMap,
     read::Reader,
     record::{QueuedDelete, TaskRecord, TaskState},
@@ -157,6 +165,9 @@ struct Inner {
     /// Files of complete contents that a lost index left without a record.
     adoptable: Mutex<HashSet<ContentId>>,
     manifests: Mutex<ManifestCache>,
+    /// Contents that stay although no name is left.
+    kept: KeptContents,
+    watcher: OnceLock<Watcher>,
 }
 
 impl Store {
@@ -190,6 +201,8 @@ impl Store {
                 under_way: Mutex::default(),
                 readers: Mutex::default(),
                 manifests: Mutex::default(),
+                kept: KeptContents::default(),
+                watcher: OnceLock::new(),
             }),
         };
         let opened = store.put_right(found.opened, found.repairs)?;
@@ -198,7 +211,7 @@ impl Store {
 
     /// How much of a content is held; `None` when nothing is known of it.
     pub fn content(&self, id: ContentId) -> Option<ContentState> {
-        if let Some(progress) = lock(&self.inner.under_way).get(&id) {
+        if let Some(progress) = self.inner.progress_of(id) {
             return Some(progress.state());
         }
         let state = self.inner.state();
@@ -232,7 +245,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when the index cannot be read.
     pub fn manifest(&self, id: ContentId) -> Result<Option<Manifest>, StoreError> {
-        if let Some(progress) = lock(&self.inner.under_way).get(&id) {
+        if let Some(progress) = self.inner.progress_of(id) {
             return Ok(Some(progress.manifest.clone()));
         }
         let bytes = match self.inner.state().contents.get(&id) {
@@ -247,6 +260,16 @@ impl Store {
             lock(&self.inner.manifests).put(manifest.clone());
         }
         Ok(manifest)
+    }
+
+    /// Whether `target` lies where it can share blocks with the store. Tried with a file without any.
+    pub fn can_clone_to(&self, target: &std::fs::File) -> bool {
+        let at = self.inner.temporary("probe");
+        let Ok(probe) = self.inner.disk.create(&at) else { return false };
+        let can = probe.clone_to(target);
+        // What is left in `incoming/` goes with the next start.
+        let _ = self.inner.disk.remove(&at);
+        can
     }
 
     /// How full the store is. Looks at every entry: for metrics, not for every request.
@@ -288,6 +311,11 @@ impl Inner {
 
     fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The download under way of a content, unless the content has become complete another way.
+    fn progress_of(&self, id: ContentId) -> Option<Arc<Progress>> {
+        if self.is_complete(id) { None } else { lock(&self.under_way).get(&id).cloned() }
     }
 
     fn free_bytes(&self) -> Result<u64, StoreError> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use damselfly_messages::{
     id::{ContentId, TaskId},
     name::Name,
-    record::{Tombstone, UnixMillis},
+    record::{Binding, Tombstone, UnixMillis},
 };
 
 use super::{
@@ -13,7 +13,7 @@ use super::{
     changes::Changes,
     error::StoreError,
     lock,
-    record::{Held, QueuedDelete, TaskRecord},
+    record::{Held, QueuedDelete, TaskRecord, TaskState},
 };
 
 impl Store {
@@ -46,6 +46,38 @@ impl Store {
         self.inner.write(move |changes| changes.bind(record))
     }
 
+    /// Keeps that an owner accepted a binding of this task. Returns whether the task still stands for that content and
+    /// was not decided otherwise meanwhile; if not, nothing changes.
+    ///
+    /// # Errors
+    /// As [`Store::put_task`].
+    pub fn acknowledge(&self, task: &TaskId, binding: Binding) -> Result<bool, StoreError> {
+        let task = *task;
+        self.inner.write(move |changes| {
+            let Some(record) = changes.task(&task) else { return Ok(false) };
+            let decided = matches!(record.state, TaskState::Conflict { .. } | TaskState::Stale);
+            if decided || record.binding.content != binding.content {
+                return Ok(false);
+            }
+            let record = TaskRecord { binding, state: TaskState::Acknowledged, ..TaskRecord::clone(record) };
+            changes.put_task(record).map(|()| true)
+        })
+    }
+
+    /// Makes every acknowledged task stale, in one commit. Returns how many there were.
+    ///
+    /// # Errors
+    /// [`StoreError`] when it could not be made durable.
+    pub fn mark_stale(&self) -> Result<usize, StoreError> {
+        self.inner.write(|changes| {
+            let tasks = changes.base().tasks.iter();
+            let acknowledged = tasks.filter(|(_, record)| record.state == TaskState::Acknowledged);
+            let acknowledged: Vec<_> = acknowledged.map(|(task, _)| *task).collect();
+            acknowledged.iter().for_each(|task| changes.put_state(task, TaskState::Stale));
+            Ok(acknowledged.len())
+        })
+    }
+
     /// Removes a task; returns what it was. Its content goes with its last name.
     ///
     /// Readers that have the content open go on. Once this returns, the task does not come back, whatever happens.
@@ -58,7 +90,7 @@ impl Store {
         Ok(removed.map(Arc::unwrap_or_clone))
     }
 
-    /// Notes that a task was used. Costs no sync and may be lost: it is written with the next [`Store::expire`].
+    /// Notes that a task was used. Costs no sync and may be lost: see [`Store::keep_last_used`].
     pub fn touch(&self, task: &TaskId, used: UnixMillis) {
         self.inner.state_mut().touch(task, used);
     }
@@ -130,7 +162,7 @@ impl Store {
 
     /// Removes what has expired, and what was abandoned (see [`super::Options::abandoned_after`]). Returns the tasks.
     ///
-    /// Pinned tasks stay. Also writes the moments of last use. Call it every minute or so, and before an orderly end.
+    /// Pinned tasks stay. Costs a sync only when there is something to remove.
     ///
     /// # Errors
     /// [`StoreError`] when it could not be made durable.
@@ -143,14 +175,25 @@ impl Store {
             let tasks: Vec<_> = tasks.filter(|(_, record)| expired(record)).map(|(task, _)| *task).collect();
             let removed: Vec<_> = tasks.iter().filter_map(|task| changes.remove_task(task)).collect();
             for id in abandoned(changes, UnixMillis(now.0.saturating_sub(age))) {
-                if !under_way.contains(&id) {
+                if !under_way.contains(&id) && !changes.is_kept(id) {
                     changes.remove_content(id);
                 }
             }
-            changes.put_touched();
             Ok(removed)
         })?;
         Ok(removed.into_iter().map(Arc::unwrap_or_clone).collect())
+    }
+
+    /// Writes the moments of last use, if there are new ones: one sync. Call it every minute or so, and before an
+    /// orderly end.
+    ///
+    /// # Errors
+    /// [`StoreError`] when it could not be made durable.
+    pub fn keep_last_used(&self) -> Result<(), StoreError> {
+        self.inner.write(|changes| {
+            changes.put_touched();
+            Ok(())
+        })
     }
 
     /// A value that the daemon keeps here.

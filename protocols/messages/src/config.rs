@@ -15,7 +15,7 @@ use crate::{
     id::ClusterId,
     pb,
     record::UnixMillis,
-    ring::Ring,
+    ring::{REPLICAS_MAX, Ring},
     wire::{Invalid, Wire},
 };
 
@@ -82,7 +82,7 @@ impl Settings {
     /// # Errors
     /// [`Invalid`] names the field and its range.
     pub fn validate(&self) -> Result<(), Invalid> {
-        in_range("replicas", self.replicas.into(), 1, 8)?;
+        in_range("replicas", self.replicas.into(), 1, REPLICAS_MAX as u64)?;
         in_range("schedulers", self.schedulers.len() as u64, 0, SCHEDULERS_MAX as u64)?;
         in_range("heartbeat_ms", self.heartbeat_ms, 100, 60_000)?;
         in_range("lease_ms", self.lease_ms, 3 * self.heartbeat_ms, 3_600_000)?;

@@ -212,10 +212,11 @@ fn multihash_hex(digest: &[u8; 32]) -> String {
 }
 
 fn multihash_from_hex(what: &'static str, text: &str) -> Result<[u8; 32], Invalid> {
-    let bytes = hex::decode(text).map_err(|error| Invalid::new(what, error.to_string()))?;
-    let hash = Multihash::<64>::from_bytes(&bytes).map_err(|error| Invalid::new(what, error.to_string()))?;
+    let wrong = |error: &dyn fmt::Display| Invalid::new(what, format!("{error}; expected 68 hex digits, 1220…"));
+    let bytes = hex::decode(text).map_err(|error| wrong(&error))?;
+    let hash = Multihash::<64>::from_bytes(&bytes).map_err(|error| wrong(&error))?;
     if hash.code() != SHA2_256 {
-        return Err(Invalid::new(what, "not a sha2-256 multihash"));
+        return Err(wrong(&"not a sha2-256 multihash"));
     }
     digest_from_bytes(what, hash.digest())
 }

@@ -12,6 +12,8 @@ use crate::id::TaskId;
 
 /// Points on the ring per unit of weight.
 const POINTS_PER_WEIGHT: u32 = 128;
+/// A task has no more owners; the settings allow no more either.
+pub const REPLICAS_MAX: usize = 8;
 /// Separates the points from every other use of SHA-256.
 const POINT_DOMAIN: &[u8] = b"damselfly ring v1\0";
 
@@ -25,9 +27,10 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// A ring of weighted members in which each task has `replicas` owners, or all members if there are fewer.
+    /// A ring of weighted members in which each task has `replicas` owners, [`REPLICAS_MAX`] at most, or all members if
+    /// there are fewer.
     pub fn new(members: impl IntoIterator<Item = (PeerId, u32)>, replicas: usize) -> Self {
-        let mut ring = Self { points: Vec::new(), members: Vec::new(), replicas };
+        let mut ring = Self { points: Vec::new(), members: Vec::new(), replicas: replicas.min(REPLICAS_MAX) };
         for (member, weight) in members {
             let number = ring.members.len() as u16;
             ring.members.push(member);
@@ -51,20 +54,37 @@ impl Ring {
 
     /// All members in the order in which they answer for `task`: the owners, then those that stand in for them.
     pub fn walk(&self, task: &TaskId) -> impl Iterator<Item = PeerId> + '_ {
-        let start = self.points.partition_point(|(position, _)| *position < task.position());
         let mut seen = HashSet::with_capacity(self.members.len());
-        let (before, after) = self.points.split_at(start);
-        after
-            .iter()
-            .chain(before)
-            .filter(move |(_, number)| seen.insert(*number))
-            .map(|(_, number)| self.members[*number as usize])
+        self.clockwise(task)
+            .filter(move |number| seen.insert(*number))
+            .map(|number| self.members[number as usize])
             .take(self.members.len())
     }
 
     /// The owners of `task`, the first one deciding about new names.
+    ///
+    /// Allocates nothing: a scheduler asks this for every record.
     pub fn owners(&self, task: &TaskId) -> impl Iterator<Item = PeerId> + '_ {
-        self.walk(task).take(self.replicas)
+        let (mut seen, mut count) = ([0; REPLICAS_MAX], 0);
+        self.clockwise(task)
+            .filter(move |number| {
+                let new = !seen[..count].contains(number);
+                // The last owner ends the iteration, so there is room for it.
+                if let Some(next) = seen.get_mut(count).filter(|_| new) {
+                    *next = *number;
+                    count += 1;
+                }
+                new
+            })
+            .map(|number| self.members[number as usize])
+            .take(self.replicas())
+    }
+
+    /// The members' numbers from the task's position on, once round the ring.
+    fn clockwise(&self, task: &TaskId) -> impl Iterator<Item = u16> + '_ {
+        let start = self.points.partition_point(|(position, _)| *position < task.position());
+        let (before, after) = self.points.split_at(start);
+        after.iter().chain(before).map(|(_, number)| *number)
     }
 
     /// Whether `member` owns `task`.
@@ -124,6 +144,19 @@ mod tests {
         }
         assert_eq!(Ring::default().owners(&task(0)).count(), 0);
         assert_eq!(Ring::new([(member(1), 1)], 2).owners(&task(0)).count(), 1);
+    }
+
+    #[test]
+    fn owners_are_the_first_of_the_walk() {
+        for replicas in 0..=REPLICAS_MAX {
+            let ring = Ring::new((1..=10).map(|seed| (member(seed), 1)), replicas);
+            for number in 0..200 {
+                let task = task(number);
+                let expected: Vec<_> = ring.walk(&task).take(replicas).collect();
+                assert_eq!(ring.owners(&task).collect::<Vec<_>>(), expected);
+                assert!(ring.members().iter().all(|peer| ring.owns(peer, &task) == expected.contains(peer)));
+            }
+        }
     }
 
     proptest! {

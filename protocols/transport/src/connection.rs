@@ -1,24 +1,25 @@
 //! The one transport: TCP, DNS, TLS, admission, multiplexer. There is no way around it to a protocol.
 
-use std::{io, iter, time::Duration};
+use std::{io, iter, net::IpAddr, time::Duration};
 
 use futures::{AsyncRead, AsyncWrite, FutureExt, future::BoxFuture};
 use libp2p::{
-    PeerId, Transport,
+    Multiaddr, PeerId, Transport,
     core::{
         UpgradeInfo,
         muxing::StreamMuxerBox,
         transport::Boxed,
         upgrade::{InboundConnectionUpgrade, OutboundConnectionUpgrade, Version},
     },
-    dns, identity, tcp,
+    dns, identity, multiaddr, tcp,
 };
 use yamux::Mode;
 
 use crate::{
     dialing::{DialPolicy, Policed},
-    muxer::Muxer,
+    muxer::{GrowthBudget, Muxer},
     protocol::MUXER,
+    spoken::Spoken,
     tls::{CertificateError, Tls},
 };
 
@@ -48,13 +49,26 @@ pub fn transport(
     let tls = Tls::new(keypair)?;
     let tcp = tcp::tokio::Transport::new(tcp::Config::new().nodelay(true));
     // Inside of DNS, so that a name cannot stand for an address that the policy refuses.
-    let tcp = dns::tokio::Transport::system(Policed::new(tcp, policy)).map_err(TransportError::Dns)?;
+    let tcp = dns::tokio::Transport::system(Policed::new(Spoken::new(tcp), policy)).map_err(TransportError::Dns)?;
+    let budget = GrowthBudget::default();
     Ok(tcp
         .upgrade(Version::V1Lazy)
         .authenticate(tls)
-        .multiplex_ext(move |peer, _| Admitted { peer: *peer, admission })
+        .multiplex_ext(move |peer, _| Admitted { peer: *peer, admission, budget: budget.clone() })
         .timeout(SETUP_TIMEOUT)
         .boxed())
+}
+
+/// How much more of what one address may take loopback may: a whole testnet may be there.
+pub(crate) const LOOPBACK_FACTOR: u32 = 3;
+
+/// The IP address in front of an address, of a mapped one the IPv4 address.
+pub(crate) fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
+    match address.iter().next()? {
+        multiaddr::Protocol::Ip4(ip) => Some(ip.into()),
+        multiaddr::Protocol::Ip6(ip) => Some(IpAddr::from(ip).to_canonical()),
+        _ => None,
+    }
 }
 
 /// Who may go on after authentication.
@@ -92,6 +106,7 @@ impl Admission {
 struct Admitted {
     peer: PeerId,
     admission: Admission,
+    budget: GrowthBudget,
 }
 
 impl Admitted {
@@ -101,7 +116,7 @@ impl Admitted {
         mode: Mode,
     ) -> Result<Muxer<C>, NotAdmitted> {
         self.admission.admit(self.peer, &mut stream).await?;
-        Ok(Muxer::new(stream, mode))
+        Ok(Muxer::new(stream, mode, &self.budget))
     }
 }
 

@@ -4,7 +4,10 @@ use std::{
     collections::VecDeque,
     io::{self, IoSlice, IoSliceMut},
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll, Waker},
 };
 
@@ -27,9 +30,25 @@ pub const INBOUND_STREAMS_MAX: usize = 48;
 /// connection, so it lies above what the two limits above allow.
 pub const STREAMS_MAX: usize = OUTBOUND_STREAMS_MAX + INBOUND_STREAMS_MAX + 8;
 
-/// What the other side may send before we read it, over all streams of a connection: 256 KiB for each of
-/// [`STREAMS_MAX`], and 16 MiB for the windows of the busy ones to grow.
-pub const RECEIVE_WINDOW_BYTES: usize = STREAMS_MAX * yamux::DEFAULT_CREDIT as usize + 16 * 1024 * 1024;
+/// What the other side may send before we read it, over all streams of a connection that do nothing special: yamux gives
+/// every stream 256 KiB and takes less for none.
+///
+/// Of it a peer can fill what it opens itself, [`INBOUND_STREAMS_MAX`] streams or 12 MiB; on the others it answers us. So
+/// the windows of a node are bounded by 12 MiB for each of its connections, and [`GROWTH_BYTES`] for all of them together.
+/// With 512 connections these are 6 GiB, which takes 512 members that all fill what nobody reads; only a multiplexer
+/// with smaller windows would change that. Streams that nobody reads do not stay: a protocol that is not negotiated, a
+/// request that is not read and an answer that nobody waits for end with their deadline.
+pub const BASE_WINDOW_BYTES: usize = STREAMS_MAX * yamux::DEFAULT_CREDIT as usize;
+
+/// How much the windows of all connections of a node may grow beyond that, together; the connections that this host
+/// dialled and those that others dialled have a half each, so that nobody takes the windows of our downloads by dialling.
+pub const GROWTH_BYTES: usize = 256 * 1024 * 1024;
+
+/// The most that the windows of one connection grow.
+const CONNECTION_GROWTH_BYTES: usize = 16 * 1024 * 1024;
+
+/// A connection gets at most this part of what is left, so that later ones get something too.
+const GROWTH_PART: usize = 8;
 
 /// A yamux connection as libp2p wants it.
 pub struct Muxer<C> {
@@ -38,16 +57,19 @@ pub struct Muxer<C> {
     arrived: VecDeque<Substream>,
     waiting_for_inbound: Option<Waker>,
     open: Arc<Open>,
+    _growth: Growth,
 }
 
 impl<C: AsyncRead + AsyncWrite + Unpin> Muxer<C> {
     /// Starts the multiplexer on an admitted connection.
-    pub fn new(socket: C, mode: Mode) -> Self {
+    pub fn new(socket: C, mode: Mode, budget: &GrowthBudget) -> Self {
+        let growth = budget.take(mode);
         Self {
-            connection: Connection::new(socket, config(), mode),
+            connection: Connection::new(socket, config(growth.bytes), mode),
             arrived: VecDeque::new(),
             waiting_for_inbound: None,
             open: Arc::default(),
+            _growth: growth,
         }
     }
 
@@ -63,11 +85,11 @@ impl<C: AsyncRead + AsyncWrite + Unpin> Muxer<C> {
     }
 }
 
-fn config() -> yamux::Config {
+fn config(growth_bytes: usize) -> yamux::Config {
     let mut config = yamux::Config::default();
     // In this order: yamux asserts that the window has room for every stream.
     config.set_max_num_streams(STREAMS_MAX);
-    config.set_max_connection_receive_window(Some(RECEIVE_WINDOW_BYTES));
+    config.set_max_connection_receive_window(Some(BASE_WINDOW_BYTES + growth_bytes));
     config.set_split_send_size(SPLIT_SEND_BYTES);
     config
 }
@@ -103,6 +125,44 @@ impl<C: AsyncRead + AsyncWrite + Unpin> StreamMuxer for Muxer<C> {
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+}
+
+/// What is left of [`GROWTH_BYTES`]; cheap to clone, every clone counts for the same node.
+#[derive(Debug, Clone)]
+pub struct GrowthBudget(Arc<[AtomicUsize; 2]>);
+
+impl Default for GrowthBudget {
+    fn default() -> Self {
+        Self(Arc::new([GROWTH_BYTES / 2, GROWTH_BYTES / 2].map(AtomicUsize::new)))
+    }
+}
+
+impl GrowthBudget {
+    fn take(&self, mode: Mode) -> Growth {
+        let side = match mode {
+            Mode::Client => 0,
+            Mode::Server => 1,
+        };
+        let part = |left: usize| CONNECTION_GROWTH_BYTES.min(left / GROWTH_PART);
+        let before = self.0[side].fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| Some(left - part(left)));
+        // Both arms have the number from before; the update never declines.
+        let (Ok(before) | Err(before)) = before;
+        Growth { budget: self.clone(), side, bytes: part(before) }
+    }
+}
+
+/// How much the windows of one connection may grow; given back with the connection.
+#[derive(Debug)]
+struct Growth {
+    budget: GrowthBudget,
+    side: usize,
+    bytes: usize,
+}
+
+impl Drop for Growth {
+    fn drop(&mut self) {
+        self.budget.0[self.side].fetch_add(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -228,7 +288,27 @@ mod tests {
 
     fn pair() -> (Side, Side) {
         let (left, right) = tokio::io::duplex(1 << 20);
-        (Muxer::new(left.compat(), Mode::Client), Muxer::new(right.compat(), Mode::Server))
+        pair_of(left.compat(), right.compat())
+    }
+
+    fn pair_of<C: AsyncRead + AsyncWrite + Unpin>(left: C, right: C) -> (Muxer<C>, Muxer<C>) {
+        let budget = GrowthBudget::default();
+        (Muxer::new(left, Mode::Client, &budget), Muxer::new(right, Mode::Server, &budget))
+    }
+
+    #[test]
+    fn windows_of_all_connections_grow_within_one_budget() {
+        let budget = GrowthBudget::default();
+        let dialled = budget.take(Mode::Client);
+        assert_eq!(dialled.bytes, CONNECTION_GROWTH_BYTES);
+        let many: Vec<_> = (0..10_000).map(|_| budget.take(Mode::Server)).collect();
+        let taken: usize = many.iter().map(|growth| growth.bytes).sum();
+        assert!(taken <= GROWTH_BYTES / 2, "{taken}");
+        assert!(many[..8].iter().all(|growth| growth.bytes >= 4 << 20), "each of the first ones gets a useful part");
+        drop(dialled);
+        assert_eq!(budget.take(Mode::Client).bytes, CONNECTION_GROWTH_BYTES, "who dials us takes nothing of that");
+        drop(many);
+        assert_eq!(budget.take(Mode::Server).bytes, CONNECTION_GROWTH_BYTES, "given back");
     }
 
     fn try_open(side: &mut Side) -> Option<Substream> {

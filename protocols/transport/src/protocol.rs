@@ -42,6 +42,18 @@ pub trait Protocol: Send + Sync + 'static {
     type Request: Wire;
     /// What is answered.
     type Response: Wire;
+
+    /// Whether the answer takes as long as other hosts like. Such requests get a part of [`Self::CONCURRENT`] only, so
+    /// that none of the others ever waits behind them.
+    fn is_slow(_: &Self::Request) -> bool {
+        false
+    }
+}
+
+/// How many [slow](Protocol::is_slow) requests one host has with a peer at once; more wait at the asker.
+pub(crate) const fn slow_concurrent<P: Protocol>() -> usize {
+    let part = P::CONCURRENT / 4;
+    if part == 0 { 1 } else { part }
 }
 
 /// A protocol that the network worker of every program knows.
@@ -70,9 +82,15 @@ impl Protocol for SchedulerProtocol {
     const REQUEST_BYTES_MAX: usize = 1024 * 1024;
     const RESPONSE_BYTES_MAX: usize = 1024 * 1024;
     const TIMEOUT: Duration = Duration::from_secs(30);
-    const CONCURRENT: usize = 16;
+    /// Below [`crate::muxer::OUTBOUND_STREAMS_MAX`], for gossip and the other protocols need streams too.
+    const CONCURRENT: usize = 32;
     type Request = damselfly_messages::scheduler::Request;
     type Response = damselfly_messages::scheduler::Response;
+
+    /// A delete is answered when every holder has dropped the task, or is known not to answer.
+    fn is_slow(request: &Self::Request) -> bool {
+        matches!(request.body, damselfly_messages::scheduler::RequestBody::DeleteTask(_))
+    }
 }
 
 impl Control for SchedulerProtocol {

@@ -12,11 +12,13 @@ use tokio::sync::oneshot;
 use crate::protocol::Protocol;
 
 mod behaviour;
+mod budget;
 mod codec;
 #[cfg(test)]
 mod tests;
 
 pub use behaviour::Rpc;
+pub use budget::{Frame, FrameBudget};
 pub use codec::Answer;
 
 /// Why a request has no response.
@@ -66,6 +68,8 @@ impl RequestError {
 pub(crate) struct Outgoing {
     pub(crate) peer: PeerId,
     pub(crate) bytes: Vec<u8>,
+    /// As [`Protocol::is_slow`] says.
+    pub(crate) slow: bool,
     pub(crate) reply: oneshot::Sender<Result<Answer, RequestError>>,
 }
 
@@ -74,14 +78,14 @@ pub(crate) struct Outgoing {
 /// Dropping it answers with a refusal, so a peer never waits for an answer that nobody will give.
 pub struct Inbound<P: Protocol> {
     peer: PeerId,
-    bytes: Vec<u8>,
+    frame: Frame,
     reply: oneshot::Sender<Answer>,
     protocol: PhantomData<fn() -> P>,
 }
 
 impl<P: Protocol> Inbound<P> {
-    fn new(peer: PeerId, bytes: Vec<u8>, reply: oneshot::Sender<Answer>) -> Self {
-        Self { peer, bytes, reply, protocol: PhantomData }
+    fn new(peer: PeerId, frame: Frame, reply: oneshot::Sender<Answer>) -> Self {
+        Self { peer, frame, reply, protocol: PhantomData }
     }
 
     /// Who asks, as proved by its key.
@@ -94,7 +98,7 @@ impl<P: Protocol> Inbound<P> {
     /// # Errors
     /// [`Invalid`]: the peer is at fault; the caller [refuses](Self::refuse) with it.
     pub fn decode(&self) -> Result<P::Request, Invalid> {
-        P::Request::from_bytes(&self.bytes)
+        P::Request::from_bytes(self.frame.bytes())
     }
 
     /// Whether the peer still waits.
@@ -132,7 +136,7 @@ impl<P: Protocol> Inbound<P> {
 
 impl<P: Protocol> fmt::Debug for Inbound<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} from {} ({} bytes)", P::NAME, self.peer, self.bytes.len())
+        write!(f, "{} from {} ({} bytes)", P::NAME, self.peer, self.frame.bytes().len())
     }
 }
 

@@ -1,5 +1,7 @@
 //! Changes of the cluster's settings, by way of the manager.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, bail};
 use damselfly_messages::config::Settings;
 
@@ -10,6 +12,8 @@ use crate::{
 
 /// Somebody else may change the settings at the same time, this often.
 const TRIES: u32 = 10;
+/// A manager that starts is asked again after this.
+const STARTING: Duration = Duration::from_secs(1);
 
 /// Changes the settings; returns the new epoch.
 pub(super) async fn settings(manager: &ManagerEntry, change: impl Fn(&mut Settings)) -> anyhow::Result<u64> {
@@ -22,6 +26,8 @@ pub(super) async fn settings(manager: &ManagerEntry, change: impl Fn(&mut Settin
         match answer.status {
             200 => return epoch_in(&answer),
             412 => {}
+            // It has just started and asks the members whether they know a newer configuration.
+            503 => tokio::time::sleep(STARTING).await,
             status => bail!("the manager refuses the change ({status}): {}", answer.body),
         }
     }

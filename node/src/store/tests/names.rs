@@ -98,6 +98,42 @@ fn a_name_that_moves_to_another_content_drops_the_old_one() {
 }
 
 #[test]
+fn what_is_kept_can_be_put_back() {
+    let (_directory, store) = fresh();
+    let first = import(&store, "a", b"first");
+    let lost =
+        TaskRecord { state: TaskState::Conflict { winner: record("a", &first, 2).binding }, ..record("a", &first, 1) };
+    store.put_task(lost.clone()).expect("put");
+    let kept = store.keep(first.content());
+    import_as(&store, "a", b"second", 1).expect("a conflict does not hold the name");
+    assert!(store.expire(UnixMillis(u64::MAX)).expect("expires").is_empty());
+    store.drop_unnamed(first.content()).expect("nothing to do");
+    store.put_task(lost.clone()).expect("put back");
+    assert_eq!(store.task(&name("a").task_id()), Some(lost));
+    assert_eq!(store.contents(), [first.content()], "what replaced it is gone");
+    import_as(&store, "a", b"second", 1).expect("imports");
+    drop(kept);
+    store.drop_unnamed(first.content()).expect("drops");
+    assert_eq!(store.contents(), [manifest_of(b"second").content()]);
+}
+
+#[test]
+fn only_what_still_stands_is_acknowledged() {
+    let (_directory, store) = fresh();
+    let manifest = import(&store, "a", b"x");
+    let task = name("a").task_id();
+    let accepted = Binding { accepted: Some(UnixMillis(7)), ..record("a", &manifest, 1).binding };
+    let other = Binding { content: manifest_of(b"y").content(), ..accepted };
+    assert!(!store.acknowledge(&task, other).expect("no error"), "another content");
+    assert!(store.acknowledge(&task, accepted).expect("kept"));
+    let kept = store.task(&task).expect("held");
+    assert_eq!((kept.binding, kept.state), (accepted, TaskState::Acknowledged));
+    store.remove_task(&task).expect("removed");
+    assert!(!store.acknowledge(&task, accepted).expect("no error"), "it does not come back");
+    assert!(store.task(&task).is_none());
+}
+
+#[test]
 fn what_expires_goes_unless_it_is_pinned() {
     let (directory, store) = fresh();
     let manifest = import(&store, "kept", b"x");
@@ -110,10 +146,18 @@ fn what_expires_goes_unless_it_is_pinned() {
     assert!(store.expire(UnixMillis(99)).expect("expires").is_empty());
     let gone = store.expire(UnixMillis(100)).expect("expires");
     assert_eq!(gone.iter().map(|record| record.name.cid()).collect::<Vec<_>>(), ["old"]);
+    let before = store.syncs();
+    store.touch(&name("kept").task_id(), UnixMillis(60));
+    assert!(store.expire(UnixMillis(101)).expect("nothing to do").is_empty());
+    assert_eq!(store.syncs(), before, "looking for what has expired costs no sync");
+    store.touch(&name("kept").task_id(), UnixMillis(50));
+    store.keep_last_used().expect("kept");
+    store.keep_last_used().expect("nothing to do");
+    assert_eq!(store.syncs(), before + 1);
     drop(store);
     let store = open(&directory.path().join("store"));
     assert_eq!(store.tasks().len(), 2);
-    assert_eq!(store.task(&name("kept").task_id()).map(|record| record.last_used), Some(UnixMillis(50)));
+    assert_eq!(store.task(&name("kept").task_id()).map(|record| record.last_used), Some(UnixMillis(60)));
 }
 
 #[test]

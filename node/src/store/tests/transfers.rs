@@ -10,6 +10,7 @@ use std::{
     time::Instant,
 };
 
+use rustix::fs::{OFlags, fcntl_setfl};
 use sha2::{Digest as _, Sha256};
 
 use super::*;
@@ -52,6 +53,41 @@ fn a_pipe_is_read_to_its_end() {
         import.copy_from(std::os::fd::OwnedFd::from(reader), &mut go_on).expect("copies")
     });
     assert_eq!(imported.manifest(), &manifest_of(&content));
+}
+
+#[test]
+fn a_pipe_that_gives_nothing_is_given_up_when_nobody_wants_it() {
+    for flags in [OFlags::empty(), OFlags::NONBLOCK] {
+        let (_directory, store) = fresh();
+        let (reader, mut writer) = std::io::pipe().expect("a pipe");
+        fcntl_setfl(&reader, flags).expect("set");
+        writer.write_all(b"a beginning").expect("written");
+        let begun = Instant::now();
+        let give_up = &mut |_| match begun.elapsed().as_millis() {
+            ..500 => ControlFlow::Continue(()),
+            _ => ControlFlow::Break(()),
+        };
+        let import = store.begin_import(None).expect("begins");
+        let stopped = import.copy_from(std::os::fd::OwnedFd::from(reader), give_up);
+        assert!(matches!(stopped, Err(ImportError::Stopped)), "{stopped:?}");
+        assert!(begun.elapsed().as_secs() < 5, "its other end is still open");
+        drop(writer);
+    }
+}
+
+#[test]
+fn a_content_that_came_another_way_is_complete_while_a_download_runs() {
+    let (_directory, store) = fresh();
+    let content = bytes(6, (2 << 20) + 100);
+    let manifest = manifest_of(&content);
+    let download = store.begin_download(&manifest).expect("begins");
+    assert!(matches!(store.content(manifest.content()), Some(ContentState::Partial { under_way: true, .. })));
+    import(&store, "a", &content);
+    let complete = Some(ContentState::Complete { bytes: content.len() as u64 });
+    assert_eq!(store.content(manifest.content()), complete);
+    assert!(read_all(&store, manifest.content()).expect("sound") == Some(content));
+    drop(download);
+    assert_eq!(store.content(manifest.content()), complete);
 }
 
 #[test]

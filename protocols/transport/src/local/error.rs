@@ -106,6 +106,23 @@ impl Code {
         }
     }
 
+    /// What usually helps, for a failure that has no better hint of its own.
+    pub const fn advice(self) -> &'static str {
+        match self {
+            Self::Failed => "try again; the daemon's log may say more",
+            Self::Usage => "see `dfcache --help`",
+            Self::NotFound => "check the cid and the tag; `dfcache ls` lists what this host holds",
+            Self::Unreachable => "see whether the daemon runs with `dfcache health`",
+            Self::Digest => "check the file, and the digest in the cid",
+            Self::Conflict => "choose another cid or tag, or delete the task first",
+            Self::Permission => "check the permissions, or do it as a user who has them",
+            Self::NoSource => "see which schedulers are reachable with `dfcache health`",
+            Self::Timeout => "try again, or give it more time with --timeout",
+            Self::NoSpace => "free some space, or try again later",
+            Self::Interrupted => "it can be run again at any time",
+        }
+    }
+
     /// The code with this exit code.
     pub fn from_exit(exit: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|code| code.exit() == exit)
@@ -180,7 +197,12 @@ impl Failure {
         self
     }
 
-    /// An I/O error that happened while doing `what`; its kind decides the code.
+    /// What to do about it: its hint, else what usually helps.
+    pub fn advice(&self) -> &str {
+        self.hint.as_deref().unwrap_or(self.code.advice())
+    }
+
+    /// An I/O error that happened while doing `what`; its kind decides the code and the hint.
     pub fn io(what: impl std::fmt::Display, error: &std::io::Error) -> Self {
         use std::io::ErrorKind;
         let code = match error.kind() {
@@ -189,7 +211,11 @@ impl Failure {
             ErrorKind::TimedOut => Code::Timeout,
             _ => Code::Failed,
         };
-        Self::new(code, format!("{what}: {error}"))
+        let failure = Self::new(code, format!("{what}: {error}"));
+        match error.kind() {
+            ErrorKind::NotFound | ErrorKind::NotADirectory => failure.with_hint("check the path"),
+            _ => failure,
+        }
     }
 }
 

@@ -7,10 +7,11 @@ use libp2p::{connection_limits, gossipsub, identify, identity::Keypair, ping, sw
 use super::{
     config::{ConnectionLimits, NetworkConfig, Serves, StartError},
     inbox::Outlets,
+    pending,
 };
 use crate::{
     protocol::{self, ConfigProtocol, ControlKind, GOSSIP_BYTES_MAX, NotifyProtocol, SchedulerProtocol},
-    rpc::{Outgoing, Rpc},
+    rpc::{FrameBudget, Outgoing, Rpc},
     streams,
 };
 
@@ -26,6 +27,7 @@ pub(super) struct Behaviour {
     /// First, because the first error stops the fields after it: what the gate refuses, no other protocol sees. The
     /// membership gate will stand here too.
     gate: connection_limits::Behaviour,
+    pending: pending::Behaviour,
     ping: ping::Behaviour,
     identify: identify::Behaviour,
     pub(super) gossip: gossipsub::Behaviour,
@@ -38,14 +40,16 @@ pub(super) struct Behaviour {
 impl Behaviour {
     pub(super) fn new(config: &NetworkConfig, outlets: &Outlets) -> Result<Self, StartError> {
         let NetworkConfig { keypair, serves, limits, .. } = config;
+        let budget = FrameBudget::default();
         Ok(Self {
             gate: gate(limits),
+            pending: pending::Behaviour::new(limits.pending_per_ip),
             ping: ping::Behaviour::new(ping::Config::new().with_interval(PING_INTERVAL).with_timeout(PING_TIMEOUT)),
             identify: identify(keypair),
             gossip: gossip(keypair, config.topic.as_deref())?,
-            scheduler: Rpc::new(serves.scheduler.then(|| outlets.scheduler.clone())),
-            notify: Rpc::new(serves.notify.then(|| outlets.notify.clone())),
-            config: Rpc::new(serves.config.then(|| outlets.config.clone())),
+            scheduler: Rpc::new(serves.scheduler.then(|| outlets.scheduler.clone()), budget.clone()),
+            notify: Rpc::new(serves.notify.then(|| outlets.notify.clone()), budget.clone()),
+            config: Rpc::new(serves.config.then(|| outlets.config.clone()), budget),
             streams: streams(serves, limits, outlets),
         })
     }

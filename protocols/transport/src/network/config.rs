@@ -50,6 +50,9 @@ pub struct ConnectionLimits {
     pub connections_per_peer: u32,
     /// Connections being set up at once, each way; default 128.
     pub pending: u32,
+    /// Those of them that come from one IP address; default 32, and three times as many from loopback, where a whole
+    /// testnet may be.
+    pub pending_per_ip: u32,
     /// Piece and have streams at once with one peer, each way; default 32.
     pub streams_per_peer: usize,
     /// Requests of peers that wait for the program, per protocol; above it the answer is busy. Default 256.
@@ -58,7 +61,14 @@ pub struct ConnectionLimits {
 
 impl Default for ConnectionLimits {
     fn default() -> Self {
-        Self { connections: 512, connections_per_peer: 4, pending: 128, streams_per_peer: 32, inbox: 256 }
+        Self {
+            connections: 512,
+            connections_per_peer: 4,
+            pending: 128,
+            pending_per_ip: 32,
+            streams_per_peer: 32,
+            inbox: 256,
+        }
     }
 }
 

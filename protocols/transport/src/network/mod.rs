@@ -13,6 +13,7 @@ mod behaviour;
 mod command;
 mod config;
 mod inbox;
+mod pending;
 mod start;
 #[cfg(test)]
 mod tests;
@@ -110,7 +111,8 @@ impl Network {
             let reason = format!("the request has {} bytes, more than {}", bytes.len(), P::REQUEST_BYTES_MAX);
             return Err(RequestError::Protocol { reason });
         }
-        let ask = self.ask(|reply| Command::Request { kind: P::KIND, outgoing: Outgoing { peer, bytes, reply } });
+        let outgoing = |reply| Outgoing { peer, bytes, slow: P::is_slow(request), reply };
+        let ask = self.ask(|reply| Command::Request { kind: P::KIND, outgoing: outgoing(reply) });
         let ended = || Err(RequestError::Unreachable { reason: "the network is shut down".into() });
         let answer = timeout(within, ask).await.map_err(|_| RequestError::Timeout)?.unwrap_or_else(ended)?;
         rpc::response::<P>(answer)

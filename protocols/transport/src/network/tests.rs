@@ -95,6 +95,15 @@ async fn another_peer_at_the_address_is_refused() {
 }
 
 #[tokio::test]
+async fn a_failed_dial_says_why_in_one_line() {
+    let (left, _left_inbox) = started();
+    let free = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("bound").local_addr().expect("an address").port();
+    let nobody: Multiaddr = format!("/ip4/127.0.0.1/tcp/{free}").parse().expect("an address");
+    let error = left.connect(PeerId::random(), vec![nobody], WITHIN).await.expect_err("nobody listens");
+    assert_eq!(error.to_string(), "dial failed: Connection refused (os error 111)");
+}
+
+#[tokio::test]
 async fn the_dial_policy_refuses_loopback_even_by_name() {
     let (right, _inbox) = started();
     let (left, _left_inbox) = start(NetworkConfig { dial_loopback: false, ..config() }).expect("started");

@@ -1,6 +1,10 @@
 //! The only place that touches the swarm.
 
-use std::{collections::HashMap, ops::ControlFlow, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    ops::ControlFlow,
+    sync::Arc,
+};
 
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use libp2p::{
@@ -21,7 +25,10 @@ use super::{
     command::{Command, ConnectError, PublishError},
     inbox::Gossip,
 };
-use crate::dialing::DialPolicy;
+use crate::{
+    dialing::DialPolicy,
+    reason::{chain, tally},
+};
 
 /// How many gossip messages may be with the program, waiting for its verdict.
 const VERDICTS_MAX: usize = 1024;
@@ -56,7 +63,7 @@ pub(super) struct Worker {
     /// At most one dial per peer; bounded by the gate's pending connections.
     dials: HashMap<PeerId, Dial>,
     dialling: HashMap<ConnectionId, PeerId>,
-    explicit: Vec<PeerId>,
+    explicit: HashSet<PeerId>,
 }
 
 impl Worker {
@@ -79,7 +86,7 @@ impl Worker {
             verdicts: FuturesUnordered::new(),
             dials: HashMap::new(),
             dialling: HashMap::new(),
-            explicit: Vec::new(),
+            explicit: HashSet::new(),
         }
     }
 
@@ -168,12 +175,10 @@ impl Worker {
 
     fn set_explicit_peers(&mut self, peers: Vec<PeerId>) {
         let gossip = &mut self.swarm.behaviour_mut().gossip;
-        for gone in self.explicit.iter().filter(|peer| !peers.contains(peer)) {
-            gossip.remove_explicit_peer(gone);
-        }
-        for new in peers.iter().filter(|peer| !self.explicit.contains(peer)) {
-            gossip.add_explicit_peer(new);
-        }
+        // A scheduler has thousands, and each one that comes or goes gives a new set.
+        let peers: HashSet<_> = peers.into_iter().collect();
+        self.explicit.difference(&peers).for_each(|gone| gossip.remove_explicit_peer(gone));
+        peers.difference(&self.explicit).for_each(|new| gossip.add_explicit_peer(new));
         self.explicit = peers;
     }
 
@@ -257,7 +262,9 @@ impl Worker {
             | BehaviourEvent::Scheduler(_)
             | BehaviourEvent::Notify(_)
             | BehaviourEvent::Config(_) => {}
-            BehaviourEvent::Gate(never) | BehaviourEvent::Streams(never) => match never {},
+            BehaviourEvent::Gate(never) | BehaviourEvent::Pending(never) | BehaviourEvent::Streams(never) => {
+                match never {}
+            }
         }
     }
 
@@ -293,8 +300,10 @@ fn connect_error(error: DialError) -> ConnectError {
         DialError::NoAddresses => ConnectError::NoAddress { reason: "none is known".into() },
         DialError::Denied { cause } => ConnectError::Limit { reason: cause.to_string() },
         DialError::Transport(errors) => {
-            let reasons = errors.iter().map(|(address, error)| format!("{address}: {error}"));
-            ConnectError::Failed { reason: reasons.collect::<Vec<_>>().join("; ") }
+            for (address, error) in &errors {
+                tracing::debug!(%address, reason = chain(error), "not dialled");
+            }
+            ConnectError::Failed { reason: tally(errors.iter().map(|(_, error)| chain(error)), "address", "addresses") }
         }
         error @ (DialError::LocalPeerId { .. } | DialError::DialPeerConditionFalse(_) | DialError::Aborted) => {
             ConnectError::Failed { reason: error.to_string() }

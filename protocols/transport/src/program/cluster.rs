@@ -6,6 +6,10 @@ use damselfly_messages::id::ClusterId;
 use libp2p::{Multiaddr, PeerId, multiaddr::Protocol};
 use serde::{Deserialize, Serialize};
 
+/// What `--join` is answered with, which exits like every other usage error.
+pub const JOIN_REFUSED: &str =
+    "--join: joining by token is not built yet; set cluster.id and cluster.bootstrap in the configuration";
+
 /// The cluster, and where to find it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

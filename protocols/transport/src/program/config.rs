@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    fmt, fs, io,
+    env, fmt, fs, io,
     path::{Path, PathBuf},
 };
 
@@ -39,6 +39,20 @@ impl BadValue {
     /// The setting with the dotted name `key` must be as `allowed` says.
     pub fn new(key: impl Into<String>, allowed: impl Into<String>) -> Self {
         Self { key: key.into(), allowed: allowed.into() }
+    }
+}
+
+/// How a program ends that cannot be configured as it is told: like clap ends after a wrong argument.
+pub const EXIT_CODE: u8 = 2;
+
+/// Where the data of a program lie by default: `/var/lib/NAME` for root, else `$XDG_DATA_HOME/NAME`, which is
+/// `~/.local/share/NAME` by default.
+pub fn default_data_dir(name: &str) -> PathBuf {
+    let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share"));
+    let own = || env::var_os("XDG_DATA_HOME").map(PathBuf::from).filter(|path| path.is_absolute()).or_else(home);
+    match own() {
+        Some(path) if !rustix::process::geteuid().is_root() => path.join(name),
+        _ => Path::new("/var/lib").join(name),
     }
 }
 

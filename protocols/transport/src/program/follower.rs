@@ -4,6 +4,7 @@
 //! durably before anyone sees it, so a program that restarts never goes back to a lower epoch.
 
 use std::{
+    collections::HashSet,
     io,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
@@ -86,6 +87,8 @@ struct Shared {
     acceptance: Mutex<Acceptance>,
     stored: Option<PathBuf>,
     current: watch::Sender<Option<Arc<Accepted>>>,
+    /// Schedulers that have been asked and had nothing newer, or whose newer one was taken over.
+    heard: Mutex<HashSet<PeerId>>,
 }
 
 impl Follower {
@@ -106,6 +109,7 @@ impl Follower {
             acceptance: Mutex::new(Acceptance::new(cluster)),
             stored,
             current: watch::Sender::new(None),
+            heard: Mutex::default(),
         });
         shared.restore()?;
         let stop = CancellationToken::new();
@@ -129,6 +133,15 @@ impl Follower {
     /// The epoch in force; 0 before the first.
     pub fn epoch(&self) -> u64 {
         self.shared.epoch()
+    }
+
+    /// Whether every scheduler of the configuration in force has been asked since the start whether it knows a newer one;
+    /// false while there are no schedulers.
+    pub fn is_confirmed(&self) -> bool {
+        let current = self.current();
+        let schedulers = current.as_ref().map_or(&[][..], |accepted| accepted.ring.members());
+        let heard = self.shared.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        !schedulers.is_empty() && schedulers.iter().all(|peer| heard.contains(peer))
     }
 
     /// `peer` says that there is an `epoch`; if it is news, the configuration is pulled from there. Never waits.
@@ -157,6 +170,14 @@ impl Follower {
 impl Shared {
     fn epoch(&self) -> u64 {
         self.current.borrow().as_ref().map_or(0, |accepted| accepted.configuration.epoch)
+    }
+
+    /// Notes that `peer` has nothing newer. Of others than schedulers it says nothing, and those are not kept.
+    fn hear(&self, peer: PeerId) {
+        let current = self.current.borrow().clone();
+        if current.is_some_and(|accepted| accepted.ring.members().contains(&peer)) {
+            self.heard.lock().unwrap_or_else(PoisonError::into_inner).insert(peer);
+        }
     }
 
     /// Takes over what an earlier run has stored.

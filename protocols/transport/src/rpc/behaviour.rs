@@ -22,8 +22,11 @@ use libp2p::{
 };
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Answer, Inbound, Outgoing, RequestError, codec::Codec};
-use crate::{muxer, protocol::Protocol};
+use super::{Answer, Frame, FrameBudget, Inbound, Outgoing, RequestError, codec::Codec};
+use crate::{
+    muxer,
+    protocol::{Protocol, slow_concurrent},
+};
 
 /// What a peer above its limit is told to wait.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
@@ -35,6 +38,12 @@ type Inner<P> = rr::Behaviour<Codec<P>>;
 type Reply = oneshot::Sender<Result<Answer, RequestError>>;
 type Answered = BoxFuture<'static, (ResponseChannel<Answer>, Answer)>;
 
+/// A request that a peer is to answer.
+struct Asked {
+    slow: bool,
+    reply: Reply,
+}
+
 /// One control protocol in a swarm: requests out, requests in, and the replies that are pending.
 ///
 /// It handles all its events itself; the swarm's user sees none.
@@ -45,21 +54,21 @@ pub struct Rpc<P: Protocol> {
     /// Requests being answered, per peer; bounded by [`Protocol::CONCURRENT`] and the streams of a connection.
     serving: HashMap<PeerId, HashSet<InboundRequestId>>,
     answers: FuturesUnordered<Answered>,
-    asked: HashMap<PeerId, HashMap<OutboundRequestId, Reply>>,
+    asked: HashMap<PeerId, HashMap<OutboundRequestId, Asked>>,
     /// Requests that wait, so that this host does not run into the limit of its peer.
     waiting: VecDeque<Outgoing>,
     pub(super) asked_per_peer_max: usize,
 }
 
 impl<P: Protocol> Rpc<P> {
-    /// Asks, and answers into `inbox` if there is one.
-    pub fn new(inbox: Option<mpsc::Sender<Inbound<P>>>) -> Self {
+    /// Asks, and answers into `inbox` if there is one; what waits for an answer of this host is counted in `budget`.
+    pub fn new(inbox: Option<mpsc::Sender<Inbound<P>>>, budget: FrameBudget) -> Self {
         let support = if inbox.is_some() { ProtocolSupport::Full } else { ProtocolSupport::Outbound };
         // More than a connection can have, because above it streams would be dropped without an answer.
         let config =
             rr::Config::default().with_request_timeout(P::TIMEOUT).with_max_concurrent_streams(2 * muxer::STREAMS_MAX);
         Self {
-            inner: Inner::<P>::new([(StreamProtocol::new(P::NAME), support)], config),
+            inner: Inner::<P>::with_codec(Codec::new(budget), [(StreamProtocol::new(P::NAME), support)], config),
             inbox,
             serving: HashMap::new(),
             answers: FuturesUnordered::new(),
@@ -74,7 +83,7 @@ impl<P: Protocol> Rpc<P> {
         if !self.inner.is_connected(&outgoing.peer) {
             return fail(outgoing.reply, RequestError::Unreachable { reason: "not connected".into() });
         }
-        if self.may_ask(&outgoing.peer) {
+        if self.may_ask(&outgoing) {
             return self.send(outgoing);
         }
         self.waiting.retain(|waiting| !waiting.reply.is_closed());
@@ -84,25 +93,28 @@ impl<P: Protocol> Rpc<P> {
         self.waiting.push_back(outgoing);
     }
 
-    fn may_ask(&self, peer: &PeerId) -> bool {
-        self.asked.get(peer).map_or(0, HashMap::len) < self.asked_per_peer_max
+    fn may_ask(&self, outgoing: &Outgoing) -> bool {
+        let Some(asked) = self.asked.get(&outgoing.peer) else { return true };
+        let slow = || asked.values().filter(|asked| asked.slow).count();
+        asked.len() < self.asked_per_peer_max && (!outgoing.slow || slow() < slow_concurrent::<P>())
     }
 
     fn send(&mut self, outgoing: Outgoing) {
         if outgoing.reply.is_closed() {
             return;
         }
-        let id = self.inner.send_request(&outgoing.peer, outgoing.bytes);
-        self.asked.entry(outgoing.peer).or_default().insert(id, outgoing.reply);
+        let Outgoing { peer, bytes, slow, reply } = outgoing;
+        let id = self.inner.send_request(&peer, Frame::own(bytes));
+        self.asked.entry(peer).or_default().insert(id, Asked { slow, reply });
     }
 
     fn on_answered(&mut self, peer: PeerId, id: OutboundRequestId, result: Result<Answer, RequestError>) {
         let Some(of_peer) = self.asked.get_mut(&peer) else { return };
-        let reply = of_peer.remove(&id);
+        let asked = of_peer.remove(&id);
         if of_peer.is_empty() {
             self.asked.remove(&peer);
         }
-        if let Some(reply) = reply {
+        if let Some(Asked { reply, .. }) = asked {
             // The caller gave up meanwhile.
             drop(reply.send(result));
         }
@@ -110,8 +122,9 @@ impl<P: Protocol> Rpc<P> {
     }
 
     fn ask_next(&mut self, peer: PeerId) {
-        while self.may_ask(&peer) {
-            let Some(next) = self.waiting.iter().position(|waiting| waiting.peer == peer) else { return };
+        loop {
+            let next = self.waiting.iter().position(|waiting| waiting.peer == peer && self.may_ask(waiting));
+            let Some(next) = next else { return };
             if let Some(outgoing) = self.waiting.remove(next) {
                 if self.inner.is_connected(&peer) {
                     self.send(outgoing);
@@ -122,7 +135,7 @@ impl<P: Protocol> Rpc<P> {
         }
     }
 
-    fn on_request(&mut self, peer: PeerId, id: InboundRequestId, bytes: Vec<u8>, channel: ResponseChannel<Answer>) {
+    fn on_request(&mut self, peer: PeerId, id: InboundRequestId, frame: Frame, channel: ResponseChannel<Answer>) {
         if self.serving.get(&peer).map_or(0, HashSet::len) >= P::CONCURRENT {
             return self.answer(channel, Answer::Busy { retry_after: RETRY_AFTER });
         }
@@ -130,7 +143,7 @@ impl<P: Protocol> Rpc<P> {
             return self.answer(channel, Answer::Refused { reason: "not served here".into() });
         };
         let (reply, answer) = oneshot::channel();
-        match inbox.try_send(Inbound::new(peer, bytes, reply)) {
+        match inbox.try_send(Inbound::new(peer, frame, reply)) {
             Ok(()) => {
                 self.serving.entry(peer).or_default().insert(id);
                 self.answers.push(when_answered(channel, answer).boxed());
@@ -157,7 +170,7 @@ impl<P: Protocol> Rpc<P> {
         }
     }
 
-    fn on_event(&mut self, event: Event<Vec<u8>, Answer>) {
+    fn on_event(&mut self, event: Event<Frame, Answer>) {
         match event {
             Event::Message { peer, message: Message::Request { request_id, request, channel }, .. } => {
                 self.on_request(peer, request_id, request, channel);
@@ -208,7 +221,7 @@ fn failure<P: Protocol>(error: OutboundFailure) -> RequestError {
 
 impl<P: Protocol> NetworkBehaviour for Rpc<P> {
     type ConnectionHandler = <Inner<P> as NetworkBehaviour>::ConnectionHandler;
-    type ToSwarm = Event<Vec<u8>, Answer>;
+    type ToSwarm = Event<Frame, Answer>;
 
     fn handle_established_inbound_connection(
         &mut self,

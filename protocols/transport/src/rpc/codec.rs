@@ -5,6 +5,7 @@ use std::{io, marker::PhantomData, time::Duration};
 use futures::{AsyncRead, AsyncWrite};
 use libp2p::{StreamProtocol, request_response};
 
+use super::{Frame, FrameBudget, budget::Share};
 use crate::{frame, protocol::Protocol};
 
 const OK: u8 = 0;
@@ -74,17 +75,26 @@ impl Answer {
 }
 
 /// Reads and writes the frames of one protocol.
-pub struct Codec<P>(PhantomData<fn() -> P>);
+///
+/// The behaviour has one; a clone of that is for a connection, and a clone of a connection's is for one of its streams.
+/// This is how request-response uses them, and how a connection gets a share of the budget.
+pub struct Codec<P> {
+    budget: FrameBudget,
+    share: Option<Share>,
+    protocol: PhantomData<fn() -> P>,
+}
 
-impl<P> Default for Codec<P> {
-    fn default() -> Self {
-        Self(PhantomData)
+impl<P> Codec<P> {
+    /// The behaviour's codec.
+    pub(super) const fn new(budget: FrameBudget) -> Self {
+        Self { budget, share: None, protocol: PhantomData }
     }
 }
 
 impl<P> Clone for Codec<P> {
     fn clone(&self) -> Self {
-        Self::default()
+        let share = self.share.clone().unwrap_or_else(|| self.budget.share());
+        Self { budget: self.budget.clone(), share: Some(share), protocol: PhantomData }
     }
 }
 
@@ -96,15 +106,16 @@ const fn response_frame_max<P: Protocol>() -> usize {
 
 impl<P: Protocol> request_response::Codec for Codec<P> {
     type Protocol = StreamProtocol;
-    type Request = Vec<u8>;
+    type Request = Frame;
     type Response = Answer;
 
     async fn read_request<T: AsyncRead + Unpin + Send>(
         &mut self,
         _: &StreamProtocol,
         stream: &mut T,
-    ) -> io::Result<Vec<u8>> {
-        frame::read(stream, P::REQUEST_BYTES_MAX).await?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+    ) -> io::Result<Frame> {
+        let share = self.share.get_or_insert_with(|| self.budget.share());
+        share.read(stream, P::REQUEST_BYTES_MAX).await
     }
 
     async fn read_response<T: AsyncRead + Unpin + Send>(
@@ -121,9 +132,9 @@ impl<P: Protocol> request_response::Codec for Codec<P> {
         &mut self,
         _: &StreamProtocol,
         stream: &mut T,
-        request: Vec<u8>,
+        request: Frame,
     ) -> io::Result<()> {
-        Ok(frame::write(stream, &request, P::REQUEST_BYTES_MAX).await?)
+        Ok(frame::write(stream, request.bytes(), P::REQUEST_BYTES_MAX).await?)
     }
 
     async fn write_response<T: AsyncWrite + Unpin + Send>(

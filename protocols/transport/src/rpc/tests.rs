@@ -63,8 +63,8 @@ impl Pair {
     /// `asked_max`: how many requests the client sends at once.
     async fn new<C: Protocol>(asked_max: usize, inbox_size: usize) -> Self {
         let (outlet, inbox) = mpsc::channel(inbox_size);
-        let mut server = swarm(Rpc::<Strict>::new(Some(outlet)));
-        let mut rpc = Rpc::<C>::new(None);
+        let mut server = swarm(Rpc::<Strict>::new(Some(outlet), FrameBudget::default()));
+        let mut rpc = Rpc::<C>::new(None, FrameBudget::default());
         rpc.asked_per_peer_max = asked_max;
         let mut client = swarm(rpc);
         let peer = *server.local_peer_id();
@@ -87,7 +87,8 @@ impl Pair {
 
     async fn ask(&self, text: &str) -> oneshot::Receiver<Result<Answer, RequestError>> {
         let (reply, answer) = oneshot::channel();
-        let outgoing = Outgoing { peer: self.server, bytes: text.as_bytes().to_vec(), reply };
+        let slow = text.starts_with("slow");
+        let outgoing = Outgoing { peer: self.server, bytes: text.as_bytes().to_vec(), slow, reply };
         self.requests.send(outgoing).await.expect("client lives");
         answer
     }
@@ -146,6 +147,36 @@ async fn a_burst_waits_at_the_asker_and_none_is_busy() {
     });
     for (n, answer) in answers {
         assert_eq!(text(answer).await, Ok(n.to_string()));
+    }
+}
+
+#[tokio::test]
+async fn others_never_wait_behind_slow_requests() {
+    let mut pair = Pair::new::<Strict>(Strict::CONCURRENT, 10).await;
+    let mut slow = Vec::new();
+    for n in 0..20 {
+        slow.push(pair.ask(&format!("slow {n}")).await);
+    }
+    let answer = pair.ask("heartbeat").await;
+    let mut held = Vec::new();
+    let heartbeat = loop {
+        let inbound = pair.inbox.recv().await.expect("asked");
+        match inbound.decode().expect("text").0.starts_with("slow") {
+            true => held.push(inbound),
+            false => break inbound,
+        }
+    };
+    heartbeat.respond(Text("alive".into()));
+    assert_eq!(text(answer).await, Ok("alive".into()));
+    assert!(held.len() <= 1, "of two at once, one may be slow");
+    // Each answer makes room for the next one.
+    for answer in slow {
+        let inbound = match held.pop() {
+            Some(inbound) => inbound,
+            None => pair.inbox.recv().await.expect("asked"),
+        };
+        inbound.respond(Text("done".into()));
+        assert_eq!(text(answer).await, Ok("done".into()));
     }
 }
 

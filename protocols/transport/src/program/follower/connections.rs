@@ -47,6 +47,10 @@ impl Connections {
     /// Whether `peer` may be asked for the configuration: a member that has it, and not any node.
     pub(super) fn is_source(&self, peer: &PeerId, accepted: Option<&Accepted>) -> bool {
         let Some(accepted) = accepted else { return true };
+        // A restored manager's configuration may be too old to list those that know better; few connect to it.
+        if self.role == Role::Manager {
+            return true;
+        }
         accepted.ring.members().contains(peer) || self.bootstrap.iter().any(|known| known.peer() == *peer)
     }
 

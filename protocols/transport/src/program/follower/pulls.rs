@@ -79,9 +79,12 @@ pub(super) async fn pull(peer: PeerId, network: &Network, shared: &Arc<Shared>) 
         let request = Request { known_epoch: shared.epoch() };
         match network.request::<ConfigProtocol>(peer, &request, ConfigProtocol::TIMEOUT).await {
             Ok(response) => {
-                let Some(newer) = response.newer else { return };
-                if let Err(error) = shared.offer(newer, peer).await {
-                    tracing::warn!(%peer, %error, "configuration refused");
+                match response.newer {
+                    None => shared.hear(peer),
+                    Some(newer) => match shared.offer(newer, peer).await {
+                        Ok(()) => shared.hear(peer),
+                        Err(error) => tracing::warn!(%peer, %error, "configuration refused"),
+                    },
                 }
                 return;
             }

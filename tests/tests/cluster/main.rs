@@ -1,0 +1,10 @@
+//! How a whole cluster of real processes behaves.
+
+mod conflict;
+mod delete;
+mod manager;
+mod parents;
+mod ring;
+mod schedulers;
+mod support;
+mod ttl;
