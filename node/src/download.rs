@@ -456,7 +456,7 @@ impl Download {
     }
 
     /// Bytes that came from peers since it began here.
-    pub fn from_peers_bytes(&self) -> u64 {
+    pub fn received_bytes(&self) -> u64 {
         self.from_peers_bytes.load(Ordering::Relaxed)
     }
 

@@ -1,7 +1,7 @@
 //! dfdaemon: one on each host; keeps, serves, fetches and announces contents.
 //!
-//! An import goes `rpc` → [`import`] → [`store`] → [`announcer`] → [`schedulers`]. An export goes `rpc` → [`export`] →
-//! [`store`], or [`schedulers`] → [`download`] → [`store`] and the output. Peers are served by [`upload`].
+//! An import goes `rpc` → `import` → `store` → `announcer` → `schedulers`. An export goes `rpc` → `export` →
+//! `store`, or `schedulers` → `download` → `store` and the output. Peers are served by `upload`.
 
 mod announcer;
 mod blocking;

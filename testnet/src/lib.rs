@@ -1,6 +1,6 @@
 //! A whole cluster on one machine, for trying, testing and measuring.
 //!
-//! [`cluster`] starts and changes one, [`layout`] says where its files are, [`demo`] and [`bench`] use one.
+//! [`cluster`] starts and changes one, [`layout`] says where its files are, [`demo`] and [`mod@bench`] use one.
 
 pub mod args;
 pub mod bench;

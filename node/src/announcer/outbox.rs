@@ -98,8 +98,8 @@ impl Announcer {
                 return self.bury(tombstone).await.is_ok();
             }
             Ok(Announced::Refused(reason)) => {
+                // Asked again with the next reason to look: what they refuse now they refuse in a second too.
                 tracing::warn!(cid = name.cid(), tag = name.tag(), reason, "the owners refuse a queued import");
-                return false;
             }
             Err(error) => {
                 tracing::debug!(%task, %error, "a queued import still waits");

@@ -93,10 +93,10 @@ impl Exporter {
         };
         let manifest = interest.manifest().clone();
         target.begin(wanted.binding.content, manifest.layout().content_bytes()).await?;
-        let before = interest.from_peers_bytes();
+        let before = interest.received_bytes();
         if let Some(digest) = unproved {
             self.complete(&interest, target).await?;
-            let peers = (interest.from_peers_bytes() - before, interest.givers());
+            let peers = (interest.received_bytes() - before, interest.givers());
             drop(interest);
             let outcome = self.export_held(wanted, target, Some(digest)).await?;
             return Ok(ExportOutcome {
@@ -110,7 +110,7 @@ impl Exporter {
             Kind::File => self.fill_file(&interest, target).await?,
             Kind::Pipe => self.fill_pipe(&interest, target).await?,
         }
-        let from_peers_bytes = interest.from_peers_bytes().min(manifest.layout().content_bytes());
+        let from_peers_bytes = interest.received_bytes().min(manifest.layout().content_bytes());
         Ok(ExportOutcome {
             binding: wanted.binding,
             from_local_bytes: manifest.layout().content_bytes() - from_peers_bytes,

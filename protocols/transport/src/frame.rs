@@ -42,7 +42,7 @@ impl From<FrameError> for io::Error {
 /// Reads one frame of at most `max` bytes; `None` when the stream ended before it.
 ///
 /// The length is checked before anything is allocated, and the buffer grows as bytes arrive, so a frame that is only
-/// claimed costs [16 KiB](FIRST_ALLOCATION_BYTES). Not cancel-safe: a dropped future may have consumed a part.
+/// claimed costs 16 KiB. Not cancel-safe: a dropped future may have consumed a part.
 ///
 /// # Errors
 /// Any [`FrameError`]: the stream is of no further use.

@@ -1,7 +1,7 @@
 //! Everything a scheduler knows, and what it decides. Without I/O, clock and chance.
 //!
-//! All of it can be told again by the hosts. A request of a host about a task goes to one of the modules: [`announce`],
-//! [`ask`], [`delete`], [`download`]; [`claims`] keeps what they share consistent.
+//! All of it can be told again by the hosts. A request of a host about a task goes to one of the modules: `announce`,
+//! `ask`, `delete`, `download`; `claims` keeps what they share consistent.
 
 use std::{collections::BTreeMap, time::Duration};
 
