@@ -1,7 +1,8 @@
 //! Downloads: one per content, however many exports ask for it.
 //!
-//! [`plan`] decides, the supervisor keeps parents at work, [`fetch`] moves pieces from one parent. A piece is verified,
-//! written to the store and to every [`sink`], and from then on served to others.
+//! The [`registry`] joins and begins, [`plan`] decides, the supervisor keeps parents at work, [`fetch`] moves pieces from
+//! one parent, [`pieces`] verifies them and writes them to the store and to every [`sink`]. From then on they are served
+//! to others.
 
 use std::{
     collections::HashMap,
@@ -9,7 +10,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use damselfly_messages::{
@@ -27,37 +28,25 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     announcer::Announcer,
-    blocking::blocking,
-    buffers::{Buffer, Buffers},
+    buffers::Buffers,
     limiter::Limiter,
     metrics::Metrics,
     schedulers::Schedulers,
-    store::{self, ContentState, DownloadError, PieceMap, ReadError, Store, StoreError, TaskRecord, VerifiedPiece},
+    store::{self, PieceMap, ReadError, Store, StoreError, TaskRecord},
 };
 
 mod fetch;
 mod have;
 mod manifest;
+mod pieces;
 mod plan;
 mod pool;
+mod registry;
 mod sink;
 mod supervisor;
 
 use plan::Plan;
 pub use sink::Sink;
-
-/// Memory for pieces that are arriving or being verified and written.
-const BUFFER_BYTES: usize = 96 << 20;
-/// Parents that were learned and wait to be taken up.
-const NEW_PARENTS_MAX: usize = 64;
-/// How long all parents together may take to give a manifest.
-const MANIFEST_WITHIN: Duration = Duration::from_secs(30);
-/// How long a download that has ended may take to leave the store.
-const LEAVE_WITHIN: Duration = Duration::from_secs(5);
-/// How often that is looked at.
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
-/// Pieces gained that a slow listener may lag behind.
-const GAINED_BACKLOG: usize = 4096;
 
 /// All downloads of the daemon; cheap to clone.
 #[derive(Clone)]
@@ -205,148 +194,6 @@ impl Drop for Interest {
     }
 }
 
-impl Downloads {
-    /// Downloads into `store`, over `network`.
-    pub fn new(
-        store: Store,
-        network: Network,
-        schedulers: Schedulers,
-        announcer: Announcer,
-        limiter: Limiter,
-        metrics: Metrics,
-    ) -> Self {
-        let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        Self {
-            shared: Arc::new(Shared {
-                store,
-                network,
-                schedulers,
-                announcer,
-                limiter,
-                metrics,
-                buffers: Buffers::new(BUFFER_BYTES),
-                pool: pool::Pool::default(),
-                workers: Semaphore::new(cores.max(2)),
-                active: Mutex::default(),
-            }),
-        }
-    }
-
-    /// Joins the download of a content, or begins or resumes it. `None` when the content is complete already.
-    ///
-    /// # Errors
-    /// [`FetchError`]: no parent gave a manifest, or the store cannot take the content.
-    pub async fn want(&self, wanted: Wanted) -> Result<Option<Interest>, FetchError> {
-        let content = wanted.binding.content;
-        loop {
-            if matches!(self.shared.store.content(content), Some(ContentState::Complete { .. })) {
-                return Ok(None);
-            }
-            let slot = Arc::clone(lock(&self.shared.active).entry(content).or_default());
-            let begun = slot.get_or_try_init(|| self.begin(&wanted, &slot)).await;
-            let download = match begun {
-                Ok(download) => Arc::clone(download),
-                Err(FetchError::Abandoned) => continue,
-                Err(error) => {
-                    self.shared.forget(content, &slot);
-                    return Err(error);
-                }
-            };
-            if let Some(interest) = download.join(&wanted) {
-                return Ok(Some(interest));
-            }
-            // It has ended. What became of it is known when it has settled; then the content is complete, or it begins anew.
-            download.settled.cancelled().await;
-        }
-    }
-
-    /// A download under way.
-    pub fn get(&self, content: ContentId) -> Option<Arc<Download>> {
-        lock(&self.shared.active).get(&content).and_then(|slot| slot.get().cloned())
-    }
-
-    /// Waits until downloads for the task that have every byte are durable and known: exports do not wait for that.
-    pub async fn settled(&self, task: &TaskId) {
-        let downloads: Vec<_> = lock(&self.shared.active).values().filter_map(|slot| slot.get().cloned()).collect();
-        for download in downloads {
-            if download.is_settling(task) {
-                download.settled.cancelled().await;
-            }
-        }
-    }
-
-    async fn begin(&self, wanted: &Wanted, slot: &Arc<OnceCell<Arc<Download>>>) -> Result<Arc<Download>, FetchError> {
-        let first = tokio::time::timeout(MANIFEST_WITHIN, self.shared.manifest_for(wanted)).await;
-        let (manifest, unproved) = first.map_err(|_| FetchError::Stalled(MANIFEST_WITHIN.as_secs()))??;
-        let stored = self.shared.begin_stored(&manifest).await?;
-        let held = stored.held();
-        let layout = manifest.layout();
-        let start = if wanted.sequential { 0 } else { rand::random() };
-        let missing = layout.indices().filter(|index| !held.contains(*index));
-        let mut plan = Plan::new(layout, missing, start, Instant::now());
-        if let Some(author) = unproved {
-            plan.prove_first_by(author);
-        }
-        let (new_parents, inbox) = mpsc::channel(NEW_PARENTS_MAX);
-        let download = Arc::new(Download {
-            shared: Arc::clone(&self.shared),
-            name: wanted.name.clone(),
-            progress: watch::Sender::new(Progress { held: plan.held(), ended: None }),
-            state: Mutex::new(State {
-                plan,
-                held,
-                sinks: Vec::new(),
-                records: Vec::new(),
-                addresses: HashMap::new(),
-                faults: Vec::new(),
-                givers: HashMap::new(),
-                last_fault: String::new(),
-                unproved,
-                limiter: wanted.limiter.clone(),
-            }),
-            manifest,
-            stored: RwLock::new(Some(Arc::new(stored))),
-            gained: broadcast::Sender::new(GAINED_BACKLOG),
-            new_parents,
-            work: Notify::new(),
-            interest: AtomicUsize::new(0),
-            abandoned: CancellationToken::new(),
-            settled: CancellationToken::new(),
-            from_peers_bytes: AtomicU64::new(0),
-        });
-        tokio::spawn(supervisor::run(Arc::clone(&download), Arc::clone(slot), inbox));
-        Ok(download)
-    }
-}
-
-impl Shared {
-    /// Begins the download in the store; one that has just ended may take a moment to leave it.
-    async fn begin_stored(&self, manifest: &Manifest) -> Result<store::Download, FetchError> {
-        let deadline = Instant::now() + LEAVE_WITHIN;
-        loop {
-            let (store, manifest) = (self.store.clone(), manifest.clone());
-            match blocking(move || store.begin_download(&manifest)).await {
-                Ok(stored) => return Ok(stored),
-                Err(DownloadError::Store(error)) => return Err(error.into()),
-                Err(DownloadError::AlreadyUnderWay) if Instant::now() < deadline => {
-                    tokio::time::sleep(LOOK_AGAIN).await;
-                }
-                Err(DownloadError::AlreadyUnderWay | DownloadError::AlreadyComplete) => {
-                    return Err(FetchError::Abandoned);
-                }
-            }
-        }
-    }
-
-    /// Takes a download off the list, unless another one of the content has taken its place.
-    fn forget(&self, content: ContentId, slot: &Arc<OnceCell<Arc<Download>>>) {
-        let mut active = lock(&self.active);
-        if active.get(&content).is_some_and(|other| Arc::ptr_eq(other, slot)) {
-            active.remove(&content);
-        }
-    }
-}
-
 impl Download {
     /// Another one waits for it; `None` when it has ended.
     fn join(self: &Arc<Self>, wanted: &Wanted) -> Option<Interest> {
@@ -468,83 +315,6 @@ impl Download {
     /// Parents that are being asked.
     pub fn sources(&self) -> u32 {
         self.lock().plan.parents().count() as u32
-    }
-
-    /// Verifies a piece from `giver`, writes it everywhere and counts it.
-    ///
-    /// # Errors
-    /// [`FetchError`] when the store cannot take it. A piece that does not verify is the giver's fault and excludes it.
-    async fn take_piece(self: &Arc<Self>, giver: PeerId, index: PieceIndex, buffer: Buffer) -> Result<(), FetchError> {
-        let _worker = self.shared.workers.acquire().await;
-        let this = Arc::clone(self);
-        blocking(move || {
-            let Some(piece) = VerifiedPiece::verify(&this.manifest, index, &buffer) else {
-                this.on_false_piece(giver, index);
-                return Ok(());
-            };
-            let Some(stored) = this.stored() else { return Ok(()) };
-            stored.write(piece)?;
-            let sinks = this.on_true_piece(giver, index, buffer.len() as u64);
-            sinks.iter().for_each(|sink| sink.write(index, &buffer));
-            Ok(())
-        })
-        .await
-    }
-
-    /// Counts a piece that is in the store now. Returns the sinks that are to get it.
-    fn on_true_piece(&self, giver: PeerId, index: PieceIndex, bytes: u64) -> Vec<Arc<Sink>> {
-        let mut state = self.lock();
-        if !state.plan.on_piece(&giver, index, Instant::now()) {
-            self.shared.metrics.duplicate_bytes.inc_by(bytes);
-            return Vec::new();
-        }
-        state.held.insert(index);
-        *state.givers.entry(giver).or_default() += 1;
-        if index.get() + 1 == self.manifest.layout().pieces() {
-            state.unproved = None;
-        }
-        self.shared.metrics.received_bytes.inc_by(bytes);
-        self.from_peers_bytes.fetch_add(bytes, Ordering::Relaxed);
-        // Nobody may listen.
-        let _listeners = self.gained.send(index);
-        let held = state.plan.held();
-        let sinks = state.sinks.clone();
-        drop(state);
-        // The parent may be asked for more now.
-        self.work.notify_waiters();
-        // Pieces may come here in another order than they were counted.
-        self.progress.send_modify(|progress| progress.held = progress.held.max(held));
-        sinks
-    }
-
-    fn on_false_piece(&self, giver: PeerId, index: PieceIndex) {
-        let content = self.manifest.content();
-        tracing::warn!(%content, piece = index.get(), parent = %giver, "a parent sent a piece that does not verify; it is excluded");
-        self.shared.metrics.verification_failures.inc();
-        if !self.is_about_length(index) {
-            lose_parent(&mut self.lock(), giver, ParentFault::Lied, "it sent bytes that do not verify");
-        }
-    }
-
-    /// The parent sent a piece that is longer or shorter than the manifest says. Returns whether the manifest is at
-    /// fault, and not the parent.
-    fn on_other_length(&self, parent: PeerId, index: PieceIndex) -> bool {
-        let ours = self.is_about_length(index);
-        if ours {
-            tracing::warn!(content = %self.manifest.content(), %parent, "a parent knows the content with another length");
-        }
-        ours
-    }
-
-    /// When the last piece does not fit before one ever did, the length is false, and who gave the manifest lied: ends
-    /// the download with that. Honest parents are not blamed.
-    fn is_about_length(&self, index: PieceIndex) -> bool {
-        let last = index.get() + 1 == self.manifest.layout().pieces();
-        let author = self.lock().unproved.filter(|_| last);
-        if let Some(author) = author {
-            self.end(Err(FetchError::FalseManifest(author)));
-        }
-        author.is_some()
     }
 
     /// Ends the download: the first end counts.
