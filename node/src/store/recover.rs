@@ -11,6 +11,8 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::Path,
+    thread,
+    time::{Duration, Instant},
 };
 
 use damselfly_messages::id::ContentId;
@@ -25,6 +27,9 @@ use super::{
     salvage::salvage,
     state::{Overlay, State},
 };
+
+/// A daemon that was killed keeps its lock for a moment after it can be seen no more.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
 
 /// What an opening found. Everything but the first two is worth a line in the log.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -90,10 +95,14 @@ pub(super) fn claim(directory: &Path) -> Result<File, OpenError> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(false).mode(0o600).custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
     let file = options.open(directory.join("LOCK")).map_err(refused("open the LOCK of"))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(OpenError::Locked(directory)),
-        Err(TryLockError::Error(error)) => Err(refused("lock")(error)),
+    let begun = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if begun.elapsed() < LOCK_WAIT => thread::sleep(LOCK_WAIT / 100),
+            Err(TryLockError::WouldBlock) => return Err(OpenError::Locked(directory)),
+            Err(TryLockError::Error(error)) => return Err(refused("lock")(error)),
+        }
     }
 }
 

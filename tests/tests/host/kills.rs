@@ -1,7 +1,8 @@
 //! The daemon is killed at any moment: what was acknowledged stays, and nothing wrong is ever given out.
 
 use std::{
-    env, fs,
+    env,
+    fs::{self, File},
     process::Stdio,
     time::{Duration, Instant},
 };
@@ -9,6 +10,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use damselfly_tests::{Cluster, Node, Options, until};
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
+use rustix::fs::{FlockOperation, flock};
 
 use crate::support::{Host, SETTLED, answers, holds, list, random, same_bytes, same_files, text};
 
@@ -61,6 +63,29 @@ async fn a_long_download_goes_on_where_it_was() -> anyhow::Result<()> {
         eprintln!("{local} of {FETCHED_BYTES} bytes were kept");
         ensure!(local >= FETCHED_BYTES / 4 && done["from_peers_bytes"] == FETCHED_BYTES - local, "{done}");
         Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn it_starts_before_the_killed_one_is_quite_gone() -> anyhow::Result<()> {
+    Host::run(async |host| {
+        let file = host.file("task", IMPORTED_BYTES)?;
+        host.import("task", &file).await?.ok()?;
+        // A process that has been killed closes its files after everything else.
+        for lock in [host.data().join("LOCK"), host.path("socket.lock")] {
+            host.kill().await?;
+            let held = File::open(&lock)?;
+            flock(&held, FlockOperation::LockExclusive)?;
+            let closed = std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(300));
+                drop(held);
+            });
+            let took = host.start().await?;
+            closed.join().ok().context("the lock is held for ever")?;
+            ensure!((Duration::from_millis(250)..START_MAX).contains(&took), "{} after {took:.0?}", lock.display());
+        }
+        host.exports("task", &random("task", IMPORTED_BYTES)).await
     })
     .await
 }

@@ -6,8 +6,10 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::error::{Code, Failure};
@@ -20,6 +22,8 @@ pub const SYSTEM_SOCKET: &str = "/run/damselfly/dfdaemon.sock";
 /// Owner and group may connect.
 const SOCKET_MODE: u32 = 0o660;
 const BACKLOG: i32 = 256;
+/// A daemon that was killed keeps its lock for a moment after it can be seen no more.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
 
 /// Where the daemon listens and clients look.
 ///
@@ -115,11 +119,15 @@ fn take_lock(path: &Path) -> Result<File, Failure> {
         .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
         .open(&name)
         .map_err(|e| Failure::io(format!("cannot open {}", Path::new(&name).display()), &e))?;
-    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|e| match e {
-        rustix::io::Errno::WOULDBLOCK => in_use(path),
-        other => Failure::io(format!("cannot lock {}", Path::new(&name).display()), &other.into()),
-    })?;
-    Ok(lock)
+    let begun = Instant::now();
+    loop {
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(lock),
+            Err(Errno::WOULDBLOCK) if begun.elapsed() < LOCK_WAIT => std::thread::sleep(LOCK_WAIT / 100),
+            Err(Errno::WOULDBLOCK) => return Err(in_use(path)),
+            Err(e) => return Err(Failure::io(format!("cannot lock {}", Path::new(&name).display()), &e.into())),
+        }
+    }
 }
 
 fn remove_stale(path: &Path) -> Result<(), Failure> {
