@@ -152,7 +152,11 @@ impl Announcer {
                         return Ok(Announced::Accepted(binding));
                     }
                     self.leave(task).await;
-                    return Err(AnnounceError::Dropped);
+                    // A scheduler may have told that another content won, before the owner's answer was here.
+                    return match self.inner.store.task(&task).map(|record| record.state) {
+                        Some(TaskState::Conflict { winner }) => Ok(Announced::Conflict(winner)),
+                        _ => Err(AnnounceError::Dropped),
+                    };
                 }
                 Announced::Buried(tombstone)
                     if record.imported > tombstone.deleted
