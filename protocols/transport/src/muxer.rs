@@ -1,7 +1,7 @@
 //! Many streams over one connection: yamux with the frame size that its libp2p wrapper hides.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     io::{self, IoSlice, IoSliceMut},
     pin::Pin,
     sync::{
@@ -12,7 +12,10 @@ use std::{
 };
 
 use futures::{AsyncRead, AsyncWrite, ready};
-use libp2p::core::muxing::{StreamMuxer, StreamMuxerEvent};
+use libp2p::{
+    PeerId,
+    core::muxing::{StreamMuxer, StreamMuxerEvent},
+};
 use yamux::{Connection, ConnectionError, Mode};
 
 /// The longest yamux frame we send: the largest a receiver takes. 16 KiB, the default, costs more than half of the
@@ -40,15 +43,19 @@ pub const STREAMS_MAX: usize = OUTBOUND_STREAMS_MAX + INBOUND_STREAMS_MAX + 8;
 /// request that is not read and an answer that nobody waits for end with their deadline.
 pub const BASE_WINDOW_BYTES: usize = STREAMS_MAX * yamux::DEFAULT_CREDIT as usize;
 
-/// How much the windows of all connections of a node may grow beyond that, together; the connections that this host
-/// dialled and those that others dialled have a half each, so that nobody takes the windows of our downloads by dialling.
-pub const GROWTH_BYTES: usize = 256 * 1024 * 1024;
+/// How much the windows of all connections of a node may grow beyond that, together: on connections that this host
+/// dialled, and on those that others dialled, so that nobody takes the windows of our downloads by dialling.
+pub const GROWTH_BYTES: [usize; 2] = [192 * 1024 * 1024, 64 * 1024 * 1024];
 
 /// The most that the windows of one connection grow.
-const CONNECTION_GROWTH_BYTES: usize = 16 * 1024 * 1024;
+///
+/// A receiver tells yamux of what it has read when that is half of the window or more, and what is less waits: in the long
+/// run a sender has little more than half of the window under way. 64 MiB are 32 on the way, which at a round trip of 20 ms
+/// are 1.6 GB/s.
+const CONNECTION_GROWTH_BYTES: usize = 64 * 1024 * 1024;
 
 /// A connection gets at most this part of what is left, so that later ones get something too.
-const GROWTH_PART: usize = 8;
+const GROWTH_PART: usize = 3;
 
 /// A yamux connection as libp2p wants it.
 pub struct Muxer<C> {
@@ -62,8 +69,8 @@ pub struct Muxer<C> {
 
 impl<C: AsyncRead + AsyncWrite + Unpin> Muxer<C> {
     /// Starts the multiplexer on an admitted connection.
-    pub fn new(socket: C, mode: Mode, budget: &GrowthBudget) -> Self {
-        let growth = budget.take(mode);
+    pub fn new(socket: C, peer: PeerId, mode: Mode, budget: &GrowthBudget) -> Self {
+        let growth = budget.take(peer, mode);
         Self {
             connection: Connection::new(socket, config(growth.bytes), mode),
             arrived: VecDeque::new(),
@@ -130,26 +137,39 @@ impl<C: AsyncRead + AsyncWrite + Unpin> StreamMuxer for Muxer<C> {
 
 /// What is left of [`GROWTH_BYTES`]; cheap to clone, every clone counts for the same node.
 #[derive(Debug, Clone)]
-pub struct GrowthBudget(Arc<[AtomicUsize; 2]>);
+pub struct GrowthBudget {
+    left: Arc<[AtomicUsize; 2]>,
+    hubs: Arc<Mutex<HashSet<PeerId>>>,
+}
 
 impl Default for GrowthBudget {
     fn default() -> Self {
-        Self(Arc::new([GROWTH_BYTES / 2, GROWTH_BYTES / 2].map(AtomicUsize::new)))
+        Self { left: Arc::new(GROWTH_BYTES.map(AtomicUsize::new)), hubs: Arc::default() }
     }
 }
 
 impl GrowthBudget {
-    fn take(&self, mode: Mode) -> Growth {
+    /// Schedulers and managers, which send no contents: connections with them get nothing from now on.
+    pub fn set_hubs(&self, hubs: impl IntoIterator<Item = PeerId>) {
+        *lock(&self.hubs) = hubs.into_iter().collect();
+    }
+
+    fn take(&self, peer: PeerId, mode: Mode) -> Growth {
         let side = match mode {
             Mode::Client => 0,
             Mode::Server => 1,
         };
-        let part = |left: usize| CONNECTION_GROWTH_BYTES.min(left / GROWTH_PART);
-        let before = self.0[side].fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| Some(left - part(left)));
+        let most = if lock(&self.hubs).contains(&peer) { 0 } else { CONNECTION_GROWTH_BYTES };
+        let part = |left: usize| most.min(left / GROWTH_PART);
+        let before = self.left[side].fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| Some(left - part(left)));
         // Both arms have the number from before; the update never declines.
         let (Ok(before) | Err(before)) = before;
         Growth { budget: self.clone(), side, bytes: part(before) }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// How much the windows of one connection may grow; given back with the connection.
@@ -162,7 +182,7 @@ struct Growth {
 
 impl Drop for Growth {
     fn drop(&mut self) {
-        self.budget.0[self.side].fetch_add(self.bytes, Ordering::Relaxed);
+        self.budget.left[self.side].fetch_add(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -185,7 +205,7 @@ struct Counts {
 
 impl Open {
     fn lock(&self) -> MutexGuard<'_, Counts> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 
@@ -293,22 +313,35 @@ mod tests {
 
     fn pair_of<C: AsyncRead + AsyncWrite + Unpin>(left: C, right: C) -> (Muxer<C>, Muxer<C>) {
         let budget = GrowthBudget::default();
-        (Muxer::new(left, Mode::Client, &budget), Muxer::new(right, Mode::Server, &budget))
+        (
+            Muxer::new(left, PeerId::random(), Mode::Client, &budget),
+            Muxer::new(right, PeerId::random(), Mode::Server, &budget),
+        )
     }
 
     #[test]
     fn windows_of_all_connections_grow_within_one_budget() {
         let budget = GrowthBudget::default();
-        let dialled = budget.take(Mode::Client);
+        let take = |mode| budget.take(PeerId::random(), mode);
+        let dialled = take(Mode::Client);
         assert_eq!(dialled.bytes, CONNECTION_GROWTH_BYTES);
-        let many: Vec<_> = (0..10_000).map(|_| budget.take(Mode::Server)).collect();
+        let many: Vec<_> = (0..10_000).map(|_| take(Mode::Server)).collect();
         let taken: usize = many.iter().map(|growth| growth.bytes).sum();
-        assert!(taken <= GROWTH_BYTES / 2, "{taken}");
-        assert!(many[..8].iter().all(|growth| growth.bytes >= 4 << 20), "each of the first ones gets a useful part");
+        assert!(taken <= GROWTH_BYTES[1], "{taken}");
+        assert!(many[..5].iter().all(|growth| growth.bytes >= 4 << 20), "each of the first ones gets a useful part");
         drop(dialled);
-        assert_eq!(budget.take(Mode::Client).bytes, CONNECTION_GROWTH_BYTES, "who dials us takes nothing of that");
+        assert_eq!(take(Mode::Client).bytes, CONNECTION_GROWTH_BYTES, "who dials us takes nothing of that");
         drop(many);
-        assert_eq!(budget.take(Mode::Server).bytes, CONNECTION_GROWTH_BYTES, "given back");
+        assert_eq!(take(Mode::Server).bytes, GROWTH_BYTES[1] / GROWTH_PART, "given back");
+    }
+
+    #[test]
+    fn hubs_take_nothing_of_it() {
+        let (budget, hub) = (GrowthBudget::default(), PeerId::random());
+        budget.set_hubs([hub]);
+        assert_eq!(budget.take(hub, Mode::Client).bytes, 0);
+        budget.set_hubs([]);
+        assert_eq!(budget.take(hub, Mode::Client).bytes, CONNECTION_GROWTH_BYTES, "no hub any more");
     }
 
     fn try_open(side: &mut Side) -> Option<Substream> {

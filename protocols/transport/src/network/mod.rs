@@ -150,6 +150,8 @@ impl Network {
     }
 
     /// Replaces the set of peers that get every gossip message directly; both sides must list each other.
+    ///
+    /// Between them and this host no contents move: connections with them get no part of what windows may grow.
     pub async fn set_explicit_peers(&self, peers: Vec<PeerId>) {
         self.tell(Command::SetExplicitPeers { peers }).await;
     }

@@ -28,8 +28,9 @@ use super::{
     worker::{Views, Worker},
 };
 use crate::{
-    connection::{Admission, transport},
+    connection::{Admission, READ_BYTES, READ_BYTES_OF_HUBS, transport},
     dialing::DialPolicy,
+    muxer::GrowthBudget,
 };
 
 /// The listeners must be up by then.
@@ -97,15 +98,22 @@ async fn listening_worker(
 ) -> Result<Worker, StartError> {
     let policy = if config.dial_loopback { DialPolicy::Local } else { DialPolicy::Routable };
     let programs = (outlets.peers.clone(), outlets.gossip.clone());
-    let swarm = swarm(config, outlets, policy)?;
-    let mut worker = Worker::new(swarm, commands, policy, config.topic.as_deref(), views, programs);
+    let growth = GrowthBudget::default();
+    let swarm = swarm(config, outlets, policy, growth.clone())?;
+    let mut worker = Worker::new(swarm, commands, policy, growth, config.topic.as_deref(), views, programs);
     let listening = listen(&mut worker, &config.listen);
     tokio::time::timeout(LISTEN_TIMEOUT, listening).await.map_err(|_| StartError::Timeout(LISTEN_TIMEOUT))??;
     Ok(worker)
 }
 
-fn swarm(config: &NetworkConfig, outlets: &Outlets, policy: DialPolicy) -> Result<Swarm<Behaviour>, StartError> {
-    let transport = transport(&config.keypair, Admission::Open, policy)?;
+fn swarm(
+    config: &NetworkConfig,
+    outlets: &Outlets,
+    policy: DialPolicy,
+    growth: GrowthBudget,
+) -> Result<Swarm<Behaviour>, StartError> {
+    let read_bytes = if config.serves.piece { READ_BYTES } else { READ_BYTES_OF_HUBS };
+    let transport = transport(&config.keypair, Admission::Open, policy, growth, read_bytes)?;
     let behaviour = Behaviour::new(config, outlets)?;
     let peer = config.keypair.public().to_peer_id();
     let swarm_config = Config::with_tokio_executor().with_idle_connection_timeout(IDLE_TIMEOUT);

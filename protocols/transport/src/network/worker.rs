@@ -27,6 +27,7 @@ use super::{
 };
 use crate::{
     dialing::DialPolicy,
+    muxer::GrowthBudget,
     reason::{chain, tally},
 };
 
@@ -55,6 +56,7 @@ pub(super) struct Worker {
     pub(super) swarm: Swarm<Behaviour>,
     commands: mpsc::Receiver<Command>,
     policy: DialPolicy,
+    growth: GrowthBudget,
     topic: Option<IdentTopic>,
     views: Views,
     peer_events: mpsc::Sender<PeerEvent>,
@@ -71,6 +73,7 @@ impl Worker {
         swarm: Swarm<Behaviour>,
         commands: mpsc::Receiver<Command>,
         policy: DialPolicy,
+        growth: GrowthBudget,
         topic: Option<&str>,
         views: Views,
         (peer_events, gossip): (mpsc::Sender<PeerEvent>, mpsc::Sender<Gossip>),
@@ -79,6 +82,7 @@ impl Worker {
             swarm,
             commands,
             policy,
+            growth,
             topic: topic.map(IdentTopic::new),
             views,
             peer_events,
@@ -179,6 +183,7 @@ impl Worker {
         let peers: HashSet<_> = peers.into_iter().collect();
         self.explicit.difference(&peers).for_each(|gone| gossip.remove_explicit_peer(gone));
         peers.difference(&self.explicit).for_each(|new| gossip.add_explicit_peer(new));
+        self.growth.set_hubs(peers.iter().copied());
         self.explicit = peers;
     }
 

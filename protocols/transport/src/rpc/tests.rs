@@ -10,8 +10,9 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::{
-    connection::{Admission, transport},
+    connection::{Admission, READ_BYTES, transport},
     dialing::DialPolicy,
+    muxer::GrowthBudget,
 };
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,7 +48,8 @@ type Loose = Echo<100_000>;
 
 fn swarm<P: Protocol>(rpc: Rpc<P>) -> Swarm<Rpc<P>> {
     let keypair = Keypair::generate_ed25519();
-    let transport = transport(&keypair, Admission::Open, DialPolicy::Local).expect("transport");
+    let transport = transport(&keypair, Admission::Open, DialPolicy::Local, GrowthBudget::default(), READ_BYTES)
+        .expect("transport");
     let config = Config::with_tokio_executor().with_idle_connection_timeout(Duration::from_secs(60));
     Swarm::new(transport, rpc, keypair.public().to_peer_id(), config)
 }
