@@ -44,7 +44,12 @@ impl Exporter {
         if blocking(move || store.can_clone_to(&output)).await {
             return self.clone_when_complete(interest, target).await;
         }
-        let file = target.output.try_clone().map_err(|error| write_failed(&error))?;
+        let (output, bytes) = (Arc::clone(&target.output), interest.manifest().layout().content_bytes());
+        let file = blocking(move || {
+            output.reserve(bytes)?;
+            output.try_clone().map_err(|error| write_failed(&error))
+        })
+        .await?;
         let sink = Arc::new(Sink::new(file, interest.manifest().layout()));
         let attached = Attached { interest, sink: Arc::clone(&sink) };
         let held = interest.attach(Arc::clone(&sink));

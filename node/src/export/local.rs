@@ -71,6 +71,7 @@ impl Exporter {
             if reader.clone_to(&file) {
                 return verify_clone(&reader, &file, &progress);
             }
+            file.reserve(reader.manifest().layout().content_bytes()).map_err(CopyError::Write)?;
             copy_on_threads(&reader, &file, &progress)
         })
         .await

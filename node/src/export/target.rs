@@ -2,7 +2,7 @@
 
 use std::ops::Deref;
 
-use super::*;
+use super::{local::write_failed, *};
 use crate::places::Place;
 
 /// Where the bytes go, and how fast.
@@ -32,6 +32,14 @@ impl Deref for Output {
 }
 
 impl Output {
+    /// Sets space aside in a file for all that is to be written, where the file system can. Blocks.
+    pub fn reserve(&self, bytes: u64) -> Result<(), Failure> {
+        if bytes > 0 {
+            crate::store::reserve(&self.file, bytes).map_err(|error| write_failed(&error))?;
+        }
+        Ok(())
+    }
+
     /// How much has gone into the pipe.
     pub fn piped(&self) -> u64 {
         self.piped.load(Ordering::Relaxed)

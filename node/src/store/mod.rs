@@ -70,6 +70,7 @@ use self::{
 };
 pub use self::{
     copy::{OnProgress, hash_source},
+    disk::reserve,
     download::{Download, VerifiedPiece},
     error::{DownloadError, FinishError, ImportError, OpenError, ReadError, StoreError},
     import::{Import, Imported},
