@@ -26,7 +26,7 @@ use super::{Download, FetchError, Shared, State};
 use crate::buffers::Buffer;
 
 /// Streams per parent; more bring nothing (docs/performance.md).
-const STREAMS: usize = 4;
+const STREAMS: usize = 8;
 /// Requests under way on one stream, at most.
 const REQUESTS_PER_STREAM: usize = 8;
 /// How long a parent may take to accept a stream.
@@ -38,7 +38,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Limited bytes pass in parts of this size.
 const LIMITED_BYTES: usize = 32 << 10;
 /// Pieces of one stream that are being verified and written while the next ones arrive.
-const PIECES_BEHIND: usize = 4;
+const PIECES_BEHIND: usize = 2;
 
 /// Why fetching from a parent ended.
 #[derive(Debug, thiserror::Error)]

@@ -18,10 +18,15 @@ use libp2p::PeerId;
 
 /// Requests that a new parent gets at a time, before it has shown how fast it is.
 const OUTSTANDING_FIRST: usize = 8;
-/// Most bytes asked of one parent at a time.
-const OUTSTANDING_BYTES_MAX: usize = 32 << 20;
+/// Most bytes asked of one parent at a time. Pieces that have arrived and are being verified count too.
+const OUTSTANDING_BYTES_MAX: usize = 64 << 20;
 /// An answer faster than this lets a parent have one request more, one twice as slow one less.
 const ANSWER_TARGET: Duration = Duration::from_millis(400);
+/// So many times as slow as the quickest answer so far, and [`QUEUE_MIN`], an answer has waited behind others: more
+/// requests would only wait longer, in memory.
+const QUEUE_FACTOR: u32 = 3;
+/// See [`QUEUE_FACTOR`].
+const QUEUE_MIN: Duration = Duration::from_millis(20);
 /// How many missing pieces are compared for rarity.
 const RARITY_WINDOW: usize = 256;
 /// A piece may be asked of a second parent when the first one, with more to do, has had it for this long.
@@ -67,6 +72,8 @@ struct Parent {
     has: Has,
     outstanding: HashMap<u32, Instant>,
     allowed: usize,
+    /// The shortest time from a request to its verified piece.
+    quickest: Duration,
     /// Asked nothing before this moment.
     rests_until: Option<Instant>,
     total: Tally,
@@ -141,6 +148,7 @@ impl Plan {
             has,
             outstanding: HashMap::new(),
             allowed: OUTSTANDING_FIRST,
+            quickest: ANSWER_TARGET,
             rests_until: None,
             total: Tally::default(),
             unreported: Tally::default(),
@@ -361,7 +369,8 @@ impl Parent {
     }
 
     fn on_answer(&mut self, took: Duration, allowed_max: usize) {
-        if took <= ANSWER_TARGET {
+        self.quickest = self.quickest.min(took);
+        if took <= ANSWER_TARGET.min(QUEUE_FACTOR * self.quickest + QUEUE_MIN) {
             self.allowed = (self.allowed + 1).min(allowed_max);
         } else if took > 2 * ANSWER_TARGET {
             self.allowed = (self.allowed - 1).max(1);

@@ -16,7 +16,7 @@ use super::{fetch::PieceStream, lock};
 /// A parent closes a stream on which nothing was asked for two minutes.
 const IDLE_MAX: Duration = Duration::from_secs(60);
 /// Streams kept for one parent.
-const PER_PARENT_MAX: usize = 4;
+const PER_PARENT_MAX: usize = 8;
 /// Streams kept in all.
 const ALL_MAX: usize = 128;
 

@@ -67,6 +67,24 @@ fn a_fast_parent_gets_more_at_a_time_and_a_slow_one_less() {
 }
 
 #[test]
+fn no_more_is_asked_when_answers_only_wait_longer() {
+    let cases =
+        [(Duration::from_millis(79), 16, "three times the quickest and 20 ms"), (Duration::from_millis(81), 9, "more")];
+    for (took, expected, why) in cases {
+        let (mut plan, now) = plan(1000);
+        let peer = PeerId::random();
+        plan.add_parent(peer, true, now);
+        let first = drain(&mut plan, &peer, now);
+        for (number, index) in first.iter().enumerate() {
+            let took = if number == 0 { Duration::from_millis(20) } else { took };
+            plan.on_piece(&peer, layout(1000).index(*index).expect("exists"), now + took);
+        }
+        // The first one, which is the quickest, always adds one.
+        assert_eq!(drain(&mut plan, &peer, now).len(), expected, "{why}");
+    }
+}
+
+#[test]
 fn a_late_piece_is_asked_of_one_other_parent() {
     let (mut plan, now) = plan(1);
     let peers = [PeerId::random(), PeerId::random(), PeerId::random()];
