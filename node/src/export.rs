@@ -141,11 +141,21 @@ impl Exporter {
         let fetched = self.fetch(name, target).await;
         match (fetched, damaged) {
             // That the local copy is damaged is why anybody was asked.
-            (Err(error), Some(damaged)) => {
-                Err(Failure { message: format!("{}; and {}", damaged.message, error.message), ..error })
-            }
+            (Err(error), Some(damaged)) => Err(nor_elsewhere(damaged, error)),
             (fetched, _) => fetched,
         }
+    }
+}
+
+/// The local copy is damaged, and what came of asking others.
+fn nor_elsewhere(damaged: Failure, asked: Failure) -> Failure {
+    let message = format!("{}; and {}", damaged.message, asked.message);
+    match asked.code {
+        // It is not unknown: it is here, and of no use.
+        Code::NotFound => {
+            Failure::new(damaged.code, message).with_hint("import the file again where it is, or delete the task")
+        }
+        _ => Failure { message, ..asked },
     }
 }
 

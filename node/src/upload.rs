@@ -161,7 +161,7 @@ impl Uploads {
             self.metrics.busy_answers.inc();
             return send(stream, &PieceResponse::Busy { retry_millis: RETRY_MILLIS }).await.map(Some);
         };
-        let Some(buffer) = read(source.clone(), index, buffer).await else { return Ok(None) };
+        let Some(buffer) = self.read(source.clone(), index, buffer).await else { return Ok(None) };
         send_header(stream, &PieceResponse::Piece { bytes }).await?;
         if self.limiter.is_limited() {
             for part in buffer.chunks(PART_BYTES) {
@@ -174,6 +174,23 @@ impl Uploads {
         in_time(stream.flush()).await?;
         self.metrics.sent_bytes.inc_by(bytes as u64);
         Ok(Some(()))
+    }
+
+    /// Reads and verifies a piece; `None` when it is not held or turned out to be damaged.
+    async fn read(&self, source: Source, index: PieceIndex, mut buffer: Buffer) -> Option<Buffer> {
+        let damaged_reads = self.metrics.damaged_reads.clone();
+        blocking(move || match source.read(index, buffer.as_vec()) {
+            Ok(()) => Some(buffer),
+            Err(ReadError::NotHeld(_)) => None,
+            Err(error) => {
+                tracing::error!(content = %source.manifest().content(), %error, "a piece is not served");
+                if let ReadError::Damaged { .. } = error {
+                    damaged_reads.inc();
+                }
+                None
+            }
+        })
+        .await
     }
 
     async fn source(&self, content: ContentId) -> Option<Source> {
@@ -240,19 +257,6 @@ impl Uploads {
             send(stream, &HaveUpdate::Gained(news)).await?;
         }
     }
-}
-
-/// Reads and verifies a piece; `None` when it is not held or turned out to be damaged.
-async fn read(source: Source, index: PieceIndex, mut buffer: Buffer) -> Option<Buffer> {
-    blocking(move || match source.read(index, buffer.as_vec()) {
-        Ok(()) => Some(buffer),
-        Err(ReadError::NotHeld(_)) => None,
-        Err(error) => {
-            tracing::error!(content = %source.manifest().content(), %error, "a piece is not served");
-            None
-        }
-    })
-    .await
 }
 
 async fn send<M: damselfly_messages::wire::Wire>(stream: &mut Stream, message: &M) -> Result<(), ServeError> {

@@ -12,3 +12,4 @@ mod sizes;
 mod space;
 mod stdio;
 mod support;
+mod usage;

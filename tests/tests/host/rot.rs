@@ -74,7 +74,7 @@ async fn is_refused(host: &Host, way: Way) -> anyhow::Result<()> {
     ensure!(list(&folder)?.is_empty(), "an output is left");
     // Without a peer that has it the way without -l is no better, and says why.
     let failed = host.run(&["export", "-i", "task", &path]).await?;
-    ensure!(failed.exit > 0 && failed.message().contains("damaged"), "{failed}");
+    ensure!(failed.exit == 1 && failed.message().contains("damaged"), "{failed}");
     ensure!(list(&folder)?.is_empty(), "an output is left");
     Ok(())
 }
@@ -95,6 +95,7 @@ async fn another_holder_makes_good_for_it() -> anyhow::Result<()> {
         ensure!(refused.exit == 8, "{refused}");
         ensure!(!output.exists(), "a failed export left a file");
         until("the log says so", SETTLED, async || {
+            ensure!(rotten.program().metric("damselfly_node_damaged_reads_total").await? > 0.0, "the metrics do not");
             ensure!(rotten.program().log().contains("is damaged"), "it does not");
             ensure!(state(rotten).await? == "damaged", "ls does not");
             Ok(())
