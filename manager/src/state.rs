@@ -10,7 +10,7 @@ use std::{
 };
 
 use damselfly_messages::{
-    config::{Accepted, ConfigurationRefused, Gossip, Settings, SignedConfiguration},
+    config::{Accepted, Configuration, ConfigurationRefused, Gossip, Settings, SignedConfiguration},
     id::ClusterId,
     record::UnixMillis,
     wire::{Invalid, Wire as _},
@@ -22,7 +22,7 @@ use damselfly_transport::{
 use libp2p::PeerId;
 use tokio::{sync::Mutex, task::spawn_blocking, time::sleep};
 
-use crate::store::{SignError, Store};
+use crate::store::{SignError, Store, StoreError};
 
 /// How often a change is gossiped when no member listens at that moment.
 const PUBLISH_TRIES: u32 = 5;
@@ -77,7 +77,19 @@ pub enum ChangeError {
     /// No configuration is in force; only a defect gets here.
     #[error("no configuration is in force")]
     Nothing,
+    /// There is nothing to roll back to.
+    #[error("there is no epoch {epoch} in the history")]
+    NoEpoch {
+        /// What was asked for.
+        epoch: u64,
+    },
+    /// The history cannot be read.
+    #[error("the history cannot be read")]
+    History(#[from] StoreError),
 }
+
+/// An epoch of the history and what was in force, or why that cannot be read.
+pub type Past = (u64, Result<Configuration, StoreError>);
 
 impl State {
     /// The state in `store`, whose newest configuration `follower` has taken over.
@@ -129,6 +141,43 @@ impl State {
         let state = self.clone();
         let change = tokio::spawn(async move { state.try_change(settings, is_expected).await });
         change.await.unwrap_or_else(|error| Err(ChangeError::Store(io::Error::other(error))))
+    }
+
+    /// Signs the settings of an earlier epoch as the next one, as [`State::change`] does.
+    ///
+    /// # Errors
+    /// [`ChangeError::NoEpoch`], and those of [`State::change`].
+    pub async fn roll_back(
+        &self,
+        epoch: u64,
+        is_expected: impl Fn(u64) -> bool + Send + 'static,
+    ) -> Result<(u64, Settings), ChangeError> {
+        let past = self.read_history(move |store| store.past(epoch)).await?;
+        let settings = past.ok_or(ChangeError::NoEpoch { epoch })?.settings;
+        Ok((self.change(settings.clone(), is_expected).await?, settings))
+    }
+
+    /// At most `limit` epochs below `before`, newest first.
+    ///
+    /// # Errors
+    /// [`ChangeError::History`] when the folder cannot be read; a damaged epoch is told in its place.
+    pub async fn history(&self, before: u64, limit: usize) -> Result<Vec<Past>, ChangeError> {
+        self.read_history(move |store| {
+            let epochs = store.epochs()?.into_iter().filter(|epoch| *epoch < before);
+            // What went between the two readings is left out.
+            let past = |epoch| Some((epoch, store.past(epoch).transpose()?));
+            Ok(epochs.filter_map(past).take(limit).collect())
+        })
+        .await
+    }
+
+    async fn read_history<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, ChangeError> {
+        let store = Arc::clone(&self.inner.store);
+        let read = spawn_blocking(move || read(&store)).await;
+        Ok(read.map_err(|error| ChangeError::Store(io::Error::other(error)))??)
     }
 
     async fn try_change(&self, settings: Settings, is_expected: impl Fn(u64) -> bool) -> Result<u64, ChangeError> {

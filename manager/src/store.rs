@@ -116,6 +116,29 @@ impl Store {
         self.is_new
     }
 
+    /// The epochs in the history, newest first. A restored store may lack some.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] when the folder cannot be read.
+    pub fn epochs(&self) -> Result<Vec<u64>, StoreError> {
+        let mut epochs = epochs(&self.history)?;
+        epochs.sort_unstable_by(|left, right| right.cmp(left));
+        Ok(epochs)
+    }
+
+    /// The configuration of an epoch in the history; `None` when there is none.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] when it is damaged or another root's.
+    pub fn past(&self, epoch: u64) -> Result<Option<Configuration>, StoreError> {
+        let path = file(&self.history, epoch);
+        match verified(&path, &self.root) {
+            Ok((_, configuration)) => Ok(Some(configuration)),
+            Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Signs `settings` as `epoch` and keeps them; on return they survive a power loss.
     ///
     /// # Errors
@@ -175,22 +198,31 @@ fn file(history: &Path, epoch: u64) -> PathBuf {
 }
 
 fn newest_epoch(history: &Path) -> Result<Option<u64>, StoreError> {
-    let mut newest = None;
+    Ok(epochs(history)?.into_iter().max())
+}
+
+fn epochs(history: &Path) -> Result<Vec<u64>, StoreError> {
+    let mut epochs = Vec::new();
     for entry in fs::read_dir(history).map_err(|source| failed(history, source))? {
         let path = entry.map_err(|source| failed(history, source))?.path();
         let is_one = path.extension().is_some_and(|extension| extension == EXTENSION);
         let epoch = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse::<u64>().ok());
-        newest = newest.max(epoch.filter(|_| is_one));
+        epochs.extend(epoch.filter(|_| is_one));
     }
-    Ok(newest)
+    Ok(epochs)
 }
 
 fn read(path: &Path, root: &Keypair) -> Result<SignedConfiguration, StoreError> {
+    verified(path, root).map(|(signed, _)| signed)
+}
+
+/// What a file holds, once it has proved to be this root's.
+fn verified(path: &Path, root: &Keypair) -> Result<(SignedConfiguration, Configuration), StoreError> {
     let refused = |refused| StoreError::Refused { path: path.into(), refused };
     let bytes = fs::read(path).map_err(|source| failed(path, source))?;
     let signed = SignedConfiguration::from_bytes(&bytes).map_err(|invalid| refused(invalid.into()))?;
-    Acceptance::new(ClusterId::of_root(&root.public())).offer(&signed).map_err(refused)?;
-    Ok(signed)
+    let configuration = Acceptance::new(ClusterId::of_root(&root.public())).verify(&signed).map_err(refused)?;
+    Ok((signed, configuration))
 }
 
 #[cfg(test)]

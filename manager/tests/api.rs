@@ -104,6 +104,59 @@ async fn the_configuration_is_read_and_changed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_history_is_shown_and_rolled_back_to() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().join("data");
+    let server = start(&data).await;
+    let address = server.http_address();
+    let token = format!("authorization: Bearer {}", fs::read_to_string(data.join("admin_token")).expect("read"));
+    let first = server.state().current().expect("in force").configuration.settings.clone();
+    let second = Settings { candidate_parents: 3, ..first.clone() };
+    for settings in [second.clone(), Settings { heartbeat_ms: 200, lease_ms: 900, ..second }] {
+        server.state().change(settings, |_| true).await.expect("changed");
+    }
+    fs::write(data.join("configuration/2.signed"), "rot").expect("written");
+    let get = async |query: &str| ask(address, &format!("GET /api/v1/config/history{query}"), &[&token], "").await;
+    let json = |answer: &str| serde_json::from_str::<serde_json::Value>(body(answer)).expect("JSON");
+
+    let all = json(&get("").await);
+    let epochs: Vec<_> = all["items"].as_array().expect("a list").iter().map(|item| &item["epoch"]).collect();
+    assert_eq!(epochs, [3, 2, 1], "{all}");
+    assert!(all["next"].is_null() && all["items"][0]["settings"]["heartbeat_ms"] == 200, "{all}");
+    assert!(all["items"][0]["issued"].as_str().is_some_and(|time| time.ends_with('Z')), "RFC 3339: {all}");
+    assert!(all["items"][1]["damaged"].is_string() && all["items"][1]["settings"].is_null(), "said, not hidden: {all}");
+    let page = json(&get("?limit=2").await);
+    assert_eq!(page["next"], "2", "{page}");
+    let rest = json(&get("?limit=2&cursor=2").await);
+    assert_eq!((&rest["items"][0]["epoch"], rest["next"].is_null()), (&1.into(), true), "{rest}");
+    for wrong in ["?limit=0", "?limit=201", "?limit=x", "?cursor=x", "?page=1"] {
+        let answer = get(wrong).await;
+        assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("invalid_query"), "{wrong}: {answer}");
+    }
+
+    let back = async |headers: &[&str], body: &str| ask(address, "POST /api/v1/config/rollback", headers, body).await;
+    for (headers, body, expected) in [
+        (&[][..], "{\"epoch\":1}", "401"),
+        (&[token.as_str()], "{\"epoch\":9}", "no_such_epoch"),
+        (&[token.as_str()], "{\"epoch\":2}", "500"),
+        (&[token.as_str()], "{}", "missing field `epoch`"),
+        (&[token.as_str(), "if-match: \"2\""], "{\"epoch\":1}", "stale"),
+    ] {
+        let answer = back(headers, body).await;
+        assert!(answer.contains(expected), "{body}: {expected:?} is not in {answer}");
+    }
+    let answer = back(&[&token], "{\"epoch\":1}").await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("etag: \"4\""), "a new epoch: {answer}");
+    let current = server.state().current().expect("in force");
+    assert_eq!((current.configuration.epoch, &current.configuration.settings), (4, &first), "with the old values");
+    let newest = json(&get("?limit=1").await);
+    let changed = serde_json::json!(["candidate_parents", "heartbeat_ms", "lease_ms"]);
+    let mut told = newest["items"][0]["changed"].as_array().expect("a list").clone();
+    told.sort_by_key(ToString::to_string);
+    assert_eq!(serde_json::Value::Array(told), changed, "what is other than in epoch 3: {newest}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_changes_at_the_same_time_one_wins() {
     let folder = tempfile::tempdir().expect("a folder");
     let server = start(&folder.path().join("data")).await;

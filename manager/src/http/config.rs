@@ -8,6 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use damselfly_messages::config::Settings;
+use serde::de::DeserializeOwned;
 
 use super::Problem;
 use crate::state::{ChangeError, State};
@@ -24,27 +25,32 @@ pub(super) async fn change(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
     let expected = Expected::from_headers(&headers)?;
-    let body = body.map_err(|rejection| Problem::new(rejection.status(), "invalid_body", rejection.body_text()))?;
-    let settings: Settings = serde_json::from_slice(&body)
-        .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, "invalid_body", error.to_string()))?;
+    let settings: Settings = read_body(body)?;
     let epoch = state.change(settings.clone(), move |epoch| expected.matches(epoch)).await?;
     Ok((tagged(epoch), Json(settings)).into_response())
 }
 
-fn tagged(epoch: u64) -> HeaderMap {
+/// A JSON body, with a reason when it is none.
+pub(super) fn read_body<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, Problem> {
+    let body = body.map_err(|rejection| Problem::new(rejection.status(), "invalid_body", rejection.body_text()))?;
+    serde_json::from_slice(&body)
+        .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, "invalid_body", error.to_string()))
+}
+
+pub(super) fn tagged(epoch: u64) -> HeaderMap {
     let tag = HeaderValue::from_str(&format!("\"{epoch}\"")).ok();
     tag.map(|tag| (header::ETAG, tag)).into_iter().collect()
 }
 
 /// The header If-Match.
 #[derive(Debug, PartialEq, Eq)]
-enum Expected {
+pub(super) enum Expected {
     Any,
     Tags(Vec<String>),
 }
 
 impl Expected {
-    fn from_headers(headers: &HeaderMap) -> Result<Self, Problem> {
+    pub(super) fn from_headers(headers: &HeaderMap) -> Result<Self, Problem> {
         let Some(value) = headers.get(header::IF_MATCH) else {
             let detail = "send the ETag of what you have read in If-Match";
             return Err(Problem::new(StatusCode::PRECONDITION_REQUIRED, "if_match_required", detail));
@@ -57,7 +63,7 @@ impl Expected {
         })
     }
 
-    fn matches(&self, epoch: u64) -> bool {
+    pub(super) fn matches(&self, epoch: u64) -> bool {
         match self {
             Self::Any => true,
             Self::Tags(tags) => tags.iter().any(|tag| *tag == format!("\"{epoch}\"")),

@@ -76,7 +76,11 @@ impl From<ChangeError> for Problem {
                 Self { retry_after: Some(retry_after), ..problem }
             }
             ChangeError::Invalid(invalid) => invalid.into(),
-            error @ (ChangeError::Store(_) | ChangeError::Refused(_) | ChangeError::Nothing) => Self::internal(&error),
+            ChangeError::NoEpoch { .. } => Self::new(StatusCode::NOT_FOUND, "no_such_epoch", error.to_string()),
+            error @ (ChangeError::Store(_)
+            | ChangeError::Refused(_)
+            | ChangeError::Nothing
+            | ChangeError::History(_)) => Self::internal(&error),
         }
     }
 }

@@ -1,10 +1,14 @@
 //! The manager over HTTP: `/api/v1/…`.
 
-use axum::{Router, middleware, routing::get};
+use axum::{
+    Router, middleware,
+    routing::{get, post},
+};
 
 mod auth;
 mod config;
 mod error;
+mod history;
 mod overview;
 
 pub use auth::AdminToken;
@@ -17,6 +21,8 @@ pub fn api(state: State, token: AdminToken) -> Router {
     let routes = Router::new()
         .route("/overview", get(overview::show))
         .route("/config", get(config::show).put(config::change))
+        .route("/config/history", get(history::show))
+        .route("/config/rollback", post(history::roll_back))
         .fallback(async || Problem::not_found())
         .method_not_allowed_fallback(async || Problem::method_not_allowed())
         .with_state(state)

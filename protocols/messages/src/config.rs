@@ -294,7 +294,11 @@ impl Acceptance {
         Ok(Verdict::Newer(accepted))
     }
 
-    fn verify(&self, signed: &SignedConfiguration) -> Result<Configuration, ConfigurationRefused> {
+    /// Whether a configuration is the cluster's own, whatever is in force: the one of an earlier epoch is too.
+    ///
+    /// # Errors
+    /// [`ConfigurationRefused`]: it was not signed by the cluster, or is not well-formed.
+    pub fn verify(&self, signed: &SignedConfiguration) -> Result<Configuration, ConfigurationRefused> {
         let outer: pb::SignedConfiguration = pb::decode("configuration", signed.as_bytes())?;
         let signer =
             PublicKey::try_decode_protobuf(&outer.signer).map_err(|error| Invalid::new("signer", error.to_string()))?;
