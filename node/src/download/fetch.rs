@@ -22,10 +22,10 @@ use futures::AsyncReadExt as _;
 use libp2p::PeerId;
 use tokio::{sync::Semaphore, task::JoinSet, time::timeout};
 
-use super::{Download, FetchError, Shared, State};
+use super::{Download, FetchError, Shared, State, pool::Place};
 use crate::buffers::Buffer;
 
-/// Streams per parent; more bring nothing (docs/performance.md).
+/// Streams per parent: windows refill by halves, and many small bursts keep the pipeline fuller than few large ones.
 const STREAMS: usize = 8;
 /// Requests under way on one stream, at most.
 const REQUESTS_PER_STREAM: usize = 8;
@@ -97,8 +97,8 @@ impl From<OpenError> for ParentError {
 pub(super) async fn run(download: Arc<Download>, parent: PeerId) -> Result<(), ParentError> {
     let pieces = download.manifest().layout().pieces() as usize;
     let mut streams = JoinSet::new();
-    for _ in 0..STREAMS.min(pieces.div_ceil(2)).max(1) {
-        streams.spawn(run_stream(Arc::clone(&download), parent));
+    for number in 0..STREAMS.min(pieces.div_ceil(2)).max(1) {
+        streams.spawn(run_stream(Arc::clone(&download), parent, number == 0));
     }
     // The first stream that fails takes the others with it: they share the connection.
     while let Some(ended) = streams.join_next().await {
@@ -110,7 +110,8 @@ pub(super) async fn run(download: Arc<Download>, parent: PeerId) -> Result<(), P
     Ok(())
 }
 
-async fn run_stream(download: Arc<Download>, parent: PeerId) -> Result<(), ParentError> {
+/// Works on one stream. The first one of a download waits for its place, the others do without.
+async fn run_stream(download: Arc<Download>, parent: PeerId, is_first: bool) -> Result<(), ParentError> {
     let mut worker = StreamWorker { download, parent, under_way: VecDeque::new(), answers: 0 };
     if let Some(mut stream) = worker.download.shared.pool.take(&parent) {
         match worker.work(&mut stream).await {
@@ -120,7 +121,12 @@ async fn run_stream(download: Arc<Download>, parent: PeerId) -> Result<(), Paren
             Err(error) => return Err(error),
         }
     }
-    let mut stream = PieceStream::open(&worker.download.shared, parent).await?;
+    let place = match is_first {
+        true => worker.download.place(&parent).await,
+        false => worker.download.shared.pool.spare_place(&parent),
+    };
+    let Some(place) = place else { return Ok(()) };
+    let mut stream = PieceStream::open(&worker.download.shared, parent, place).await?;
     worker.work(&mut stream).await?;
     worker.keep(stream)
 }
@@ -260,6 +266,20 @@ impl Download {
         }
     }
 
+    /// Waits until there is room for a stream to `parent`; `None` when nothing is wanted of it any more. That is no
+    /// stall: other downloads of this host have the streams.
+    async fn place(&self, parent: &PeerId) -> Option<Place> {
+        let place = self.shared.pool.place(parent);
+        tokio::pin!(place);
+        while !self.is_over(parent) {
+            if let Ok(place) = timeout(LOOK_AGAIN, &mut place).await {
+                return Some(place);
+            }
+            self.lock().plan.on_own_delay(Instant::now());
+        }
+        None
+    }
+
     /// Whether nothing more is wanted of this parent.
     fn is_over(&self, parent: &PeerId) -> bool {
         let state = self.lock();
@@ -270,11 +290,12 @@ impl Download {
 /// A stream on which pieces are asked for and answered, in order.
 pub(super) struct PieceStream {
     stream: Stream,
+    _place: Place,
 }
 
 impl PieceStream {
-    pub(super) async fn open(shared: &Shared, parent: PeerId) -> Result<Self, ParentError> {
-        Ok(Self { stream: shared.network.open_stream(parent, PIECE, OPEN_WITHIN).await? })
+    pub(super) async fn open(shared: &Shared, parent: PeerId, place: Place) -> Result<Self, ParentError> {
+        Ok(Self { stream: shared.network.open_stream(parent, PIECE, OPEN_WITHIN).await?, _place: place })
     }
 
     pub(super) async fn ask(&mut self, request: &PieceRequest) -> Result<(), ParentError> {

@@ -12,6 +12,7 @@ use damselfly_messages::{
     transfer::{PieceRequest, PieceResponse, manifest_from_body},
 };
 use libp2p::PeerId;
+use tokio::time::timeout;
 
 use super::{
     FetchError, Shared, Wanted,
@@ -21,8 +22,10 @@ use crate::blocking::blocking;
 
 /// How long a parent may take to be connected to.
 pub(super) const CONNECT_WITHIN: Duration = Duration::from_secs(3);
-/// How long one parent may take to give the manifest and the last piece before the next one is asked.
+/// How long one parent may take to give the manifest before the next one is asked.
 const PARENT_WITHIN: Duration = Duration::from_secs(10);
+/// How long other downloads may keep all streams to a parent.
+const PLACE_WITHIN: Duration = Duration::from_secs(600);
 
 /// A manifest, and who gave it if its length is not proved.
 type First = (Manifest, Option<PeerId>);
@@ -39,16 +42,15 @@ impl Shared {
         let mut parents: Vec<_> = wanted.parents.iter().collect();
         parents.sort_by_key(|parent| !parent.complete);
         for parent in parents {
-            match tokio::time::timeout(PARENT_WITHIN, self.manifest_of(wanted, parent)).await {
-                Ok(Ok(first)) => return Ok(first),
-                Ok(Err(error)) => {
+            match self.manifest_of(wanted, parent).await {
+                Ok(first) => return Ok(first),
+                Err(error) => {
                     if matches!(error, ParentError::Lied(_)) {
                         tracing::warn!(%content, parent = %parent.peer, %error, "a parent gave a false manifest");
                         self.metrics.verification_failures.inc();
                     }
                     reasons.push(format!("{}: {error}", parent.peer));
                 }
-                Err(_) => reasons.push(format!("{}: it took too long", parent.peer)),
             }
         }
         Err(FetchError::NoSource(reasons.join("; ")))
@@ -65,11 +67,19 @@ impl Shared {
                 other => return other,
             }
         }
-        let stream = PieceStream::open(self, parent.peer).await?;
+        let Ok(place) = timeout(PLACE_WITHIN, self.pool.place(&parent.peer)).await else {
+            return Err(ParentError::Busy);
+        };
+        let stream = PieceStream::open(self, parent.peer, place).await?;
         self.manifest_on(stream, content, parent.peer).await
     }
 
-    async fn manifest_on(
+    async fn manifest_on(&self, stream: PieceStream, content: ContentId, parent: PeerId) -> Result<First, ParentError> {
+        let exchange = timeout(PARENT_WITHIN, self.exchange(stream, content, parent)).await;
+        exchange.unwrap_or_else(|_| Err(ParentError::Unreachable("it took too long".into())))
+    }
+
+    async fn exchange(
         &self,
         mut stream: PieceStream,
         content: ContentId,

@@ -47,6 +47,28 @@ async fn three_parents_are_three_times_as_fast() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn more_exports_than_streams_to_the_one_parent_take_turns() -> anyhow::Result<()> {
+    const EXPORTS: usize = 40;
+    Cluster::run(Options { nodes: 2, ..Options::default() }, async |cluster| {
+        let [holder, asker] = [cluster.node(0), cluster.node(1)];
+        let mut wanted = Vec::new();
+        for number in 0..EXPORTS {
+            let name = format!("content {number}");
+            let file = cluster.file(&name, 8 << 20)?;
+            holder.import(&name, &file).await?.ok()?;
+            wanted.push((name, file, cluster.path(&format!("output {number}"))));
+        }
+        let exports = wanted.iter().map(async |(name, file, output)| {
+            asker.export(name, output).await?.ok()?;
+            same(file, output)
+        });
+        futures::future::try_join_all(exports).await?;
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
 async fn a_seed_is_preferred() -> anyhow::Result<()> {
     Cluster::run(Options { nodes: 3, seeds: 1, ..Options::default() }, async |cluster| {
         // With one parent for each download it shows which one is the best.
