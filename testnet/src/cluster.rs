@@ -238,6 +238,7 @@ pub(crate) async fn abandon(dir: &Path) -> anyhow::Result<()> {
 /// What did not get ready; the ring is as it was when the scheduler did not start.
 pub async fn add_scheduler(dir: &Path) -> anyhow::Result<()> {
     let (layout, mut file) = Layout::open(dir)?;
+    running(&file).await?;
     let programs = Programs::find()?;
     let detached = guarded(&layout)?;
     let name = free_name("scheduler", &file);
@@ -260,6 +261,7 @@ pub async fn add_scheduler(dir: &Path) -> anyhow::Result<()> {
 /// What did not get ready.
 pub async fn add_node(dir: &Path, is_seed: bool, upload_rate_limit: Option<String>) -> anyhow::Result<()> {
     let (layout, mut file) = Layout::open(dir)?;
+    let epoch = running(&file).await?;
     let programs = Programs::find()?;
     let detached = guarded(&layout)?;
     let role = if is_seed { "seed" } else { "node" };
@@ -267,12 +269,16 @@ pub async fn add_node(dir: &Path, is_seed: bool, upload_rate_limit: Option<Strin
     let bootstrap = members::bootstrap(&file, &[]);
     member.start(&layout, &programs, &bootstrap, &mut file, detached)?;
     layout.write(&file)?;
-    let epoch = change::epoch(&file.manager).await?;
     ready::cluster(&layout, &file, &programs, epoch).await?;
     if let Some(added) = file.nodes.last() {
         println!("DFCACHE_SOCKET={}", added.socket.display());
     }
     Ok(())
+}
+
+/// The epoch of a cluster that runs; asked before anything is started that would be left behind.
+async fn running(file: &ClusterFile) -> anyhow::Result<u64> {
+    change::epoch(&file.manager).await.context("the cluster does not run; start it with `testnet up`")
 }
 
 /// The first name of this kind that is not taken.
