@@ -67,10 +67,11 @@ impl Asking {
     async fn until_stopped(&self, daemon: &DaemonClient<Channel>, names: &[String]) -> Vec<String> {
         loop {
             let missed = not_found(daemon, names, 1).await;
+            // The last round counts too: it began before the change was over.
+            self.rounds.fetch_add(1, Ordering::Relaxed);
             if !missed.is_empty() || self.stop.load(Ordering::Relaxed) {
                 return missed;
             }
-            self.rounds.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
