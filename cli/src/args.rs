@@ -95,10 +95,11 @@ pub struct Import {
     /// Second part of the name
     #[arg(short, long, default_value = "", hide_default_value = true, value_parser = parse_tag)]
     pub tag: String,
-    /// Forget it after this time, such as 2days
+    /// Every host that has not pinned it forgets it after this time, such as 2days; imported again under the same name,
+    /// it stays until the later end
     #[arg(long, value_name = "DUR", value_parser = parse_duration)]
     pub ttl: Option<Duration>,
-    /// Never evict it on this host to make room
+    /// Keep it on this host, past its --ttl and when room is short
     #[arg(long)]
     pub pin: bool,
     /// Hosts that are to hold it; more than 1 is not built yet

@@ -107,7 +107,8 @@ impl Announcer {
         metrics: Metrics,
     ) -> Result<Self, StoreError> {
         let contact = contact::Contact::load(&store)?;
-        // Before anything is told.
+        // Before anything is told. What expired while this host was down would still have been bound first.
+        store.expire(now())?;
         contact.mark_stale_if_away(&store, now())?;
         let inner = Inner {
             store,

@@ -203,18 +203,18 @@ impl Importer {
         let buried = self.store.tombstone(&name.task_id()).map_or(0, |tombstone| tombstone.generation);
         let same = before
             .filter(|before| before.binding.content == content && !matches!(before.state, TaskState::Conflict { .. }));
-        let binding = match same {
-            Some(before) => before.binding,
-            None => Binding {
-                content,
-                content_bytes: manifest.layout().content_bytes(),
-                generation: buried + 1,
-                accepted: None,
-            },
+        let mut binding = Binding {
+            content,
+            content_bytes: manifest.layout().content_bytes(),
+            generation: same.map_or(buried + 1, |before| before.binding.generation),
+            accepted: None,
+            expires: ttl.map(|ttl| UnixMillis(now.0.saturating_add(ttl.as_millis() as u64))),
         };
-        let expires = ttl.map(|ttl| UnixMillis(now.0.saturating_add(ttl.as_millis() as u64)));
+        if let Some(before) = same {
+            binding.merge(&before.binding);
+        }
         let pinned = pin || same.is_some_and(|before| before.pinned);
-        Ok(TaskRecord { name, binding, state: TaskState::Queued, imported: now, last_used: now, pinned, expires })
+        Ok(TaskRecord { name, binding, state: TaskState::Queued, imported: now, last_used: now, pinned })
     }
 }
 

@@ -60,12 +60,12 @@ pub fn record(cid: &str, manifest: &Manifest) -> TaskRecord {
             content_bytes: manifest.layout().content_bytes(),
             generation: 1,
             accepted: Some(UnixMillis(1)),
+            expires: None,
         },
         state: TaskState::Acknowledged,
         imported: UnixMillis(1),
         last_used: UnixMillis(1),
         pinned: false,
-        expires: None,
     }
 }
 

@@ -78,7 +78,7 @@ fn name() -> Name {
 }
 
 fn held(content: ContentId) -> RequestBody {
-    let binding = Binding { content, content_bytes: 5, generation: 1, accepted: None };
+    let binding = Binding { content, content_bytes: 5, generation: 1, accepted: None, expires: None };
     let announcement = Announcement { name: name(), binding, holding: Holding::Complete };
     RequestBody::AnnounceTask(AnnounceTask { records: vec![Record::Held(announcement)], bucket: None })
 }

@@ -199,8 +199,13 @@ mod tests {
     use super::*;
 
     fn record(number: usize, generation: u64) -> Record {
-        let binding =
-            Binding { content: ContentId::of(b"x"), content_bytes: 1, generation, accepted: Some(UnixMillis(1)) };
+        let binding = Binding {
+            content: ContentId::of(b"x"),
+            content_bytes: 1,
+            generation,
+            accepted: Some(UnixMillis(1)),
+            expires: None,
+        };
         let name = Name::parse(&format!("name {number}"), "").expect("a name");
         Record::Held(Announcement { name, binding, holding: Holding::Complete })
     }

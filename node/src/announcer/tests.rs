@@ -84,7 +84,8 @@ fn the_ledger_follows_names() {
     bench.store.forget_tombstones_before(UnixMillis(6)).expect("forgets");
     assert_eq!(bench.told(&["a"]), ".");
     testing::import(&bench.store, "old", b"y");
-    let expired = TaskRecord { expires: Some(UnixMillis(9)), ..record("old", &manifest_of(b"y")) };
+    let mut expired = record("old", &manifest_of(b"y"));
+    expired.binding.expires = Some(UnixMillis(9));
     bench.store.put_task(expired).expect("put");
     assert_eq!(bench.told(&["old"]), "+");
     bench.store.expire(UnixMillis(9)).expect("expires");

@@ -176,7 +176,6 @@ fn record(name: &Name, binding: Binding) -> TaskRecord {
         imported: now,
         last_used: now,
         pinned: false,
-        expires: None,
     }
 }
 

@@ -49,7 +49,7 @@ async fn target(file: File, kind: Kind) -> Target {
 
 fn binding(manifest: &Manifest) -> Binding {
     let (content, content_bytes) = (manifest.content(), manifest.layout().content_bytes());
-    Binding { content, content_bytes, generation: 1, accepted: None }
+    Binding { content, content_bytes, generation: 1, accepted: None, expires: None }
 }
 
 #[tokio::test(flavor = "multi_thread")]

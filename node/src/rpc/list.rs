@@ -31,7 +31,7 @@ fn entry(entry: &Entry) -> Result<proto::Entry, Status> {
         task: Some(task(&record.name, &record.binding)?),
         last_used_unix_ms: record.last_used.0,
         pinned: record.pinned,
-        expires_unix_ms: record.expires.map_or(0, |at| at.0),
+        expires_unix_ms: record.binding.expires.map_or(0, |at| at.0),
         state: state(entry).into(),
         bytes_held: held(entry),
     })

@@ -88,7 +88,7 @@ impl<'a> Changes<'a> {
     }
 
     /// Binds a name, unless it stands for other bytes or is deleted.
-    pub fn bind(&mut self, record: TaskRecord) -> Result<(), StoreError> {
+    pub fn bind(&mut self, mut record: TaskRecord) -> Result<(), StoreError> {
         if let Some(old) = self.task(&record.task_id()) {
             let stands = match old.state {
                 TaskState::Queued | TaskState::Acknowledged => true,
@@ -97,6 +97,10 @@ impl<'a> Changes<'a> {
             let other = old.binding.content != record.binding.content;
             if stands && other && old.binding.generation >= record.binding.generation {
                 return Err(StoreError::Bound(Box::new(TaskRecord::clone(old))));
+            }
+            if !other {
+                record.pinned |= old.pinned;
+                record.binding.merge(&old.binding);
             }
         }
         self.put_task(record)

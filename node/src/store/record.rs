@@ -24,10 +24,8 @@ pub struct TaskRecord {
     pub imported: UnixMillis,
     /// When it was last read here; see [`super::Store::touch`].
     pub last_used: UnixMillis,
-    /// Never expires.
+    /// Stays here when its binding expires.
     pub pinned: bool,
-    /// When [`super::Store::expire`] removes it.
-    pub expires: Option<UnixMillis>,
 }
 
 /// Where a task stands with its owners.
@@ -218,7 +216,7 @@ impl Row for TaskRecord {
             imported: self.imported.0,
             last_used: self.last_used.0,
             pinned: self.pinned,
-            expires: self.expires.map(|at| at.0),
+            expires: self.binding.expires.map(|at| at.0),
         }
         .encode_to_vec()
     }
@@ -238,12 +236,11 @@ impl Row for TaskRecord {
         };
         Ok(Self {
             name,
-            binding: binding(row.binding)?,
+            binding: Binding { expires: row.expires.map(UnixMillis), ..binding(row.binding)? },
             state,
             imported: UnixMillis(row.imported),
             last_used: UnixMillis(row.last_used),
             pinned: row.pinned,
-            expires: row.expires.map(UnixMillis),
         })
     }
 }
@@ -287,5 +284,6 @@ fn binding(row: Option<BindingRow>) -> Result<Binding, Invalid> {
         content_bytes: row.content_bytes,
         generation: row.generation,
         accepted: row.accepted.map(UnixMillis),
+        expires: None,
     })
 }

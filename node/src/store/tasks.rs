@@ -170,7 +170,7 @@ impl Store {
         let under_way: Vec<_> = lock(&self.inner.under_way).keys().copied().collect();
         let age = self.inner.options.abandoned_after.as_millis() as u64;
         let removed = self.inner.write(move |changes| {
-            let expired = |record: &TaskRecord| !record.pinned && record.expires.is_some_and(|at| at <= now);
+            let expired = |record: &TaskRecord| !record.pinned && record.binding.expires.is_some_and(|at| at <= now);
             let tasks = changes.base().tasks.iter();
             let tasks: Vec<_> = tasks.filter(|(_, record)| expired(record)).map(|(task, _)| *task).collect();
             let removed: Vec<_> = tasks.iter().filter_map(|task| changes.remove_task(task)).collect();

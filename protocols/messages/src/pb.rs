@@ -82,6 +82,7 @@ impl From<&domain::Binding> for Binding {
             content_bytes: binding.content_bytes,
             generation: binding.generation,
             accepted: binding.accepted.map(|at| at.0),
+            expires: binding.expires.map(|at| at.0),
         }
     }
 }
@@ -99,6 +100,7 @@ impl TryFrom<Binding> for domain::Binding {
             content_bytes: binding.content_bytes,
             generation: binding.generation,
             accepted: binding.accepted.map(domain::UnixMillis),
+            expires: binding.expires.map(domain::UnixMillis),
         })
     }
 }

@@ -31,6 +31,8 @@ pub struct Binding {
     pub generation: u64,
     /// When an owner accepted it; `None` while the import waits for one.
     pub accepted: Option<UnixMillis>,
+    /// When hosts that have not pinned it give it up; `None`: never.
+    pub expires: Option<UnixMillis>,
 }
 
 impl Binding {
@@ -46,13 +48,26 @@ impl Binding {
             .then_with(|| other.content.cmp(&self.content))
     }
 
-    /// Takes over what is stronger in another binding of the same content: the generation, then the earlier acceptance.
+    /// Takes over what is stronger in another binding of the same content: the generation, then the earlier acceptance
+    /// and the later end. So hosts that merge in any order agree, and nobody who was promised more gets less.
     pub fn merge(&mut self, other: &Self) {
         debug_assert_eq!(self.content, other.content);
+        // What a delete has ended promises nothing to the generation after it.
+        let expires = match self.generation.cmp(&other.generation) {
+            Ordering::Equal => later_end(self.expires, other.expires),
+            Ordering::Greater => self.expires,
+            Ordering::Less => other.expires,
+        };
         if other.precedence(self) == Ordering::Greater {
             *self = *other;
         }
+        self.expires = expires;
     }
+}
+
+/// The later of two ends; never is the latest.
+fn later_end(one: Option<UnixMillis>, other: Option<UnixMillis>) -> Option<UnixMillis> {
+    Some(one?.max(other?))
 }
 
 /// The durable memory of a delete: beats bindings of its own generation and lower.
@@ -112,6 +127,7 @@ impl Record {
                 hasher.update(b"held").update(name.task_id().digest()).update(binding.content.digest());
                 hasher.update(&binding.generation.to_be_bytes());
                 hasher.update(&binding.accepted.map_or(u64::MAX, |at| at.0).to_be_bytes());
+                hasher.update(&binding.expires.map_or(u64::MAX, |at| at.0).to_be_bytes());
                 hasher.update(&[matches!(holding, Holding::Complete).into()]);
             }
             Self::Deleted(tombstone) => {
@@ -195,6 +211,26 @@ mod tests {
             content_bytes: 1,
             generation,
             accepted: accepted.map(UnixMillis),
+            expires: None,
+        }
+    }
+
+    #[test]
+    fn of_two_ends_the_later_stands_whatever_the_order() {
+        let ending = |generation, accepted, end: Option<u64>| Binding {
+            expires: end.map(UnixMillis),
+            ..binding(1, generation, Some(accepted))
+        };
+        let cases = [
+            (ending(1, 5, Some(70)), ending(1, 4, Some(60)), Some(70), "the later, though accepted later"),
+            (ending(1, 5, None), ending(1, 4, Some(60)), None, "never"),
+            (ending(2, 9, Some(60)), ending(1, 4, None), Some(60), "what was deleted promises nothing"),
+        ];
+        for (one, other, end, why) in cases {
+            let (mut left, mut right) = (one, other);
+            left.merge(&other);
+            right.merge(&one);
+            assert_eq!((left, left.expires), (right, end.map(UnixMillis)), "{why}");
         }
     }
 

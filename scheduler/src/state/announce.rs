@@ -147,6 +147,7 @@ impl State {
         if self.tasks.get(&task).and_then(|known| known.held_by(host)).is_some_and(|held| held != binding.content) {
             self.unclaim(host, &task, Gone::Left, now);
         }
+        self.drop_ended(&task, now);
         let known = self.tasks.entry(task).or_insert_with(|| Task::new(&name, binding, keep, now.at));
         (known.keep, known.told) = (keep, now.at);
         match known.bind(binding, now.wall) {

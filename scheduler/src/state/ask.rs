@@ -20,6 +20,7 @@ impl State {
     pub(super) fn stat(&mut self, asker: Asker, name: &Name, now: Now) -> Result<ResponseBody, Reply> {
         let task = name.task_id();
         self.admit(asker, &task, true, now)?;
+        self.drop_ended(&task, now);
         let found = self.tasks.get(&task).and_then(|known| self.found(&task, known));
         Ok(ResponseBody::Stat(found.unwrap_or_else(|| StatAnswer::Missing(self.missing(&task, now)))))
     }

@@ -65,6 +65,15 @@ impl State {
         }
     }
 
+    /// Drops candidates whose holders are away and that have expired meanwhile.
+    pub(super) fn drop_ended(&mut self, task: &TaskId, now: Now) {
+        let Some(known) = self.tasks.get_mut(task) else { return };
+        known.candidates.retain(|candidate| !candidate.has_ended(now.wall));
+        if known.candidates.is_empty() {
+            self.tasks.remove(task);
+        }
+    }
+
     /// Ends what remains of a candidate that was taken out of its task; returns the hosts that had or fetched it.
     pub(super) fn release(&mut self, task: &TaskId, candidate: &Candidate) -> Vec<HostId> {
         let mut hosts: Vec<_> = candidate.holders.iter().map(|holder| holder.host).collect();

@@ -105,6 +105,7 @@ impl State {
     ) -> Result<ResponseBody, Reply> {
         let task = register.name.task_id();
         self.admit(asker, &task, true, now)?;
+        self.drop_ended(&task, now);
         let bindings = self.tasks.get(&task).map(|known| known.standing().map(|candidate| candidate.binding));
         let bindings: Vec<_> = bindings.into_iter().flatten().collect();
         let Some(first) = bindings.first() else {

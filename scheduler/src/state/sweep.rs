@@ -121,7 +121,9 @@ impl State {
                 dropped.push(*task);
             }
             let orphan = |since: Option<Duration>| since.is_some_and(|since| since + kept <= now.at);
-            known.candidates.retain(|candidate| candidate.is_rejected() || !orphan(candidate.orphaned));
+            known.candidates.retain(|candidate| {
+                !candidate.has_ended(now.wall) && (candidate.is_rejected() || !orphan(candidate.orphaned))
+            });
         }
         for task in dropped {
             self.drop_task(&task);

@@ -95,6 +95,11 @@ impl Candidate {
     }
 
     /// Better candidates are less: fewer reports, earlier accepted, smaller content.
+    /// Its last holder lapsed, and would have given it up since then: its name is free.
+    pub(super) fn has_ended(&self, wall: UnixMillis) -> bool {
+        self.orphaned.is_some() && self.binding.expires.is_some_and(|end| end <= wall)
+    }
+
     fn rank(&self) -> (bool, usize, u64, ContentId) {
         let reports = self.doubt.as_ref().map_or(0, |doubt| doubt.reporters.len());
         let accepted = self.binding.accepted.map_or(u64::MAX, |at| at.0);

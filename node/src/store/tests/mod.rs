@@ -52,13 +52,19 @@ fn record(cid: &str, content: &Manifest, generation: u64) -> TaskRecord {
             content_bytes: content.layout().content_bytes(),
             generation,
             accepted: None,
+            expires: None,
         },
         state: TaskState::Queued,
         imported: UnixMillis(1),
         last_used: UnixMillis(1),
         pinned: false,
-        expires: None,
     }
+}
+
+/// The record with an end.
+fn expiring(mut record: TaskRecord, at: u64) -> TaskRecord {
+    record.binding.expires = Some(UnixMillis(at));
+    record
 }
 
 fn options() -> Options {

@@ -137,9 +137,8 @@ fn only_what_still_stands_is_acknowledged() {
 fn what_expires_goes_unless_it_is_pinned() {
     let (directory, store) = fresh();
     let manifest = import(&store, "kept", b"x");
-    let expires = Some(UnixMillis(100));
-    store.put_task(TaskRecord { expires, ..record("old", &manifest, 1) }).expect("put");
-    store.put_task(TaskRecord { expires, pinned: true, ..record("pinned", &manifest, 1) }).expect("put");
+    store.put_task(expiring(record("old", &manifest, 1), 100)).expect("put");
+    store.put_task(TaskRecord { pinned: true, ..expiring(record("pinned", &manifest, 1), 100) }).expect("put");
     let before = store.syncs();
     store.touch(&name("kept").task_id(), UnixMillis(50));
     assert_eq!(store.syncs(), before, "a use costs no sync");

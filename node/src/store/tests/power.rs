@@ -151,7 +151,7 @@ impl World {
     fn expire(&mut self, store: &Store) -> Result<(), StoreError> {
         let cid = self.some_name();
         let Some(record) = store.task(&name(cid).task_id()) else { return Ok(()) };
-        store.put_task(TaskRecord { expires: Some(UnixMillis(10)), ..record })?;
+        store.put_task(expiring(record, 10))?;
         self.names.entry(cid).or_default().push(None);
         store.expire(UnixMillis(10))?;
         // Others may have been left with a moment to expire by a cut between the two calls.

@@ -54,7 +54,13 @@ fn content(byte: u8) -> ContentId {
 
 /// Content of eight pieces.
 fn binding(content: ContentId, generation: u64, accepted: Option<u64>) -> Binding {
-    Binding { content, content_bytes: 8 * MIB, generation, accepted: accepted.map(|at| UnixMillis(START + at)) }
+    Binding {
+        content,
+        content_bytes: 8 * MIB,
+        generation,
+        accepted: accepted.map(|at| UnixMillis(START + at)),
+        expires: None,
+    }
 }
 
 fn held(text: &str, binding: Binding, holding: Holding) -> Record {

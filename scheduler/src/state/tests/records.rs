@@ -244,3 +244,28 @@ fn a_name_is_free_when_the_last_holder_leaves() {
     assert_eq!(bench.stat("x"), StatAnswer::Missing(Missing { warm: true, deleted: None }));
     assert!(matches!(bench.announce(202, complete("x", binding(content(B), 1, None))), Outcome::Accepted(_)));
 }
+
+#[test]
+fn a_name_is_free_when_it_expires_although_its_holder_is_away() {
+    let ends = |at: u64| Binding { expires: Some(UnixMillis(START + at)), ..binding(content(A), 1, Some(5)) };
+    let mut bench = Bench::warm();
+    let end = bench.now().wall.0 - START + 2 * LEASE.as_millis() as u64;
+    bench.announce(200, complete("x", ends(end)));
+    bench.announce(200, complete("pinned", ends(0)));
+    bench.pass(LEASE);
+    assert_eq!(bench.found("x"), Some((vec![content(A)], 0, false)), "unavailable, not missing");
+    assert_eq!(bench.found("pinned"), None, "only its holder kept it");
+    bench.pass(LEASE);
+    assert_eq!(bench.found("x"), None);
+    let next = bench.announce(201, complete("x", binding(content(B), 1, None)));
+    assert!(matches!(next, Outcome::Accepted(_)), "{next:?}");
+}
+
+#[test]
+fn of_two_ends_the_later_stands() {
+    let ends = |at: Option<u64>| Binding { expires: at.map(UnixMillis), ..binding(content(A), 1, Some(5)) };
+    let mut bench = Bench::warm();
+    for (told, stands) in [(Some(70), Some(70)), (Some(60), Some(70)), (Some(80), Some(80)), (None, None)] {
+        assert_eq!(bench.announce(200, complete("x", ends(told))), Outcome::Accepted(ends(stands)));
+    }
+}

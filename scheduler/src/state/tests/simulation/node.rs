@@ -135,7 +135,7 @@ impl Node {
             kind => ContentId::of(&[&[kind][..], &self.number.to_be_bytes()].concat()),
         };
         let generation = self.tombstones.get(&task).map_or(1, |tombstone| tombstone.generation + 1);
-        let binding = Binding { content, content_bytes: 1, generation, accepted: None };
+        let binding = Binding { content, content_bytes: 1, generation, accepted: None, expires: None };
         self.entries.insert(task, Entry { name, binding, lost_to: None });
         self.imports.insert(task, Import { tries: 0, untold: None, told: 0, next_ms: now_ms });
         self.go_on(now_ms)
