@@ -1,6 +1,6 @@
 //! What dfmanager is configured with.
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 use damselfly_messages::config::Settings;
 use damselfly_transport::program::{
@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 
 /// The port for peers.
 const PEER_PORT: u16 = 4400;
+/// The port for hosts that join.
+const JOIN_PORT: u16 = 4402;
 /// The port for HTTP.
 const HTTP_PORT: u16 = 4401;
 
@@ -24,6 +26,10 @@ pub struct ManagerConfig {
     pub data_dir: PathBuf,
     /// Where peers reach the manager, as multiaddrs. Default `/ip4/0.0.0.0/tcp/4400`.
     pub listen: Vec<Multiaddr>,
+    /// Where new hosts join, as an address and a port. Default `0.0.0.0:4402`.
+    pub join_listen: SocketAddr,
+    /// Where join tokens say that this is, as multiaddrs. Default: this host's addresses.
+    pub join_advertise: Vec<Multiaddr>,
     /// Allows to dial loopback addresses, for several programs on one host. Default false.
     pub allow_loopback: bool,
     /// HTTP. Default `127.0.0.1:4401`.
@@ -38,6 +44,8 @@ impl Default for ManagerConfig {
         Self {
             data_dir: default_data_dir("damselfly-manager"),
             listen: vec![Multiaddr::from(any).with(libp2p::multiaddr::Protocol::Tcp(PEER_PORT))],
+            join_listen: SocketAddr::from(([0, 0, 0, 0], JOIN_PORT)),
+            join_advertise: Vec::new(),
             allow_loopback: false,
             http: HttpConfig::loopback(HTTP_PORT),
             settings: None,

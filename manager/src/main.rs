@@ -14,6 +14,8 @@ use damselfly_transport::program::{
 const SETTINGS: &[(&str, &str)] = &[
     ("data_dir", "data_dir"),
     ("listen", "listen"),
+    ("join_listen", "join_listen"),
+    ("join_advertise", "join_advertise"),
     ("http_listen", "http.listen"),
     ("insecure_http", "http.insecure_http"),
 ];
@@ -37,6 +39,12 @@ struct Arguments {
     /// Where peers reach the manager; may be given several times.
     #[arg(long, value_name = "MULTIADDR", env = "DFMANAGER_LISTEN")]
     listen: Vec<String>,
+    /// Where new hosts join.
+    #[arg(long, value_name = "ADDRESS:PORT", env = "DFMANAGER_JOIN_LISTEN")]
+    join_listen: Option<String>,
+    /// Where join tokens say that this is; may be given several times.
+    #[arg(long, value_name = "MULTIADDR", env = "DFMANAGER_JOIN_ADVERTISE")]
+    join_advertise: Vec<String>,
     /// Where HTTP is served.
     #[arg(long, value_name = "ADDRESS:PORT", env = "DFMANAGER_HTTP_LISTEN")]
     http_listen: Option<String>,

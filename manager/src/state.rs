@@ -10,7 +10,10 @@ use std::{
 };
 
 use damselfly_messages::{
-    config::{Accepted, Configuration, ConfigurationRefused, Gossip, Settings, SignedConfiguration},
+    config::{
+        Accepted, Configuration, ConfigurationRefused, Gossip, Revocation, SchedulerEntry, Settings,
+        SignedConfiguration,
+    },
     id::ClusterId,
     record::UnixMillis,
     wire::{Invalid, Wire as _},
@@ -30,6 +33,9 @@ const PUBLISH_TRIES: u32 = 5;
 /// For so long after a start changes wait for members to say that they know no newer epoch: the store may have been
 /// restored from a backup, and members would answer an epoch that is signed twice with nothing but errors.
 const MEMBERS_MAY_KNOW_MORE: Duration = Duration::from_secs(5);
+
+/// Credentials of earlier settings may hold so long.
+const LONGEST_CREDENTIAL_MS: u64 = 90 * 24 * 3_600_000;
 
 /// A handle to the manager's state.
 #[derive(Debug, Clone)]
@@ -105,6 +111,11 @@ impl State {
         self.inner.cluster
     }
 
+    /// What follows the configuration.
+    pub fn follower(&self) -> &Follower {
+        &self.inner.follower
+    }
+
     /// The manager's own identity.
     pub fn peer_id(&self) -> PeerId {
         self.inner.network.peer_id()
@@ -138,8 +149,61 @@ impl State {
         settings: Settings,
         is_expected: impl Fn(u64) -> bool + Send + 'static,
     ) -> Result<u64, ChangeError> {
+        self.change_to(move |current| Some((settings, current.revoked.clone())), is_expected).await
+    }
+
+    /// Puts a host out with the next epoch. Returns the epoch that says so.
+    ///
+    /// # Errors
+    /// [`ChangeError`]: it is still in.
+    pub async fn revoke(&self, peer: PeerId) -> Result<u64, ChangeError> {
+        let revoke = move |current: &Configuration| {
+            let now = UnixMillis::from(SystemTime::now());
+            if current.revoked.iter().any(|revoked| revoked.peer == peer) {
+                return None;
+            }
+            let mut settings = current.settings.clone();
+            settings.schedulers.retain(|scheduler| scheduler.peer_id != peer);
+            // When no credential of theirs can hold any more, they need not be named.
+            let holds = settings.credential_ms.max(LONGEST_CREDENTIAL_MS) + settings.grace_ms;
+            let mut revoked = current.revoked.clone();
+            revoked.retain(|revoked| revoked.at.0.saturating_add(holds) > now.0);
+            revoked.push(Revocation { peer, at: now });
+            Some((settings, revoked))
+        };
+        self.change_to(revoke, |_| true).await
+    }
+
+    /// Adds a scheduler to the ring unless it is there. Returns the epoch in force then.
+    ///
+    /// # Errors
+    /// [`ChangeError`]: it is not in the ring.
+    pub async fn add_scheduler(&self, entry: SchedulerEntry) -> Result<u64, ChangeError> {
+        loop {
+            let added = entry.clone();
+            let add = move |current: &Configuration| {
+                let mut settings = current.settings.clone();
+                if settings.schedulers.iter().any(|known| known.peer_id == added.peer_id) {
+                    return None;
+                }
+                settings.schedulers.push(added);
+                Some((settings, current.revoked.clone()))
+            };
+            match self.change_to(add, |_| true).await {
+                Err(ChangeError::Unsettled { retry_after }) => sleep(retry_after).await,
+                done => return done,
+            }
+        }
+    }
+
+    /// Signs what `make` makes of the configuration in force, if anything. Finishes even when the caller leaves.
+    async fn change_to(
+        &self,
+        make: impl FnOnce(&Configuration) -> Option<(Settings, Vec<Revocation>)> + Send + 'static,
+        is_expected: impl Fn(u64) -> bool + Send + 'static,
+    ) -> Result<u64, ChangeError> {
         let state = self.clone();
-        let change = tokio::spawn(async move { state.try_change(settings, is_expected).await });
+        let change = tokio::spawn(async move { state.try_change(make, is_expected).await });
         change.await.unwrap_or_else(|error| Err(ChangeError::Store(io::Error::other(error))))
     }
 
@@ -180,7 +244,11 @@ impl State {
         Ok(read.map_err(|error| ChangeError::Store(io::Error::other(error)))??)
     }
 
-    async fn try_change(&self, settings: Settings, is_expected: impl Fn(u64) -> bool) -> Result<u64, ChangeError> {
+    async fn try_change(
+        &self,
+        make: impl FnOnce(&Configuration) -> Option<(Settings, Vec<Revocation>)>,
+        is_expected: impl Fn(u64) -> bool,
+    ) -> Result<u64, ChangeError> {
         let _changing = self.inner.changing.lock().await;
         if let Some(retry_after) = self.unsettled() {
             return Err(ChangeError::Unsettled { retry_after });
@@ -189,8 +257,10 @@ impl State {
         if !is_expected(current) {
             return Err(ChangeError::Stale { current });
         }
+        let in_force = self.current().ok_or(ChangeError::Nothing)?;
+        let Some(made) = make(&in_force.configuration) else { return Ok(current) };
         let store = Arc::clone(&self.inner.store);
-        let signing = spawn_blocking(move || store.sign(current + 1, settings, UnixMillis::from(SystemTime::now())));
+        let signing = spawn_blocking(move || store.sign(current + 1, made, UnixMillis::from(SystemTime::now())));
         let signed =
             signing.await.map_err(|error| ChangeError::Store(io::Error::other(error)))?.map_err(
                 |error| match error {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use damselfly_messages::{
-    config::{Acceptance, Configuration, ConfigurationRefused, Settings, SignedConfiguration},
+    config::{Acceptance, Configuration, ConfigurationRefused, Revocation, Settings, SignedConfiguration},
     id::ClusterId,
     record::UnixMillis,
     wire::{Invalid, Wire as _},
@@ -101,6 +101,11 @@ impl Store {
         Ok(Self { root, history, newest, is_new: epoch.is_none() })
     }
 
+    /// The root key.
+    pub const fn root(&self) -> &Keypair {
+        &self.root
+    }
+
     /// The cluster that the root key founded.
     pub fn cluster(&self) -> ClusterId {
         ClusterId::of_root(&self.root.public())
@@ -144,8 +149,13 @@ impl Store {
     /// # Errors
     /// [`SignError::Invalid`] names the value and its range; [`SignError::Io`] when the epoch is taken or the disk
     /// fails. Nothing is kept then.
-    pub fn sign(&self, epoch: u64, settings: Settings, now: UnixMillis) -> Result<SignedConfiguration, SignError> {
-        let signed = sign(&self.root, epoch, settings, now)?;
+    pub fn sign(
+        &self,
+        epoch: u64,
+        (settings, revoked): (Settings, Vec<Revocation>),
+        now: UnixMillis,
+    ) -> Result<SignedConfiguration, SignError> {
+        let signed = sign(&self.root, epoch, (settings, revoked), now)?;
         self.keep(&signed)?;
         Ok(signed)
     }
@@ -179,7 +189,7 @@ fn found(founding: &Path, key: &Path, history: &Path, first: Settings, now: Unix
     let root = identity::load_or_create(founding)?;
     let path = file(history, 1);
     if !path.try_exists().map_err(|source| failed(&path, source))? {
-        let signed = sign(&root, 1, first, now)?;
+        let signed = sign(&root, 1, (first, Vec::new()), now)?;
         durable::create(&path, signed.as_bytes(), 0o600).map_err(|source| failed(&path, source))?;
     }
     read(&path, &root)?;
@@ -189,8 +199,13 @@ fn found(founding: &Path, key: &Path, history: &Path, first: Settings, now: Unix
     Ok(root)
 }
 
-fn sign(root: &Keypair, epoch: u64, settings: Settings, issued: UnixMillis) -> Result<SignedConfiguration, Invalid> {
-    Configuration { cluster: ClusterId::of_root(&root.public()), epoch, issued, settings }.sign(root)
+fn sign(
+    root: &Keypair,
+    epoch: u64,
+    (settings, revoked): (Settings, Vec<Revocation>),
+    issued: UnixMillis,
+) -> Result<SignedConfiguration, Invalid> {
+    Configuration { cluster: ClusterId::of_root(&root.public()), epoch, issued, settings, revoked }.sign(root)
 }
 
 fn file(history: &Path, epoch: u64) -> PathBuf {
@@ -243,13 +258,13 @@ mod tests {
         let data = folder.path().join("data");
         let store = open(&data).expect("founded");
         assert!(store.newest().epoch() == 1 && store.is_new());
-        let second = store.sign(2, Settings::default(), UnixMillis(2)).expect("signed");
+        let second = store.sign(2, (Settings::default(), Vec::new()), UnixMillis(2)).expect("signed");
         assert!(
-            matches!(store.sign(2, Settings::default(), UnixMillis(3)), Err(SignError::Io(_))),
+            matches!(store.sign(2, (Settings::default(), Vec::new()), UnixMillis(3)), Err(SignError::Io(_))),
             "an epoch is used once"
         );
         let wrong = Settings { replicas: 9, ..Settings::default() };
-        assert!(matches!(store.sign(3, wrong, UnixMillis(3)), Err(SignError::Invalid(_))));
+        assert!(matches!(store.sign(3, (wrong, Vec::new()), UnixMillis(3)), Err(SignError::Invalid(_))));
         let again = open(&data).expect("opened");
         assert_eq!((again.cluster(), again.newest()), (store.cluster(), &second));
         assert!(!again.is_new());

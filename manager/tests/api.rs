@@ -1,17 +1,26 @@
 //! The manager over HTTP, as `curl` sees it.
 
-use std::{fs, net::SocketAddr, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
+use std::{
+    fs,
+    net::SocketAddr,
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    time::{Duration, SystemTime},
+};
 
 use damselfly_manager::{config::ManagerConfig, server::Server};
 use damselfly_messages::{
     config::{SchedulerEntry, Settings},
     id::ClusterId,
+    membership::{self, Issuer},
 };
 use damselfly_transport::{
+    admission::Admission,
     network::{self, Network, NetworkConfig, Serves},
     program::{
         follower::{Follower, FollowerConfig, Role, topic},
         http::HttpConfig,
+        identity,
     },
 };
 use libp2p::{Multiaddr, identity::Keypair};
@@ -24,6 +33,8 @@ async fn start(data_dir: &Path) -> Server {
     let config = ManagerConfig {
         data_dir: data_dir.into(),
         listen: vec!["/ip4/127.0.0.1/tcp/0".parse().expect("an address")],
+        join_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+        join_advertise: Vec::new(),
         allow_loopback: true,
         http: HttpConfig::loopback(0),
         settings: Some(Settings { replicas: 3, ..Settings::default() }),
@@ -168,8 +179,12 @@ async fn of_changes_at_the_same_time_one_wins() {
 }
 
 /// A scheduler as the manager sees it: it keeps a configuration and tells it who asks.
-fn scheduler(key: &Keypair, listen: Multiaddr, cluster: ClusterId, stored: &Path) -> (Network, Follower) {
+fn scheduler(key: &Keypair, listen: Multiaddr, root: &Keypair, stored: &Path) -> (Network, Follower) {
+    let (cluster, day) = (ClusterId::of_root(&root.public()), Duration::from_secs(24 * 3600));
+    let issuer = Issuer::certify(root, Keypair::generate_ed25519(), SystemTime::now().into(), day).expect("certified");
+    let admission = Admission::issued(&issuer, key.public().to_peer_id(), [membership::Role::Scheduler], day);
     let (network, inbox) = network::start(NetworkConfig {
+        admission: admission.expect("issued"),
         keypair: key.clone(),
         listen: vec![listen],
         serves: Serves { config: true, ..Serves::default() },
@@ -204,8 +219,9 @@ async fn a_restored_manager_goes_on_above_what_members_know() {
     let (data, backup, stored) =
         (folder.path().join("data"), folder.path().join("backup"), folder.path().join("stored"));
     let server = start(&data).await;
-    let (cluster, key) = (server.state().cluster(), Keypair::generate_ed25519());
-    let (member, follower) = scheduler(&key, "/ip4/127.0.0.1/tcp/0".parse().expect("an address"), cluster, &stored);
+    let root = identity::load(&data.join("root.key")).expect("readable").expect("there");
+    let key = Keypair::generate_ed25519();
+    let (member, follower) = scheduler(&key, "/ip4/127.0.0.1/tcp/0".parse().expect("an address"), &root, &stored);
     let listen = member.listeners()[0].clone();
     let entry = SchedulerEntry { peer_id: member.peer_id(), addresses: vec![listen.clone()], weight: 1 };
     let settings = Settings { schedulers: vec![entry], ..Settings::default() };
@@ -234,7 +250,7 @@ async fn a_restored_manager_goes_on_above_what_members_know() {
 
     // The only one who knows comes back; its port without the peer ID.
     let listen: Multiaddr = listen.iter().filter(|part| !matches!(part, libp2p::multiaddr::Protocol::P2p(_))).collect();
-    let (_member, follower) = scheduler(&key, listen, cluster, &stored);
+    let (_member, follower) = scheduler(&key, listen, &root, &stored);
     assert_eq!(follower.epoch(), 3, "as it was stored");
     let answer = loop {
         let answer = put().await;

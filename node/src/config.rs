@@ -2,10 +2,10 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
+use damselfly_messages::membership;
 use damselfly_transport::{
     local::socket_path,
     program::{
-        cluster::ClusterConfig,
         config::{BadValue, Config, default_data_dir},
         http::HttpConfig,
     },
@@ -34,7 +34,7 @@ pub struct NodeConfig {
     pub listen: Vec<Multiaddr>,
     /// What others are told to dial instead of what they see. Default none.
     pub advertise: Vec<Multiaddr>,
-    /// What the host is for. Default `node`.
+    /// What the host is for; its join token must grant that. Default `node`.
     pub role: Role,
     /// Most bytes sent to peers per second, such as `50MiB/s`. Default no limit.
     pub upload_rate_limit: Option<Rate>,
@@ -44,8 +44,6 @@ pub struct NodeConfig {
     pub free_space_floor_bytes: u64,
     /// Allows to dial loopback addresses, for several programs on one host. Default false.
     pub allow_loopback: bool,
-    /// The cluster. Default none.
-    pub cluster: ClusterConfig,
     /// HTTP. Default `127.0.0.1:4501`.
     pub http: HttpConfig,
     /// Where the host is: `host`, `rack`, `zone`, `region`, and whatever else others should know. Default none.
@@ -63,6 +61,15 @@ pub enum Role {
     Seed,
 }
 
+impl From<Role> for membership::Role {
+    fn from(role: Role) -> Self {
+        match role {
+            Role::Node => Self::Node,
+            Role::Seed => Self::Seed,
+        }
+    }
+}
+
 impl Default for NodeConfig {
     fn default() -> Self {
         let any = Protocol::Ip4(std::net::Ipv4Addr::UNSPECIFIED);
@@ -76,7 +83,6 @@ impl Default for NodeConfig {
             download_rate_limit: None,
             free_space_floor_bytes: crate::store::Options::default().free_space_floor,
             allow_loopback: false,
-            cluster: ClusterConfig::default(),
             http: HttpConfig::loopback(HTTP_PORT),
             tags: BTreeMap::new(),
         }
@@ -85,11 +91,8 @@ impl Default for NodeConfig {
 
 impl Config for NodeConfig {
     fn check(&self) -> Result<(), BadValue> {
-        if self.cluster.id.is_some() && self.listen.is_empty() {
+        if self.listen.is_empty() {
             return Err(BadValue::new("listen", "must have at least one address"));
-        }
-        if self.cluster.id.is_none() && !self.cluster.bootstrap.is_empty() {
-            return Err(BadValue::new("cluster.id", "must be set when cluster.bootstrap is"));
         }
         let too_long = |text: &String| text.len() > damselfly_messages::scheduler::TAG_TEXT_MAX;
         if self.tags.len() > damselfly_messages::scheduler::TAGS_MAX

@@ -3,13 +3,16 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use damselfly_messages::membership::JoinToken;
 use damselfly_transport::{
+    admission::Admission,
     local::{self, LocalServer},
     network::{self, ConnectionLimits, NetworkConfig, Serves},
     program::{
         follower::{self, Follower, FollowerConfig},
         http::{HttpServer, Monitoring, monitoring},
         identity::{self, KEY_FILE},
+        membership::{CONFIGURATION_FILE, Ended, Joining, Keeper, Membership},
         metrics as program_metrics,
     },
 };
@@ -35,8 +38,6 @@ use crate::{
     upload::Uploads,
 };
 
-/// The newest configuration that was accepted.
-const CONFIGURATION_FILE: &str = "configuration.signed";
 /// Calls at a time on one connection; more wait on the client's side. Clients begin with 100 before they are told.
 const CALLS_PER_CONNECTION: u32 = 128;
 /// How often the store's size is looked at.
@@ -50,6 +51,7 @@ pub struct Daemon {
     store: Store,
     rpc: tokio::task::JoinHandle<()>,
     tasks: tokio::task::JoinSet<()>,
+    keeper: tokio::task::JoinSet<Ended>,
 }
 
 impl Daemon {
@@ -57,7 +59,7 @@ impl Daemon {
     ///
     /// # Errors
     /// What a person has to put right first.
-    pub async fn start(config: NodeConfig) -> anyhow::Result<Self> {
+    pub async fn start(config: NodeConfig, token: Option<JoinToken>) -> anyhow::Result<Self> {
         identity::prepare_data_dir(&config.data_dir)?;
         let keypair = identity::load_or_create(&config.data_dir.join(KEY_FILE))?;
         let store = open_store(&config).await?;
@@ -66,23 +68,33 @@ impl Daemon {
         let mut registry = program_metrics::registry();
         metrics.register(&mut registry);
 
-        let cluster = config.cluster.id;
-        let member = cluster.is_some();
+        let addresses = if config.advertise.is_empty() { &config.listen } else { &config.advertise };
+        let joining = Joining {
+            data_dir: &config.data_dir,
+            keypair: &keypair,
+            token: token.as_ref(),
+            role: config.role.into(),
+            addresses,
+        };
+        let membership = Membership::enter(&joining).await?;
+        let member = membership.is_some();
+        let admission = membership.as_ref().map_or_else(|| Ok(Admission::closed()), Membership::admission)?;
         let (network, inbox) = network::start(NetworkConfig {
-            keypair,
+            admission,
+            keypair: keypair.clone(),
             listen: if member { config.listen.clone() } else { Vec::new() },
             serves: Serves { scheduler: false, notify: member, config: member, piece: member, have: member },
-            topic: cluster.as_ref().map(follower::topic),
+            topic: membership.as_ref().map(|membership| follower::topic(&membership.cluster)),
             limits: ConnectionLimits::default(),
             dial_loopback: config.allow_loopback,
         })
         .context("cannot start the network")?;
-        let follower = match cluster {
-            Some(cluster) => {
+        let follower = match &membership {
+            Some(membership) => {
                 let follow = FollowerConfig {
-                    cluster,
+                    cluster: membership.cluster,
                     role: follower::Role::Node,
-                    bootstrap: config.cluster.bootstrap.clone(),
+                    bootstrap: Vec::new(),
                     stored: Some(config.data_dir.join(CONFIGURATION_FILE)),
                 };
                 let follower = Follower::start(follow, network.clone(), inbox.gossip, inbox.config)?;
@@ -132,6 +144,12 @@ impl Daemon {
             tasks.spawn(notified.run(inbox.notify));
         }
 
+        let mut keeper = tokio::task::JoinSet::new();
+        if let (Some(membership), Some(follower)) = (membership, &follower) {
+            let (data_dir, addresses) = (config.data_dir.clone(), addresses.clone());
+            let (network, follower) = (network.clone(), follower.clone());
+            keeper.spawn(Keeper { membership, data_dir, keypair, addresses, network, follower }.run());
+        }
         let http = start_http(&config, registry, follower.clone(), announcer.clone()).await?;
         let rpc = Rpc {
             descriptors: local.descriptors(),
@@ -153,7 +171,19 @@ impl Daemon {
         let stop = CancellationToken::new();
         let rpc = tokio::spawn(serve_rpc(local, rpc, stop.clone()));
         tracing::info!(peer_id = %network.peer_id(), socket = %config.socket.display(), http = %http.address(), "dfdaemon is up");
-        Ok(Self { http, network, stop, store, rpc, tasks })
+        Ok(Self { http, network, stop, store, rpc, tasks, keeper })
+    }
+
+    /// Returns when the host is no member of its cluster any more; never when it is of none.
+    pub async fn ended(&mut self) -> Ended {
+        loop {
+            match self.keeper.join_next().await {
+                Some(Ok(ended)) => return ended,
+                // Only a defect; the credential is not renewed any more.
+                Some(Err(error)) => tracing::error!(%error, "the membership is not kept"),
+                None => std::future::pending().await,
+            }
+        }
     }
 
     /// Ends everything; returns when it has ended.

@@ -41,7 +41,7 @@ impl IntoFailure for Unanswered {
             // What is not here is nowhere then: there is nobody else to ask.
             Self::NoCluster => {
                 return not_found("there is no local copy, and this host is not a member of a cluster").with_hint(
-                    "to find what others hold, set cluster.id and cluster.bootstrap in the daemon's configuration",
+                    "to find what others hold, start the daemon once with --join and a token of the manager",
                 );
             }
             Self::NoScheduler(_) => "see which schedulers are reachable with dfcache health",

@@ -51,7 +51,7 @@ pub fn health(follower: Option<&Follower>, announcer: &Announcer) -> Health {
     };
     let Some(accepted) = follower.current() else {
         let message = "no configuration of the cluster is known yet".to_owned();
-        let hint = "check that a manager or scheduler in cluster.bootstrap runs and can be reached";
+        let hint = "check that a scheduler of the cluster runs and can be reached";
         return Health { problems: vec![Problem { code: "no_configuration", message, hint }], ..Health::default() };
     };
     let views = announcer.views();
@@ -83,7 +83,7 @@ fn not_a_member() -> Problem {
     Problem {
         code: "not_a_member",
         message: "this host is not a member of a cluster: only local import and export work".to_owned(),
-        hint: "to join others, set cluster.id and cluster.bootstrap in the daemon's configuration (dfdaemon --join TOKEN is not built yet)",
+        hint: "to join others, start the daemon once with --join and a token of the manager: dfdaemon --join TOKEN",
     }
 }
 

@@ -5,10 +5,10 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::Parser;
 use damselfly_node::{config::NodeConfig, daemon::Daemon};
 use damselfly_transport::program::{
-    cluster::JOIN_REFUSED,
     config::{self, Override},
     lifecycle::{self, Signals},
     logging::{self, LogFormat},
+    membership::read_token,
 };
 
 /// glibc gives every large buffer back to the kernel and gets it anew, which halves the speed of a transfer.
@@ -62,8 +62,8 @@ struct Arguments {
     /// Most bytes received from peers per second.
     #[arg(long, value_name = "SIZE/s", env = "DFDAEMON_DOWNLOAD_RATE_LIMIT")]
     download_rate_limit: Option<String>,
-    /// Join token of a manager: not built yet, and refused.
-    #[arg(long, value_name = "TOKEN")]
+    /// Joins the cluster of this token, once: afterwards the host remembers. `@FILE` reads the token from a file.
+    #[arg(long, value_name = "TOKEN", env = "DFDAEMON_JOIN", hide_env_values = true)]
     join: Option<String>,
     /// Where HTTP is served.
     #[arg(long, value_name = "ADDRESS:PORT", env = "DFDAEMON_HTTP_LISTEN")]
@@ -85,9 +85,10 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments, overrides: Vec<Override>) -> anyhow::Result<ExitCode> {
-    if arguments.join.is_some() {
-        return Ok(unusable(&JOIN_REFUSED));
-    }
+    let token = match arguments.join.as_deref().map(read_token).transpose() {
+        Ok(token) => token,
+        Err(reason) => return Ok(unusable(&reason)),
+    };
     let loaded = match config::load::<NodeConfig>(arguments.config.as_deref(), &overrides) {
         Ok(loaded) => loaded,
         Err(error) => return Ok(unusable(&error)),
@@ -101,12 +102,17 @@ fn run(arguments: Arguments, overrides: Vec<Override>) -> anyhow::Result<ExitCod
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let ended = runtime.block_on(async {
         let mut signals = Signals::catch()?;
-        let daemon = Daemon::start(loaded.config).await?;
+        let mut daemon = Daemon::start(loaded.config, token).await?;
         lifecycle::ready();
-        let signal = signals.recv().await;
-        tracing::info!(signal, "the daemon ends");
+        let ended = tokio::select! {
+            signal = signals.recv() => {
+                tracing::info!(signal, "the daemon ends");
+                Ok(ExitCode::SUCCESS)
+            }
+            ended = daemon.ended() => Err(ended.into()),
+        };
         lifecycle::shut_down(daemon.stop()).await;
-        Ok(ExitCode::SUCCESS)
+        ended
     });
     // A thread that waits for a pipe must not keep the daemon.
     runtime.shutdown_background();

@@ -12,6 +12,7 @@ use damselfly_messages::{
     name::Name,
     record::{Binding, UnixMillis},
 };
+use damselfly_transport::admission::Admission;
 use damselfly_transport::network::{self, ConnectionLimits, Network, NetworkConfig, Serves};
 use libp2p::identity::Keypair;
 
@@ -79,6 +80,7 @@ pub fn import(store: &Store, cid: &str, bytes: &[u8]) -> Manifest {
 
 fn network() -> Network {
     let started = network::start(NetworkConfig {
+        admission: Admission::closed(),
         keypair: Keypair::generate_ed25519(),
         listen: Vec::new(),
         serves: Serves::default(),

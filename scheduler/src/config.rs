@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use damselfly_transport::program::{
-    cluster::ClusterConfig,
     config::{BadValue, Config, default_data_dir},
     http::HttpConfig,
     identity::KEY_FILE,
+    membership::CONFIGURATION_FILE,
 };
 use libp2p::Multiaddr;
 use serde::{Deserialize, Serialize};
@@ -17,6 +17,8 @@ use serde::{Deserialize, Serialize};
 pub struct SchedulerConfig {
     /// Where to listen for members, as multiaddrs. Default `/ip4/0.0.0.0/tcp/4600`.
     pub listen: Vec<Multiaddr>,
+    /// Where others reach it, instead of what the manager sees and `listen` says. Default none.
+    pub advertise: Vec<Multiaddr>,
     /// Directory for the key and the newest signed configuration; everything else is in memory. Default
     /// `/var/lib/damselfly-scheduler` for root, else `$XDG_DATA_HOME/damselfly-scheduler`.
     pub data_dir: PathBuf,
@@ -26,8 +28,6 @@ pub struct SchedulerConfig {
     pub allow_loopback: bool,
     /// Connections at once. Default 20,480; the limit of open files may lower it.
     pub connections: u32,
-    /// Which cluster, and whom to ask first for its configuration.
-    pub cluster: ClusterConfig,
     /// Metrics and health. Default `127.0.0.1:4601`.
     pub http: HttpConfig,
 }
@@ -40,11 +40,11 @@ impl Default for SchedulerConfig {
                     .with(std::net::Ipv4Addr::UNSPECIFIED.into())
                     .with(libp2p::multiaddr::Protocol::Tcp(4600)),
             ],
+            advertise: Vec::new(),
             data_dir: default_data_dir("damselfly-scheduler"),
             identity_file: None,
             allow_loopback: false,
             connections: 20_480,
-            cluster: ClusterConfig::default(),
             http: HttpConfig::loopback(4601),
         }
     }
@@ -70,7 +70,7 @@ impl SchedulerConfig {
 
     /// Where the newest signed configuration is kept.
     pub fn stored_configuration(&self) -> PathBuf {
-        self.data_dir.join("configuration.signed")
+        self.data_dir.join(CONFIGURATION_FILE)
     }
 }
 
@@ -83,11 +83,11 @@ mod tests {
     #[test]
     fn a_file_is_read_and_what_it_cannot_say_is_refused() {
         let table = [
-            ("allow_loopback = true\n[cluster]\nbootstrap = []\n[http]\nlisten = '127.0.0.1:0'", true, "a testnet"),
+            ("allow_loopback = true\n[http]\nlisten = '127.0.0.1:0'", true, "a testnet"),
             ("listens = []", false, "an unknown key"),
             ("listen = []", false, "nowhere to listen"),
             ("connections = 1", false, "too few"),
-            ("[cluster]\nid = 'x'", false, "no cluster ID"),
+            ("[cluster]", false, "what a token says"),
         ];
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("dfscheduler.toml");

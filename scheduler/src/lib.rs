@@ -4,7 +4,6 @@
 //! - `service` is the shell around it that talks to the network
 //! - [`config`] and [`program`] make a program of it
 
-mod addresses;
 pub mod config;
 mod metrics;
 mod notifier;

@@ -4,15 +4,16 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
 use clap::Parser;
+use damselfly_messages::membership::JoinToken;
 use damselfly_scheduler::{
     config::SchedulerConfig,
     program::{NO_CLUSTER, Scheduler},
 };
 use damselfly_transport::program::{
-    cluster::JOIN_REFUSED,
     config::{self, Override},
     lifecycle::{self, Signals},
     logging::{self, LogFormat},
+    membership::{has_joined, read_token},
 };
 
 /// Owns a part of the hash ring: who holds which task, and which parents a host should fetch from.
@@ -31,20 +32,17 @@ struct Arguments {
     /// Address to listen on, as a multiaddr; may be repeated
     #[arg(long, value_name = "MULTIADDR", env = "DFSCHEDULER_LISTEN", value_delimiter = ',')]
     listen: Vec<String>,
+    /// Address at which others reach it, if not the one that the manager sees; may be repeated
+    #[arg(long, value_name = "MULTIADDR", env = "DFSCHEDULER_ADVERTISE", value_delimiter = ',')]
+    advertise: Vec<String>,
     /// Directory for the key and the newest signed configuration
     #[arg(long, value_name = "DIR", env = "DFSCHEDULER_DATA_DIR")]
     data_dir: Option<PathBuf>,
     /// Allow hosts at loopback addresses: only for tests and testnets
     #[arg(long)]
     allow_loopback: bool,
-    /// The cluster's ID
-    #[arg(long, value_name = "ID", env = "DFSCHEDULER_CLUSTER")]
-    cluster: Option<String>,
-    /// Member to ask first for the configuration, ending with /p2p/ and its peer ID; may be repeated
-    #[arg(long, value_name = "MULTIADDR", env = "DFSCHEDULER_BOOTSTRAP", value_delimiter = ',')]
-    bootstrap: Vec<String>,
-    /// Join token of a manager: not built yet, and refused
-    #[arg(long, value_name = "TOKEN")]
+    /// Joins the cluster of this token, once: afterwards it is remembered; @FILE reads the token from a file
+    #[arg(long, value_name = "TOKEN", env = "DFSCHEDULER_JOIN", hide_env_values = true)]
     join: Option<String>,
     /// Address for metrics and health
     #[arg(long, value_name = "ADDRESS:PORT", env = "DFSCHEDULER_HTTP_LISTEN")]
@@ -57,10 +55,9 @@ struct Arguments {
 /// Arguments that are settings.
 const SETTINGS: &[(&str, &str)] = &[
     ("listen", "listen"),
+    ("advertise", "advertise"),
     ("data_dir", "data_dir"),
     ("allow_loopback", "allow_loopback"),
-    ("cluster", "cluster.id"),
-    ("bootstrap", "cluster.bootstrap"),
     ("http_listen", "http.listen"),
     ("insecure_http", "http.insecure_http"),
 ];
@@ -80,9 +77,10 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments, overrides: &[Override]) -> anyhow::Result<ExitCode> {
-    if arguments.join.is_some() {
-        return Ok(unusable(&JOIN_REFUSED));
-    }
+    let token = match arguments.join.as_deref().map(read_token).transpose() {
+        Ok(token) => token,
+        Err(reason) => return Ok(unusable(&reason)),
+    };
     let loaded = match config::load::<SchedulerConfig>(arguments.config.as_deref(), overrides) {
         Ok(loaded) => loaded,
         Err(error) => return Ok(unusable(&error)),
@@ -91,13 +89,13 @@ fn run(arguments: &Arguments, overrides: &[Override]) -> anyhow::Result<ExitCode
         print!("{}", loaded.print());
         return Ok(ExitCode::SUCCESS);
     }
-    if loaded.config.cluster.id.is_none() {
+    if token.is_none() && !has_joined(&loaded.config.data_dir) {
         return Ok(unusable(&NO_CLUSTER));
     }
     logging::init(arguments.log_format);
     let mut config = loaded.config;
     config.connections = config.connections.min(connections_max());
-    tokio::runtime::Runtime::new().context("no runtime")?.block_on(serve(config))
+    tokio::runtime::Runtime::new().context("no runtime")?.block_on(serve(config, token))
 }
 
 /// The program cannot be started as it is told.
@@ -106,9 +104,9 @@ fn unusable(reason: &dyn std::fmt::Display) -> ExitCode {
     ExitCode::from(config::EXIT_CODE)
 }
 
-async fn serve(config: SchedulerConfig) -> anyhow::Result<ExitCode> {
+async fn serve(config: SchedulerConfig, token: Option<JoinToken>) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::catch().context("signals cannot be caught")?;
-    let mut scheduler = Scheduler::start(config).await?;
+    let mut scheduler = Scheduler::start(config, token).await?;
     lifecycle::ready();
     let failed = tokio::select! {
         signal = signals.recv() => {

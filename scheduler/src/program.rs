@@ -3,14 +3,18 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
+use damselfly_messages::membership::{self, JoinToken};
 use damselfly_transport::{
     dialing::DialPolicy,
     network::{self, ConnectionLimits, Network, NetworkConfig, Serves},
     program::{
         follower::{self, Follower, FollowerConfig, Role},
         http::{HttpServer, Monitoring, monitoring},
-        identity, metrics as program_metrics,
+        identity,
+        membership::{Joining, Keeper, Membership},
+        metrics as program_metrics,
     },
+    reason::chain,
 };
 use prometheus_client::registry::Registry;
 use tokio::{task::JoinSet, time::timeout};
@@ -24,7 +28,7 @@ use crate::{
 
 /// Why a scheduler does not start that belongs nowhere.
 pub const NO_CLUSTER: &str =
-    "no cluster: set cluster.id and cluster.bootstrap in the configuration, or with --cluster and --bootstrap";
+    "this scheduler belongs to no cluster: start it once with --join and a token of the manager";
 
 /// Requests that wait for the state; above it the answer is busy.
 const INBOX: usize = 1024;
@@ -45,13 +49,18 @@ impl Scheduler {
     ///
     /// # Errors
     /// The reason, for a person; what was started ends.
-    pub async fn start(config: SchedulerConfig) -> anyhow::Result<Self> {
-        let cluster = config.cluster.id.context(NO_CLUSTER)?;
+    pub async fn start(config: SchedulerConfig, token: Option<JoinToken>) -> anyhow::Result<Self> {
         identity::prepare_data_dir(&config.data_dir)?;
         let keypair = identity::load_or_create(&config.key_file())?;
+        let addresses = if config.advertise.is_empty() { &config.listen } else { &config.advertise };
+        let (data_dir, role) = (config.data_dir.as_path(), membership::Role::Scheduler);
+        let joining = Joining { data_dir, keypair: &keypair, token: token.as_ref(), role, addresses };
+        let membership = Membership::enter(&joining).await?.context(NO_CLUSTER)?;
+        let cluster = membership.cluster;
         let limits = ConnectionLimits { connections: config.connections, inbox: INBOX, ..ConnectionLimits::default() };
         let (network, inbox) = network::start(NetworkConfig {
-            keypair,
+            admission: membership.admission()?,
+            keypair: keypair.clone(),
             listen: config.listen.clone(),
             serves: Serves { scheduler: true, config: true, ..Serves::default() },
             topic: Some(follower::topic(&cluster)),
@@ -62,7 +71,7 @@ impl Scheduler {
             cluster,
             role: Role::Scheduler,
             stored: Some(config.stored_configuration()),
-            bootstrap: config.cluster.bootstrap,
+            bootstrap: Vec::new(),
         };
         let follower = Follower::start(follower_config, network.clone(), inbox.gossip, inbox.config)
             .context("the stored configuration cannot be used")?;
@@ -72,9 +81,16 @@ impl Scheduler {
         let http = HttpServer::start(&config.http, monitoring(ready(registry, &network, &follower))).await?;
         let policy = if config.allow_loopback { DialPolicy::Local } else { DialPolicy::Routable };
         let state = State::new(network.peer_id(), Limits::default(), rand::random());
-        let service = Service::new(state, network.clone(), follower, policy, metrics);
+        let service = Service::new(state, network.clone(), follower.clone(), policy, metrics);
         let mut running = JoinSet::new();
         running.spawn(service.run(inbox.scheduler, inbox.peers));
+        let (addresses, network_of_keeper) = (addresses.clone(), network.clone());
+        let data_dir = config.data_dir.clone();
+        let keeper = Keeper { membership, data_dir, keypair, addresses, network: network_of_keeper, follower };
+        running.spawn(async move {
+            let ended = keeper.run().await;
+            tracing::error!(reason = chain(&ended), "the scheduler ends");
+        });
         tracing::info!(peer = %network.peer_id(), listen = ?network.listeners(), http = %http.address(), "scheduler started");
         Ok(Self { network, http, service: running })
     }
@@ -89,7 +105,7 @@ impl Scheduler {
         self.http.address()
     }
 
-    /// Returns when the service has ended by itself, which is a failure.
+    /// Returns when the service or the membership has ended by itself, which is a failure.
     pub async fn ended(&mut self) {
         if let Some(Err(error)) = self.service.join_next().await {
             tracing::error!(%error, "the service has failed");
@@ -112,7 +128,7 @@ fn ready(registry: Registry, network: &Network, follower: &Follower) -> Monitori
             missing.push("not listening".to_owned());
         }
         if configuration.borrow().is_none() {
-            missing.push("no configuration of the cluster yet: no bootstrap member has answered with one".to_owned());
+            missing.push("no configuration of the cluster yet: no member has answered with one".to_owned());
         }
         if missing.is_empty() { Ok(()) } else { Err(missing) }
     })

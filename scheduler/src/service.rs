@@ -12,6 +12,7 @@ use damselfly_messages::{
     scheduler::{Request, RequestBody},
 };
 use damselfly_transport::{
+    addresses::reachable,
     dialing::DialPolicy,
     network::{Network, PeerEvent},
     program::follower::Follower,
@@ -25,7 +26,6 @@ use tokio::{
 };
 
 use crate::{
-    addresses,
     metrics::{self, Metrics},
     notifier::Notifier,
     state::{Action, AskId, Event, Now, Reply, State, TICK},
@@ -133,7 +133,7 @@ impl Service {
         if let RequestBody::AnnounceHost(host) = body {
             let observed = self.network.remote_address(&peer);
             let announced = std::mem::take(&mut host.addresses);
-            host.addresses = addresses::reachable(announced, observed.as_ref(), self.policy);
+            host.addresses = reachable(announced, observed.as_ref(), self.policy);
         }
     }
 

@@ -1,10 +1,14 @@
 //! The scheduler as a program, asked by a host over loopback.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    time::{Duration, SystemTime},
+};
 
 use damselfly_messages::{
     config::{Configuration, SchedulerEntry, Settings},
     id::{ClusterId, ContentId},
+    membership::{self, Issuer},
     name::Name,
     notify,
     record::{Announcement, Binding, Holding, Record, UnixMillis},
@@ -15,13 +19,9 @@ use damselfly_messages::{
 };
 use damselfly_scheduler::{config::SchedulerConfig, program::Scheduler};
 use damselfly_transport::{
+    admission::Admission,
     network::{Inbox, Network, NetworkConfig, Serves, start},
-    program::{
-        cluster::PeerAddress,
-        follower::{Follower, FollowerConfig, Role, topic},
-        http::HttpConfig,
-        identity,
-    },
+    program::{follower::topic, http::HttpConfig, identity, membership::Membership},
     protocol::SchedulerProtocol,
 };
 use libp2p::{Multiaddr, identity::Keypair};
@@ -41,9 +41,18 @@ fn loopback() -> Multiaddr {
     "/ip4/127.0.0.1/tcp/0".parse().expect("an address")
 }
 
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+fn issuer() -> Issuer {
+    Issuer::certify(&root(), Keypair::generate_ed25519(), SystemTime::now().into(), DAY).expect("certified")
+}
+
 fn member(serves: Serves) -> (Network, Inbox) {
+    let keypair = Keypair::generate_ed25519();
     start(NetworkConfig {
-        keypair: Keypair::generate_ed25519(),
+        admission: Admission::issued(&issuer(), keypair.public().to_peer_id(), membership::Role::ALL, DAY)
+            .expect("issued"),
+        keypair,
         listen: vec![loopback()],
         serves,
         topic: Some(topic(&ClusterId::of_root(&root().public()))),
@@ -95,29 +104,24 @@ async fn metrics(address: SocketAddr) -> String {
 async fn a_host_announces_another_finds_and_deletes() {
     let folder = tempfile::tempdir().expect("a folder");
     let cluster = ClusterId::of_root(&root().public());
-    let (manager, inbox) = member(Serves { config: true, ..Serves::default() });
-    let follow = FollowerConfig { cluster, role: Role::Manager, bootstrap: Vec::new(), stored: None };
-    let follower = Follower::start(follow, manager.clone(), inbox.gossip, inbox.config).expect("started");
-
-    let mut config = SchedulerConfig {
+    let config = SchedulerConfig {
         listen: vec![loopback()],
         data_dir: folder.path().join("data"),
         allow_loopback: true,
         http: HttpConfig::loopback(0),
         ..SchedulerConfig::default()
     };
-    config.cluster.id = Some(cluster);
-    config.cluster.bootstrap =
-        vec![PeerAddress::new(manager.peer_id(), manager.listeners()[0].clone()).expect("an address")];
     identity::prepare_data_dir(&config.data_dir).expect("made");
     let key = identity::load_or_create(&config.key_file()).expect("made");
     let entry = SchedulerEntry { peer_id: key.public().to_peer_id(), addresses: vec![loopback()], weight: 1 };
     let settings = Settings { schedulers: vec![entry], heartbeat_ms: 100, lease_ms: 5_000, ..Settings::default() };
-    let configuration = Configuration { cluster, epoch: 1, issued: UnixMillis(1), settings };
+    let configuration = Configuration { cluster, epoch: 1, issued: UnixMillis(1), settings, revoked: Vec::new() };
     let signed = configuration.sign(&root()).expect("signed");
-    follower.offer(signed.as_bytes(), manager.peer_id()).await.expect("accepted");
+    let granted = (membership::Roles::just(membership::Role::Scheduler), &membership::Tags::new());
+    let issued = issuer().issue(key.public().to_peer_id(), granted, 1, (SystemTime::now().into(), DAY));
+    Membership::remember(&config.data_dir, (cluster, &[]), &issued.expect("issued").0, &signed).expect("remembered");
 
-    let scheduler = Scheduler::start(config).await.expect("started");
+    let scheduler = Scheduler::start(config, None).await.expect("started");
     let network = scheduler.network();
     let (holder, mut heard) = member(Serves { notify: true, ..Serves::default() });
     let (asker, _inbox) = member(Serves::default());
@@ -166,7 +170,7 @@ async fn a_host_announces_another_finds_and_deletes() {
     drops.abort();
 
     let metrics = metrics(scheduler.http_address()).await;
-    for name in ["damselfly_build_info", "damselfly_connected_peers 3", "damselfly_configuration_epoch 1"] {
+    for name in ["damselfly_build_info", "damselfly_connected_peers 2", "damselfly_configuration_epoch 1"] {
         assert!(metrics.contains(name), "{name}, which every program has, is not in {metrics}");
     }
 

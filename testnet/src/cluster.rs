@@ -20,7 +20,7 @@ use crate::{
     programs::Programs,
     ready,
 };
-use members::Member;
+use members::{Member, Tokens};
 
 /// How large a cluster is, and how it runs.
 #[derive(Debug, Clone)]
@@ -85,9 +85,9 @@ impl Cluster {
         let (manager, child) = members::start_manager(layout, programs, schedulers, options.detached).await?;
         children.push(child);
         let mut file = ClusterFile { cluster_id: manager.1, manager: manager.0, schedulers: vec![], nodes: vec![] };
-        let bootstrap = members::bootstrap(&file, &plan);
+        let tokens = Tokens::make(&file.manager, plan.len().max(1)).await?;
         for member in &plan {
-            children.push(member.start(layout, programs, &bootstrap, &mut file, options.detached)?);
+            children.push(member.start(layout, programs, &tokens, &mut file, options.detached)?);
         }
         layout.write(&file)?;
         ready::cluster(layout, &file, programs, 1).await?;
@@ -243,10 +243,10 @@ pub async fn add_scheduler(dir: &Path) -> anyhow::Result<()> {
     let detached = guarded(&layout)?;
     let name = free_name("scheduler", &file);
     let member = Member::scheduler(&layout, name)?;
-    let bootstrap = members::bootstrap(&file, &[]);
-    member.start(&layout, &programs, &bootstrap, &mut file, detached)?;
+    let tokens = Tokens::make(&file.manager, 1).await?;
+    member.start(&layout, &programs, &tokens, &mut file, detached)?;
     let entry = member.ring_entry().context("no scheduler")?;
-    let epoch = change::settings(&file.manager, |settings| settings.schedulers.push(entry.clone())).await?;
+    let epoch = change::in_ring(&file.manager, entry.peer_id).await?;
     layout.write(&file)?;
     ready::cluster(&layout, &file, &programs, epoch).await?;
     if let Some(added) = file.schedulers.last() {
@@ -266,8 +266,8 @@ pub async fn add_node(dir: &Path, is_seed: bool, upload_rate_limit: Option<Strin
     let detached = guarded(&layout)?;
     let role = if is_seed { "seed" } else { "node" };
     let member = Member::node(&layout, free_name(role, &file), role, upload_rate_limit, None)?;
-    let bootstrap = members::bootstrap(&file, &[]);
-    member.start(&layout, &programs, &bootstrap, &mut file, detached)?;
+    let tokens = Tokens::make(&file.manager, 1).await?;
+    member.start(&layout, &programs, &tokens, &mut file, detached)?;
     layout.write(&file)?;
     ready::cluster(&layout, &file, &programs, epoch).await?;
     if let Some(added) = file.nodes.last() {

@@ -24,14 +24,7 @@ pub(crate) struct Daemon {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) advertise: Vec<String>,
     pub(crate) allow_loopback: bool,
-    pub(crate) cluster: Cluster,
     pub(crate) http: Http,
-}
-
-#[derive(Debug, Serialize)]
-pub(crate) struct Cluster {
-    pub(crate) id: String,
-    pub(crate) bootstrap: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -44,6 +37,7 @@ pub(crate) struct Http {
 pub(crate) struct Manager {
     pub(crate) data_dir: PathBuf,
     pub(crate) listen: Vec<String>,
+    pub(crate) join_listen: String,
     pub(crate) allow_loopback: bool,
     pub(crate) http: Http,
     pub(crate) settings: Settings,

@@ -59,14 +59,20 @@ impl Become {
     }
 }
 
-/// Starts `program --config config` with its log in `log`. `detached`: it outlives this process.
+/// Starts `program --config config` with its log in `log` and these environment variables. `detached`: it outlives this process.
 ///
 /// Must be called on the main thread: the kernel takes the end of the calling thread for that of the parent.
-pub(crate) fn start(program: &Path, config: &Path, log: &Path, detached: bool) -> anyhow::Result<Child> {
+pub(crate) fn start(
+    program: &Path,
+    config: &Path,
+    log: &Path,
+    variables: &[(String, String)],
+    detached: bool,
+) -> anyhow::Result<Child> {
     let log = OpenOptions::new().create(true).append(true).open(log)?;
     let mut command = become_command(detached)?;
     command.arg(program).arg("--config").arg(config);
-    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    command.envs(variables.iter().cloned()).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     command.spawn().with_context(|| format!("cannot start {}", program.display()))
 }
 

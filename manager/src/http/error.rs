@@ -1,6 +1,6 @@
 //! Errors as `application/problem+json`.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum::{
     Json,
@@ -51,10 +51,16 @@ impl Problem {
         Self::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
     }
 
-    fn internal(error: &dyn std::error::Error) -> Self {
+    pub(super) fn internal(error: &dyn std::error::Error) -> Self {
         tracing::error!(%error, source = error.source().map(tracing::field::display), "request failed");
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", error.to_string())
     }
+}
+
+/// A moment as the API shows it.
+pub(super) fn rfc3339(unix_ms: u64) -> String {
+    let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(unix_ms));
+    humantime::format_rfc3339_millis(time.unwrap_or(SystemTime::UNIX_EPOCH)).to_string()
 }
 
 impl From<Invalid> for Problem {

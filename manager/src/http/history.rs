@@ -1,7 +1,5 @@
 //! `/api/v1/config/history` and `/api/v1/config/rollback`: what was in force before.
 
-use std::time::{Duration, SystemTime};
-
 use axum::{
     Json,
     body::Bytes,
@@ -12,11 +10,11 @@ use axum::{
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use damselfly_messages::config::{Configuration, Settings};
+use damselfly_messages::config::Settings;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Problem, config};
+use super::{Problem, config, error::rfc3339};
 use crate::state::{Past, State};
 
 const LIMIT_DEFAULT: usize = 50;
@@ -73,7 +71,7 @@ fn describe((epoch, configuration): &Past, older: Option<&Past>) -> Entry {
     match configuration {
         Ok(configuration) => Entry {
             epoch: *epoch,
-            issued: Some(rfc3339(configuration)),
+            issued: Some(rfc3339(configuration.issued.0)),
             settings: Some(configuration.settings.clone()),
             changed: older
                 .and_then(|(_, older)| older.as_ref().ok())
@@ -85,11 +83,6 @@ fn describe((epoch, configuration): &Past, older: Option<&Past>) -> Entry {
             Entry { epoch: *epoch, issued: None, settings: None, changed: Vec::new(), damaged }
         }
     }
-}
-
-fn rfc3339(configuration: &Configuration) -> String {
-    let issued = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(configuration.issued.0));
-    humantime::format_rfc3339_millis(issued.unwrap_or(SystemTime::UNIX_EPOCH)).to_string()
 }
 
 /// The names of the settings that are not the same.

@@ -215,7 +215,7 @@ mod tests {
         let entry = |peer: &PeerId| SchedulerEntry { peer_id: *peer, addresses: vec![address.clone()], weight: 1 };
         let settings = Settings { schedulers: members.iter().map(entry).collect(), ..Settings::default() };
         let cluster = ClusterId::of_root(&root.public());
-        let configuration = Configuration { cluster, epoch, issued: UnixMillis(0), settings };
+        let configuration = Configuration { cluster, epoch, issued: UnixMillis(0), settings, revoked: Vec::new() };
         let signed = configuration.sign(root).expect("valid");
         match Acceptance::new(cluster).offer(&signed) {
             Ok(Verdict::Newer(accepted)) => accepted,

@@ -28,6 +28,10 @@ pub const GOSSIPED_BYTES_MAX: usize = 32 << 10;
 /// Separates signatures of configurations from every other use of the key.
 const SIGNATURE_DOMAIN: &[u8] = b"damselfly configuration v1\0";
 
+/// Hosts that can be revoked at a time; one is forgotten when none of its credentials can hold any more.
+pub const REVOKED_MAX: usize = 4096;
+const DAY_MS: u64 = 24 * 3_600_000;
+
 /// What an operator sets for the whole cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -44,6 +48,10 @@ pub struct Settings {
     pub candidate_parents: u32,
     /// Parents that a downloader fetches from at a time: 1–64.
     pub concurrent_parents: u32,
+    /// Milliseconds that a credential holds: 1 second to 90 days. It is renewed after a fourteenth of that.
+    pub credential_ms: u64,
+    /// Milliseconds for which members go on whose credential has expired, with an alarm: 0 to 365 days.
+    pub grace_ms: u64,
 }
 
 impl Default for Settings {
@@ -55,6 +63,8 @@ impl Default for Settings {
             lease_ms: 30_000,
             candidate_parents: 16,
             concurrent_parents: 8,
+            credential_ms: 14 * DAY_MS,
+            grace_ms: 7 * DAY_MS,
         }
     }
 }
@@ -88,6 +98,8 @@ impl Settings {
         in_range("lease_ms", self.lease_ms, 3 * self.heartbeat_ms, 3_600_000)?;
         in_range("candidate_parents", self.candidate_parents.into(), 1, 64)?;
         in_range("concurrent_parents", self.concurrent_parents.into(), 1, 64)?;
+        in_range("credential_ms", self.credential_ms, 1_000, 90 * DAY_MS)?;
+        in_range("grace_ms", self.grace_ms, 0, 365 * DAY_MS)?;
         let mut seen = HashSet::new();
         for scheduler in &self.schedulers {
             in_range("schedulers.weight", scheduler.weight.into(), 1, 100)?;
@@ -123,6 +135,29 @@ pub struct Configuration {
     pub issued: UnixMillis,
     /// What it says.
     pub settings: Settings,
+    /// Who is out, whatever its credential says.
+    pub revoked: Vec<Revocation>,
+}
+
+/// A host that was put out of the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Revocation {
+    /// The host.
+    pub peer: PeerId,
+    /// Since when.
+    pub at: UnixMillis,
+}
+
+impl Revocation {
+    fn to_pb(self) -> pb::Revocation {
+        pb::Revocation { peer: self.peer.to_bytes(), at: self.at.0 }
+    }
+
+    fn from_pb(revocation: pb::Revocation) -> Result<Self, Invalid> {
+        let peer =
+            PeerId::from_bytes(&revocation.peer).map_err(|error| Invalid::new("revocation", error.to_string()))?;
+        Ok(Self { peer, at: UnixMillis(revocation.at) })
+    }
 }
 
 impl Configuration {
@@ -145,6 +180,7 @@ impl Configuration {
             epoch: self.epoch,
             issued: self.issued.0,
             settings,
+            revoked: self.revoked.iter().copied().map(Revocation::to_pb).collect(),
         }
         .encode_to_vec();
         let signature =
@@ -316,7 +352,9 @@ impl Acceptance {
         let settings: Settings =
             serde_json::from_slice(&body.settings).map_err(|error| Invalid::new("settings", error.to_string()))?;
         settings.validate()?;
-        Ok(Configuration { cluster, epoch: body.epoch, issued: UnixMillis(body.issued), settings })
+        let revoked = pb::at_most("revocations", body.revoked, REVOKED_MAX)?;
+        let revoked = revoked.into_iter().map(Revocation::from_pb).collect::<Result<_, _>>()?;
+        Ok(Configuration { cluster, epoch: body.epoch, issued: UnixMillis(body.issued), settings, revoked })
     }
 }
 

@@ -7,6 +7,7 @@ pub mod config;
 pub mod hasher;
 pub mod id;
 pub mod manifest;
+pub mod membership;
 pub mod name;
 pub mod notify;
 mod pb;

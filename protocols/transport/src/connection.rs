@@ -16,6 +16,7 @@ use libp2p::{
 use yamux::Mode;
 
 use crate::{
+    admission::{Admission, NotAdmitted},
     dialing::{DialPolicy, Policed},
     muxer::{GrowthBudget, Muxer},
     protocol::MUXER,
@@ -25,6 +26,9 @@ use crate::{
 
 /// From the first packet to the multiplexer; a host that does not answer costs a caller this long.
 pub const SETUP_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// The same for a connection from outside, which may be a stranger's.
+pub const INBOUND_SETUP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How much is read at a time from a socket on which contents move. rustls asks for 4 KiB, and a system call for each made
 /// a transfer a quarter slower.
@@ -63,8 +67,9 @@ pub fn transport(
     Ok(tcp
         .upgrade(Version::V1Lazy)
         .authenticate(tls)
-        .multiplex_ext(move |peer, _| Admitted { peer: *peer, admission, budget: budget.clone() })
-        .timeout(SETUP_TIMEOUT)
+        .multiplex_ext(move |peer, _| Admitted { peer: *peer, admission: admission.clone(), budget: budget.clone() })
+        .outbound_timeout(SETUP_TIMEOUT)
+        .inbound_timeout(INBOUND_SETUP_TIMEOUT)
         .boxed())
 }
 
@@ -77,36 +82,6 @@ pub(crate) fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
         multiaddr::Protocol::Ip4(ip) => Some(ip.into()),
         multiaddr::Protocol::Ip6(ip) => Some(IpAddr::from(ip).to_canonical()),
         _ => None,
-    }
-}
-
-/// Who may go on after authentication.
-///
-/// This is the place for credentials: both sides will show theirs here, one bounded frame each, on the encrypted stream
-/// of a peer whose key is proved, before the multiplexer starts. So a stranger never reaches yamux, identify or gossip.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Admission {
-    /// Every peer that proved its own key.
-    Open,
-}
-
-/// Why a peer was not admitted.
-#[derive(Debug, thiserror::Error)]
-pub enum NotAdmitted {
-    /// The connection failed meanwhile.
-    #[error("connection failed during admission")]
-    Io(#[from] io::Error),
-}
-
-impl Admission {
-    /// Decides about `peer`, who is at the other end of `stream`.
-    async fn admit<C: AsyncRead + AsyncWrite + Unpin>(self, peer: PeerId, _stream: &mut C) -> Result<(), NotAdmitted> {
-        match self {
-            Self::Open => {
-                tracing::trace!(%peer, "admitted");
-                Ok(())
-            }
-        }
     }
 }
 

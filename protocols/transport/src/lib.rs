@@ -1,13 +1,16 @@
 //! How Damselfly's programs talk.
 //!
 //! - [`protocol`]: every protocol name, with its limits
-//! - [`connection`]: the one transport, from TCP by way of [`tls`] and admission to the [`muxer`]
+//! - [`connection`]: the one transport, from TCP by way of [`tls`] and [`admission`] to the [`muxer`]
 //! - [`rpc`] and [`streams`]: what runs over a connection, in [`frame`]s
 //! - [`network`]: the worker that drives it, and the handle to it
 
+pub mod addresses;
+pub mod admission;
 pub mod connection;
 pub mod dialing;
 pub mod frame;
+pub mod join;
 pub mod local;
 pub mod muxer;
 pub mod network;
@@ -17,6 +20,8 @@ pub mod reason;
 pub mod rpc;
 mod spoken;
 pub mod streams;
+#[cfg(test)]
+mod testing;
 pub mod tls;
 mod verifier;
 

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use damselfly_messages::wire::Wire;
+use damselfly_messages::{
+    membership::{Role, Roles},
+    wire::Wire,
+};
 use libp2p::StreamProtocol;
 
 /// What identify tells of us; a peer with another one is of another generation of Damselfly.
@@ -16,6 +19,9 @@ pub const PIECE: StreamProtocol = StreamProtocol::new("/damselfly/piece/1");
 
 /// Long-lived substreams that tell which pieces of a content a parent has.
 pub const HAVE: StreamProtocol = StreamProtocol::new("/damselfly/have/1");
+
+/// Who may open piece and have streams; those of others are closed.
+pub const STREAMS_OPENED_BY: Roles = Roles::NODES;
 
 /// The longest control frame on a piece or have stream, in bytes.
 pub const STREAM_CONTROL_BYTES_MAX: usize = 64 * 1024;
@@ -36,6 +42,8 @@ pub trait Protocol: Send + Sync + 'static {
     const RESPONSE_BYTES_MAX: usize;
     /// After this time an exchange has failed, whatever the caller's own deadline was.
     const TIMEOUT: Duration;
+    /// Who may ask; others are refused before anything is decoded.
+    const ASKED_BY: Roles;
     /// How many requests of one peer are answered at once; above it the answer is *busy*.
     const CONCURRENT: usize;
     /// What is asked.
@@ -82,6 +90,7 @@ impl Protocol for SchedulerProtocol {
     const REQUEST_BYTES_MAX: usize = 1024 * 1024;
     const RESPONSE_BYTES_MAX: usize = 1024 * 1024;
     const TIMEOUT: Duration = Duration::from_secs(30);
+    const ASKED_BY: Roles = Roles::NODES;
     /// Below [`crate::muxer::OUTBOUND_STREAMS_MAX`], for gossip and the other protocols need streams too.
     const CONCURRENT: usize = 32;
     type Request = damselfly_messages::scheduler::Request;
@@ -106,6 +115,7 @@ impl Protocol for NotifyProtocol {
     const REQUEST_BYTES_MAX: usize = 256 * 1024;
     const RESPONSE_BYTES_MAX: usize = 256 * 1024;
     const TIMEOUT: Duration = Duration::from_secs(15);
+    const ASKED_BY: Roles = Roles::just(Role::Scheduler);
     const CONCURRENT: usize = 16;
     type Request = damselfly_messages::notify::Request;
     type Response = damselfly_messages::notify::Response;
@@ -124,6 +134,7 @@ impl Protocol for ConfigProtocol {
     const REQUEST_BYTES_MAX: usize = 1024 * 1024;
     const RESPONSE_BYTES_MAX: usize = 1024 * 1024;
     const TIMEOUT: Duration = Duration::from_secs(10);
+    const ASKED_BY: Roles = Roles::ANY;
     const CONCURRENT: usize = 4;
     type Request = damselfly_messages::config::Request;
     type Response = damselfly_messages::config::Response;

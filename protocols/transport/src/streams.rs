@@ -12,6 +12,8 @@ use futures::{AsyncRead, AsyncWrite};
 use libp2p::{PeerId, StreamProtocol};
 use tokio::sync::mpsc;
 
+use crate::{admission::Admission, protocol::STREAMS_OPENED_BY};
+
 mod behaviour;
 mod handler;
 
@@ -150,16 +152,24 @@ pub type Acceptor = (StreamProtocol, mpsc::Sender<(PeerId, Stream)>);
 
 /// Where accepted streams go: one bounded channel per protocol that is served.
 #[derive(Debug, Clone)]
-struct Acceptors(Arc<Vec<Acceptor>>);
+struct Acceptors {
+    served: Arc<[Acceptor]>,
+    admission: Admission,
+}
 
 impl Acceptors {
     fn protocols(&self) -> Vec<StreamProtocol> {
-        self.0.iter().map(|(protocol, _)| protocol.clone()).collect()
+        self.served.iter().map(|(protocol, _)| protocol.clone()).collect()
     }
 
     /// Hands `stream` to the program, or drops it, which the opener reads as an end at once.
     fn accept(&self, protocol: &StreamProtocol, peer: PeerId, stream: libp2p::Stream, open: &Arc<Open>) {
-        let Some((_, acceptor)) = self.0.iter().find(|(served, _)| served == protocol) else { return };
+        let Some((_, acceptor)) = self.served.iter().find(|(served, _)| served == protocol) else { return };
+        let roles = self.admission.roles(&peer);
+        if !STREAMS_OPENED_BY.meets(roles) {
+            tracing::debug!(%peer, %protocol, %roles, "stream closed: not for this role");
+            return;
+        }
         let Some(slot) = open.try_take(peer, Opener::Peer) else {
             tracing::debug!(%peer, %protocol, "stream closed: the peer has too many open");
             return;

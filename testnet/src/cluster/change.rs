@@ -1,42 +1,52 @@
-//! Changes of the cluster's settings, by way of the manager.
+//! What the testnet asks of the manager.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use damselfly_messages::config::Settings;
+use libp2p::PeerId;
 
 use crate::{
     http::{self, Answer},
     layout::ManagerEntry,
 };
 
-/// Somebody else may change the settings at the same time, this often.
-const TRIES: u32 = 10;
-/// A manager that starts is asked again after this.
-const STARTING: Duration = Duration::from_secs(1);
+/// A scheduler that has joined is in the ring by then.
+const IN_RING_WITHIN: Duration = Duration::from_secs(60);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How long the testnet's join tokens are good.
+const TOKEN_SECONDS: u64 = 600;
 
-/// Changes the settings; returns the new epoch.
-pub(super) async fn settings(manager: &ManagerEntry, change: impl Fn(&mut Settings)) -> anyhow::Result<u64> {
-    for _ in 0..TRIES {
-        let answer = api(manager, "GET", &[], String::new()).await?;
-        let tag = answer.etag.context("the manager gives no ETag")?;
-        let mut settings: Settings = serde_json::from_str(&answer.body).context("the manager's settings")?;
-        change(&mut settings);
-        let answer = api(manager, "PUT", &[("if-match", &tag)], serde_json::to_string(&settings)?).await?;
-        match answer.status {
-            200 => return epoch_in(&answer),
-            412 => {}
-            // It has just started and asks the members whether they know a newer configuration.
-            503 => tokio::time::sleep(STARTING).await,
-            status => bail!("the manager refuses the change ({status}): {}", answer.body),
+/// Waits until a scheduler that has joined is in the ring; returns the epoch that says so.
+pub(super) async fn in_ring(manager: &ManagerEntry, peer: PeerId) -> anyhow::Result<u64> {
+    let begun = Instant::now();
+    loop {
+        let answer = api(manager, "GET", "config", String::new()).await?;
+        let settings: Settings = serde_json::from_str(&answer.body).context("the manager's settings")?;
+        if settings.schedulers.iter().any(|scheduler| scheduler.peer_id == peer) {
+            return epoch_in(&answer);
         }
+        if begun.elapsed() > IN_RING_WITHIN {
+            bail!("{peer} is not in the ring {} s after it was started", IN_RING_WITHIN.as_secs());
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
     }
-    bail!("the settings are changed all the time by somebody else")
+}
+
+/// Makes a join token that is good for so many hosts.
+pub(super) async fn join_token(manager: &ManagerEntry, roles: &[&str], uses: usize) -> anyhow::Result<String> {
+    let body = serde_json::json!({ "roles": roles, "uses": uses, "ttl_seconds": TOKEN_SECONDS });
+    let answer = api(manager, "POST", "join-tokens", body.to_string()).await?;
+    let made: serde_json::Value = serde_json::from_str(&answer.body).context("the manager's answer")?;
+    match made["token"].as_str() {
+        Some(token) => Ok(token.to_owned()),
+        None => bail!("the manager makes no join token ({}): {}", answer.status, answer.body),
+    }
 }
 
 /// The epoch in force.
 pub(super) async fn epoch(manager: &ManagerEntry) -> anyhow::Result<u64> {
-    epoch_in(&api(manager, "GET", &[], String::new()).await?)
+    epoch_in(&api(manager, "GET", "config", String::new()).await?)
 }
 
 fn epoch_in(answer: &Answer) -> anyhow::Result<u64> {
@@ -44,11 +54,11 @@ fn epoch_in(answer: &Answer) -> anyhow::Result<u64> {
     tag.trim_matches('"').parse().context("the manager's ETag is no epoch")
 }
 
-async fn api(manager: &ManagerEntry, method: &str, headers: &[(&str, &str)], body: String) -> anyhow::Result<Answer> {
+async fn api(manager: &ManagerEntry, method: &str, resource: &str, body: String) -> anyhow::Result<Answer> {
     let token = std::fs::read_to_string(&manager.admin_token_file).context("no admin token")?;
     let authorization = format!("Bearer {}", token.trim());
-    let headers = [headers, &[("authorization", &authorization), ("content-type", "application/json")]].concat();
-    let answer = http::ask(method, &format!("{}/api/v1/config", manager.http), &headers, body).await?;
+    let headers = [("authorization", authorization.as_str()), ("content-type", "application/json")];
+    let answer = http::ask(method, &format!("{}/api/v1/{resource}", manager.http), &headers, body).await?;
     if method == "GET" && answer.status != 200 {
         bail!("the manager answers {}: {}", answer.status, answer.body);
     }

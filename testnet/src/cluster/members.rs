@@ -8,10 +8,10 @@ use damselfly_transport::program::identity::{self, KEY_FILE};
 use libp2p::PeerId;
 use serde_json::Value;
 
-use super::{MANAGER, Options};
+use super::{MANAGER, Options, change};
 use crate::{
     bench::proxy,
-    config::{self, Cluster, Daemon, Http, address},
+    config::{self, Daemon, Http, address},
     http,
     layout::{ClusterFile, Layout, ManagerEntry, NodeEntry, SchedulerEntry},
     ports, process,
@@ -50,11 +50,31 @@ pub(super) fn plan(layout: &Layout, options: &Options) -> anyhow::Result<Vec<Mem
     Ok(members)
 }
 
-/// Whom a member asks first: the schedulers, then the manager.
-pub(super) fn bootstrap(file: &ClusterFile, planned: &[Member]) -> Vec<String> {
-    let planned = planned.iter().filter(|member| matches!(member.role, Role::Scheduler)).map(Member::listen);
-    let running = file.schedulers.iter().map(|scheduler| scheduler.listen.clone());
-    running.chain(planned).chain([file.manager.listen.clone()]).collect()
+/// Join tokens of a cluster.
+#[derive(Debug)]
+pub(super) struct Tokens {
+    scheduler: String,
+    node: String,
+    seed: String,
+}
+
+impl Tokens {
+    /// Makes tokens that are good for so many hosts of each kind.
+    pub(super) async fn make(manager: &ManagerEntry, uses: usize) -> anyhow::Result<Self> {
+        Ok(Self {
+            scheduler: change::join_token(manager, &["scheduler"], uses).await?,
+            node: change::join_token(manager, &["node"], uses).await?,
+            seed: change::join_token(manager, &["node", "seed"], uses).await?,
+        })
+    }
+
+    fn of(&self, role: &Role) -> &str {
+        match role {
+            Role::Scheduler => &self.scheduler,
+            Role::Node { role: "seed", .. } => &self.seed,
+            Role::Node { .. } => &self.node,
+        }
+    }
 }
 
 impl Member {
@@ -97,17 +117,21 @@ impl Member {
         &self,
         layout: &Layout,
         programs: &Programs,
-        bootstrap: &[String],
+        tokens: &Tokens,
         file: &mut ClusterFile,
         detached: bool,
     ) -> anyhow::Result<Child> {
         let (name, config) = (&self.name, layout.config(&self.name));
         let socket = layout.socket(name)?;
-        config::write(&config, &self.config(layout, &socket, bootstrap, &file.cluster_id))?;
+        config::write(&config, &self.config(layout, &socket))?;
         let (peer_id, listen) = (self.peer.to_string(), self.listen());
         let metrics = format!("http://127.0.0.1:{}/metrics", self.http);
         let name = name.clone();
-        let start = |program| process::start(&programs.path(program), &config, &layout.log(&name), detached);
+        let start = |program: &str| {
+            // Only for the first start: afterwards it remembers.
+            let variables = [(format!("{}_JOIN", program.to_uppercase()), tokens.of(&self.role).to_owned())];
+            process::start(&programs.path(program), &config, &layout.log(&name), &variables, detached)
+        };
         match &self.role {
             Role::Scheduler => {
                 let child = start("dfscheduler")?;
@@ -124,8 +148,7 @@ impl Member {
         }
     }
 
-    fn config(&self, layout: &Layout, socket: &std::path::Path, bootstrap: &[String], cluster: &str) -> Daemon {
-        let own = self.listen();
+    fn config(&self, layout: &Layout, socket: &std::path::Path) -> Daemon {
         let (socket, role, upload_rate_limit, advertise) = match &self.role {
             Role::Scheduler => (None, None, None, Vec::new()),
             Role::Node { role, upload_rate_limit } => {
@@ -141,10 +164,6 @@ impl Member {
             listen: vec![address(self.port)],
             advertise,
             allow_loopback: true,
-            cluster: Cluster {
-                id: cluster.to_owned(),
-                bootstrap: bootstrap.iter().filter(|one| **one != own).cloned().collect(),
-            },
             http: Http { listen: format!("127.0.0.1:{}", self.http) },
         }
     }
@@ -158,17 +177,18 @@ pub(super) async fn start_manager(
     detached: bool,
 ) -> anyhow::Result<((ManagerEntry, String), Child)> {
     layout.program(MANAGER)?;
-    let ports = ports::free(2)?;
+    let ports = ports::free(3)?;
     let (config, data_dir) = (layout.config(MANAGER), layout.data(MANAGER));
     let manager = config::Manager {
         data_dir: data_dir.clone(),
         listen: vec![address(ports[0])],
+        join_listen: format!("127.0.0.1:{}", ports[2]),
         allow_loopback: true,
         http: Http { listen: format!("127.0.0.1:{}", ports[1]) },
         settings: config::settings(schedulers),
     };
     config::write(&config, &manager)?;
-    let child = process::start(&programs.path("dfmanager"), &config, &layout.log(MANAGER), detached)?;
+    let child = process::start(&programs.path("dfmanager"), &config, &layout.log(MANAGER), &[], detached)?;
     let url = format!("http://127.0.0.1:{}", ports[1]);
     let metrics = format!("{url}/metrics");
     ready::until(layout, MANAGER, ready::deadline(), async || ready::is_ready(&metrics).await).await?;

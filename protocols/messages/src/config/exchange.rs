@@ -4,15 +4,18 @@ use prost::Message as _;
 
 use super::{GOSSIPED_BYTES_MAX, SignedConfiguration};
 use crate::{
+    membership::SignedCredential,
     pb,
     wire::{Invalid, Wire},
 };
 
 /// Asks for a configuration newer than the one known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     /// Epoch the asker has; 0 for none.
     pub known_epoch: u64,
+    /// The asker's credential, when it was renewed since the connection was made.
+    pub renewed: Option<SignedCredential>,
 }
 
 /// The answer to [`Request`].
@@ -51,12 +54,14 @@ fn from_pb(signed: Option<pb::SignedConfiguration>) -> Result<Option<SignedConfi
 
 impl Wire for Request {
     fn to_bytes(&self) -> Vec<u8> {
-        pb::ConfigRequest { known_epoch: self.known_epoch }.encode_to_vec()
+        let renewed = self.renewed.as_ref().map(SignedCredential::to_pb);
+        pb::ConfigRequest { known_epoch: self.known_epoch, renewed }.encode_to_vec()
     }
 
     fn from_bytes(bytes: &[u8]) -> Result<Self, Invalid> {
         let request: pb::ConfigRequest = pb::decode("configuration request", bytes)?;
-        Ok(Self { known_epoch: request.known_epoch })
+        let renewed = request.renewed.map(SignedCredential::from_pb);
+        Ok(Self { known_epoch: request.known_epoch, renewed })
     }
 }
 

@@ -7,7 +7,13 @@ fn configuration(root: &Keypair, epoch: u64) -> Configuration {
         weight: 1,
     };
     let settings = Settings { schedulers: vec![scheduler], ..Settings::default() };
-    Configuration { cluster: ClusterId::of_root(&root.public()), epoch, issued: UnixMillis(1), settings }
+    Configuration {
+        cluster: ClusterId::of_root(&root.public()),
+        epoch,
+        issued: UnixMillis(1),
+        settings,
+        revoked: Vec::new(),
+    }
 }
 
 #[test]

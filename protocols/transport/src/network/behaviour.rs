@@ -6,10 +6,12 @@ use libp2p::{connection_limits, gossipsub, identify, identity::Keypair, ping, sw
 
 use super::{
     config::{ConnectionLimits, NetworkConfig, Serves, StartError},
+    gate,
     inbox::Outlets,
     pending,
 };
 use crate::{
+    admission::Admission,
     protocol::{self, ConfigProtocol, ControlKind, GOSSIP_BYTES_MAX, NotifyProtocol, SchedulerProtocol},
     rpc::{FrameBudget, Outgoing, Rpc},
     streams,
@@ -24,9 +26,9 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// All protocols of a program.
 #[derive(NetworkBehaviour)]
 pub(super) struct Behaviour {
-    /// First, because the first error stops the fields after it: what the gate refuses, no other protocol sees. The
-    /// membership gate will stand here too.
-    gate: connection_limits::Behaviour,
+    /// First, because the first error stops the fields after it: what the gate refuses, no other protocol sees.
+    gate: gate::Behaviour,
+    limits: connection_limits::Behaviour,
     pending: pending::Behaviour,
     ping: ping::Behaviour,
     identify: identify::Behaviour,
@@ -39,18 +41,19 @@ pub(super) struct Behaviour {
 
 impl Behaviour {
     pub(super) fn new(config: &NetworkConfig, outlets: &Outlets) -> Result<Self, StartError> {
-        let NetworkConfig { keypair, serves, limits, .. } = config;
+        let NetworkConfig { keypair, admission, serves, limits, .. } = config;
         let budget = FrameBudget::default();
         Ok(Self {
-            gate: gate(limits),
+            gate: gate::Behaviour::new(admission.clone()),
+            limits: connection_limits(limits),
             pending: pending::Behaviour::new(limits.pending_per_ip),
             ping: ping::Behaviour::new(ping::Config::new().with_interval(PING_INTERVAL).with_timeout(PING_TIMEOUT)),
             identify: identify(keypair),
             gossip: gossip(keypair, config.topic.as_deref())?,
-            scheduler: Rpc::new(serves.scheduler.then(|| outlets.scheduler.clone()), budget.clone()),
-            notify: Rpc::new(serves.notify.then(|| outlets.notify.clone()), budget.clone()),
-            config: Rpc::new(serves.config.then(|| outlets.config.clone()), budget),
-            streams: streams(serves, limits, outlets),
+            scheduler: Rpc::new(serves.scheduler.then(|| outlets.scheduler.clone()), admission.clone(), budget.clone()),
+            notify: Rpc::new(serves.notify.then(|| outlets.notify.clone()), admission.clone(), budget.clone()),
+            config: Rpc::new(serves.config.then(|| outlets.config.clone()), admission.clone(), budget),
+            streams: streams(serves, limits, admission, outlets),
         })
     }
 
@@ -63,7 +66,7 @@ impl Behaviour {
     }
 }
 
-fn gate(limits: &ConnectionLimits) -> connection_limits::Behaviour {
+fn connection_limits(limits: &ConnectionLimits) -> connection_limits::Behaviour {
     connection_limits::Behaviour::new(
         connection_limits::ConnectionLimits::default()
             .with_max_pending_incoming(Some(limits.pending))
@@ -101,7 +104,7 @@ fn gossip(keypair: &Keypair, topic: Option<&str>) -> Result<gossipsub::Behaviour
     Ok(gossip)
 }
 
-fn streams(serves: &Serves, limits: &ConnectionLimits, outlets: &Outlets) -> streams::Behaviour {
+fn streams(serves: &Serves, limits: &ConnectionLimits, admission: &Admission, outlets: &Outlets) -> streams::Behaviour {
     let mut served = Vec::new();
     if serves.piece {
         served.push((protocol::PIECE, outlets.piece.clone()));
@@ -109,5 +112,5 @@ fn streams(serves: &Serves, limits: &ConnectionLimits, outlets: &Outlets) -> str
     if serves.have {
         served.push((protocol::HAVE, outlets.have.clone()));
     }
-    streams::Behaviour::new(served, limits.streams_per_peer)
+    streams::Behaviour::new(served, limits.streams_per_peer, admission.clone())
 }

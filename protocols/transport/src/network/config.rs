@@ -4,7 +4,7 @@ use std::{io, time::Duration};
 
 use libp2p::{Multiaddr, identity::Keypair};
 
-use crate::connection::TransportError;
+use crate::{admission::Admission, connection::TransportError};
 
 /// A connection without streams is closed after this time.
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
@@ -14,6 +14,8 @@ pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 pub struct NetworkConfig {
     /// The key that this host's PeerId is made of.
     pub keypair: Keypair,
+    /// Who is admitted; shows this host's own credential.
+    pub admission: Admission,
     /// Where to listen; port 0 is any free one. May be empty.
     pub listen: Vec<Multiaddr>,
     /// What this program answers; it may ask everything.

@@ -12,6 +12,7 @@ use tokio::{
 mod behaviour;
 mod command;
 mod config;
+mod gate;
 mod inbox;
 mod pending;
 mod start;
@@ -25,6 +26,7 @@ pub use inbox::{Gossip, Inbox, PeerEvent};
 pub use start::start;
 
 use crate::{
+    admission::Admission,
     protocol::Control,
     rpc::{self, Outgoing, RequestError},
     streams::{OpenError, Stream},
@@ -43,6 +45,7 @@ const WORKER_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 pub struct Network {
     peer: PeerId,
+    admission: Admission,
     commands: mpsc::Sender<Command>,
     peers: watch::Receiver<Arc<Peers>>,
     listeners: watch::Receiver<Vec<Multiaddr>>,
@@ -50,6 +53,11 @@ pub struct Network {
 }
 
 impl Network {
+    /// Who is admitted, and as what.
+    pub const fn admission(&self) -> &Admission {
+        &self.admission
+    }
+
     /// This host.
     pub fn peer_id(&self) -> PeerId {
         self.peer

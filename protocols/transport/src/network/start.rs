@@ -28,7 +28,7 @@ use super::{
     worker::{Views, Worker},
 };
 use crate::{
-    connection::{Admission, READ_BYTES, READ_BYTES_OF_HUBS, transport},
+    connection::{READ_BYTES, READ_BYTES_OF_HUBS, transport},
     dialing::DialPolicy,
     muxer::GrowthBudget,
 };
@@ -54,6 +54,7 @@ pub fn start(config: NetworkConfig) -> Result<(Network, Inbox), StartError> {
     let (observed, observed_view) = watch::channel(None);
     let network = Network {
         peer: config.keypair.public().to_peer_id(),
+        admission: config.admission.clone(),
         commands,
         peers: peers_view,
         listeners: listeners_view,
@@ -113,7 +114,7 @@ fn swarm(
     growth: GrowthBudget,
 ) -> Result<Swarm<Behaviour>, StartError> {
     let read_bytes = if config.serves.piece { READ_BYTES } else { READ_BYTES_OF_HUBS };
-    let transport = transport(&config.keypair, Admission::Open, policy, growth, read_bytes)?;
+    let transport = transport(&config.keypair, config.admission.clone(), policy, growth, read_bytes)?;
     let behaviour = Behaviour::new(config, outlets)?;
     let peer = config.keypair.public().to_peer_id();
     let swarm_config = Config::with_tokio_executor().with_idle_connection_timeout(IDLE_TIMEOUT);

@@ -1,19 +1,32 @@
 //! Networks on loopback, as programs use them.
 
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
-use damselfly_messages::{config, notify};
+use damselfly_messages::{
+    config,
+    id::ClusterId,
+    membership::{Issuer, Role},
+    notify,
+    record::UnixMillis,
+};
 use futures::{AsyncReadExt, AsyncWriteExt, future::join_all};
 use libp2p::identity::Keypair;
 
 use super::*;
 use crate::protocol::{ConfigProtocol, HAVE, NotifyProtocol, PIECE};
+use crate::testing;
 
 const WITHIN: Duration = Duration::from_secs(10);
 
 fn config() -> NetworkConfig {
+    config_of(Role::ALL)
+}
+
+fn config_of(roles: impl IntoIterator<Item = Role>) -> NetworkConfig {
+    let keypair = Keypair::generate_ed25519();
     NetworkConfig {
-        keypair: Keypair::generate_ed25519(),
+        admission: testing::member_as(&keypair, roles),
+        keypair,
         listen: vec!["/ip4/127.0.0.1/tcp/0".parse().expect("address")],
         serves: Serves { scheduler: false, notify: true, config: true, piece: true, have: true },
         topic: Some("test".into()),
@@ -34,6 +47,129 @@ async fn pair() -> ((Network, Inbox), (Network, Inbox)) {
     let (left, right) = (started(), started());
     connect(&left.0, &right.0).await;
     (left, right)
+}
+
+/// A host that tries to get in, and what it is told.
+async fn refused(admission: impl FnOnce(&Keypair) -> Admission, by: &Network) -> String {
+    let keypair = Keypair::generate_ed25519();
+    let (admission, serves) = (admission(&keypair), Serves::default());
+    let (stranger, _inbox) = start(NetworkConfig { admission, keypair, serves, ..config() }).expect("started");
+    let error = stranger.connect(by.peer_id(), by.listeners(), WITHIN).await.expect_err("admitted");
+    error.to_string()
+}
+
+#[tokio::test]
+async fn strangers_are_told_why_and_reach_nothing() {
+    let (host, _inbox) = started();
+    let own = |admission: Admission| admission.own().expect("shown");
+    let cluster = || ClusterId::of_root(&testing::root().public());
+    let issued = |root: &Keypair, keypair: &Keypair, lifetime| {
+        let issuer = Issuer::certify(root, Keypair::generate_ed25519(), SystemTime::now().into(), lifetime);
+        let peer = keypair.public().to_peer_id();
+        Admission::issued(&issuer.expect("certified"), peer, Role::ALL, lifetime).expect("issued")
+    };
+    let day = Duration::from_secs(24 * 3600);
+    let by_itself = |keypair: &Keypair| Admission::new(cluster(), own(issued(keypair, keypair, day)));
+    // Whether it would admit the host says nothing: the first reason is that of whoever is quicker.
+    let reason = refused(|_| Admission::closed(), &host).await;
+    assert!(reason.contains("no credential was shown"), "{reason}");
+    let reason = refused(by_itself, &host).await;
+    assert!(reason.contains("not of ours"), "signed by itself: {reason}");
+    let another = own(testing::member(&Keypair::generate_ed25519()));
+    let reason = refused(|_| Admission::new(cluster(), another), &host).await;
+    assert!(reason.contains("not of who shows it"), "another peer's: {reason}");
+    let short = |keypair: &Keypair| {
+        let admission = issued(&testing::root(), keypair, Duration::from_millis(1));
+        std::thread::sleep(Duration::from_millis(20));
+        admission
+    };
+    let reason = refused(short, &host).await;
+    assert!(reason.contains("expired"), "{reason}");
+    assert!(host.connected().borrow().is_empty());
+    assert_eq!(
+        host.admission().refusals().into_keys().collect::<Vec<_>>(),
+        ["expired", "missing", "other_cluster", "other_peer"]
+    );
+}
+
+#[tokio::test]
+async fn who_says_nothing_after_its_key_is_dropped_in_time() {
+    use libp2p::core::upgrade::OutboundConnectionUpgrade as _;
+    use tokio_util::compat::TokioAsyncReadCompatExt as _;
+    let (host, _inbox) = started();
+    let port = host.listeners()[0].iter().find_map(|part| match part {
+        multiaddr::Protocol::Tcp(port) => Some(port),
+        _ => None,
+    });
+    let socket = tokio::net::TcpStream::connect(("127.0.0.1", port.expect("a port"))).await.expect("connected");
+    let begun = Instant::now();
+    let tls = crate::tls::Tls::new(&Keypair::generate_ed25519()).expect("a key");
+    let mut socket = socket.compat();
+    // As the negotiation before TLS goes, then TLS, then nothing.
+    let hello = b"\x13/multistream/1.0.0\n\x0b/tls/1.0.0\n";
+    socket.write_all(hello).await.expect("sent");
+    let mut echo = vec![0; hello.len()];
+    socket.read_exact(&mut echo).await.expect("agreed");
+    let (_, mut stream) = tls.upgrade_outbound(socket, "/tls/1.0.0").await.expect("encrypted");
+    let mut rest = Vec::new();
+    let ended = timeout(WITHIN, stream.read_to_end(&mut rest)).await;
+    assert!(ended.is_ok() && begun.elapsed() < Duration::from_secs(6), "after {:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn each_protocol_is_for_its_roles() {
+    let (host, _inbox) = started();
+    let (node, _node_inbox) = start(config_of([Role::Node])).expect("started");
+    let (scheduler, _scheduler_inbox) = start(config_of([Role::Scheduler])).expect("started");
+    connect(&node, &host).await;
+    connect(&scheduler, &host).await;
+    let asked = node.request::<NotifyProtocol>(host.peer_id(), &notify::Request::NewEpoch(7), WITHIN).await;
+    assert!(
+        matches!(&asked, Err(RequestError::Refused { reason }) if reason.contains("is for scheduler")),
+        "{asked:?}"
+    );
+    let mut stream = scheduler.open_stream(host.peer_id(), PIECE, WITHIN).await.expect("negotiated");
+    let mut byte = [0];
+    let read = timeout(WITHIN, stream.read(&mut byte)).await.expect("at once");
+    assert!(!matches!(read, Ok(1..)), "closed");
+}
+
+#[tokio::test]
+async fn who_is_revoked_is_out_and_stays_out() {
+    let ((left, _left_inbox), (right, _right_inbox)) = pair().await;
+    let (cluster, settings) = (ClusterId::of_root(&testing::root().public()), Default::default());
+    let revoked = vec![config::Revocation { peer: left.peer_id(), at: UnixMillis(0) }];
+    let issued = SystemTime::now().into();
+    right.admission().follow(&config::Configuration { cluster, epoch: 2, issued, settings, revoked });
+    let mut connected = left.connected();
+    timeout(Duration::from_secs(5), connected.wait_for(|peers| peers.is_empty())).await.expect("out").expect("lives");
+    let error = left.connect(right.peer_id(), right.listeners(), WITHIN).await.expect_err("back");
+    assert!(error.to_string().contains("revoked"), "{error}");
+}
+
+#[tokio::test]
+async fn an_expired_member_is_out_and_a_renewed_one_stays() {
+    let short = |keypair: &Keypair| {
+        let (now, lifetime) = (SystemTime::now().into(), Duration::from_secs(2));
+        let issuer = Issuer::certify(&testing::root(), Keypair::generate_ed25519(), now, 100 * lifetime);
+        Admission::issued(&issuer.expect("certified"), keypair.public().to_peer_id(), [Role::Node], lifetime)
+    };
+    let (host, _inbox) = started();
+    let begin = || {
+        let keypair = Keypair::generate_ed25519();
+        let admission = short(&keypair).expect("issued");
+        let member = start(NetworkConfig { admission, keypair: keypair.clone(), ..config() }).expect("started");
+        (keypair, member)
+    };
+    let ((_, (lapsing, _one)), (keypair, (renewing, _other))) = (begin(), begin());
+    connect(&lapsing, &host).await;
+    connect(&renewing, &host).await;
+    let renewed = testing::member(&keypair).own().expect("shown");
+    host.admission().judge(renewing.peer_id(), &renewed).expect("genuine");
+    let mut connected = host.connected();
+    let gone = connected.wait_for(|peers| !peers.contains_key(&lapsing.peer_id()));
+    drop(timeout(WITHIN, gone).await.expect("out").expect("lives"));
+    assert!(host.connected().borrow().contains_key(&renewing.peer_id()));
 }
 
 #[tokio::test]
@@ -80,7 +216,9 @@ async fn unconnected_and_unserved_fail_at_once() {
 
     let (mute, _mute_inbox) = start(NetworkConfig { serves: Serves::default(), ..config() }).expect("started");
     connect(&left, &mute).await;
-    let answer = left.request::<ConfigProtocol>(mute.peer_id(), &config::Request { known_epoch: 0 }, WITHIN).await;
+    let answer = left
+        .request::<ConfigProtocol>(mute.peer_id(), &config::Request { known_epoch: 0, renewed: None }, WITHIN)
+        .await;
     assert!(matches!(answer, Err(RequestError::Protocol { .. })), "not served: {answer:?}");
 }
 

@@ -267,9 +267,10 @@ impl Worker {
             | BehaviourEvent::Scheduler(_)
             | BehaviourEvent::Notify(_)
             | BehaviourEvent::Config(_) => {}
-            BehaviourEvent::Gate(never) | BehaviourEvent::Pending(never) | BehaviourEvent::Streams(never) => {
-                match never {}
-            }
+            BehaviourEvent::Gate(never)
+            | BehaviourEvent::Limits(never)
+            | BehaviourEvent::Pending(never)
+            | BehaviourEvent::Streams(never) => match never {},
         }
     }
 

@@ -1,24 +1,9 @@
-//! Which cluster a program belongs to: the `[cluster]` part of its configuration.
+//! The address of a known peer.
 
 use std::{fmt, str::FromStr};
 
-use damselfly_messages::id::ClusterId;
 use libp2p::{Multiaddr, PeerId, multiaddr::Protocol};
 use serde::{Deserialize, Serialize};
-
-/// What `--join` is answered with, which exits like every other usage error.
-pub const JOIN_REFUSED: &str =
-    "--join: joining by token is not built yet; set cluster.id and cluster.bootstrap in the configuration";
-
-/// The cluster, and where to find it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ClusterConfig {
-    /// The cluster's ID: the hash of its first root key, in hex. Default none: the program belongs to no cluster yet.
-    pub id: Option<ClusterId>,
-    /// Members to ask first for the configuration, as `/ip4/…/tcp/…/p2p/…`. Default none.
-    pub bootstrap: Vec<PeerAddress>,
-}
 
 /// The address of a known peer: a multiaddr that ends with `/p2p/` and the peer's ID.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -12,10 +12,11 @@ use std::{
 };
 
 use damselfly_messages::{
-    config::{Acceptance, Accepted, ConfigurationRefused, Response, SignedConfiguration, Verdict},
+    config::{Acceptance, Accepted, ConfigurationRefused, Request, Response, SignedConfiguration, Verdict},
     id::ClusterId,
     wire::{Invalid, Wire as _},
 };
+use futures::StreamExt as _;
 use libp2p::PeerId;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -29,10 +30,14 @@ mod worker;
 
 use super::{cluster::PeerAddress, durable};
 use crate::{
+    admission::Admission,
     network::{Gossip, Network},
-    protocol::ConfigProtocol,
+    protocol::{ConfigProtocol, Protocol as _},
     rpc::Inbound,
 };
+
+/// How many peers are shown a renewed credential at once.
+const SHOWN_AT_ONCE: usize = 16;
 
 /// How many hints wait for the task; later ones are dropped, for the next heartbeat brings them again.
 const HINTS: usize = 64;
@@ -78,12 +83,15 @@ pub fn topic(cluster: &ClusterId) -> String {
 pub struct Follower {
     shared: Arc<Shared>,
     hints: mpsc::Sender<(PeerId, u64)>,
+    network: Network,
     _stop: Arc<DropGuard>,
 }
 
 /// What the handles and the task share.
 #[derive(Debug)]
 struct Shared {
+    /// Hears first who is out.
+    admission: Admission,
     acceptance: Mutex<Acceptance>,
     stored: Option<PathBuf>,
     current: watch::Sender<Option<Arc<Accepted>>>,
@@ -106,6 +114,7 @@ impl Follower {
     ) -> io::Result<Self> {
         let FollowerConfig { cluster, role, bootstrap, stored } = config;
         let shared = Arc::new(Shared {
+            admission: network.admission().clone(),
             acceptance: Mutex::new(Acceptance::new(cluster)),
             stored,
             current: watch::Sender::new(None),
@@ -114,10 +123,10 @@ impl Follower {
         shared.restore()?;
         let stop = CancellationToken::new();
         let (hints, hinted) = mpsc::channel(HINTS);
-        let worker = worker::Worker::new(Arc::clone(&shared), network, role, bootstrap);
+        let worker = worker::Worker::new(Arc::clone(&shared), network.clone(), role, bootstrap);
         let inputs = worker::Inputs { gossip, requests, hints: hinted };
         tokio::spawn(stop.clone().run_until_cancelled_owned(worker.run(inputs)));
-        Ok(Self { shared, hints, _stop: Arc::new(stop.drop_guard()) })
+        Ok(Self { shared, hints, network, _stop: Arc::new(stop.drop_guard()) })
     }
 
     /// What is in force, and every change of it.
@@ -161,6 +170,20 @@ impl Follower {
         self.shared.offer(SignedConfiguration::from_bytes(bytes)?, from).await
     }
 
+    /// Shows this host's credential, which was renewed, to everyone who is connected: else they would put it out when the
+    /// one has expired that they know.
+    pub async fn show_renewed(&self) {
+        let request = Request { known_epoch: self.epoch(), renewed: self.network.admission().own() };
+        let peers: Vec<_> = self.network.connected().borrow().keys().copied().collect();
+        let shown = futures::stream::iter(peers).for_each_concurrent(SHOWN_AT_ONCE, async |peer| {
+            if let Err(error) = self.network.request::<ConfigProtocol>(peer, &request, ConfigProtocol::TIMEOUT).await {
+                // When they put it out, it connects again.
+                tracing::debug!(%peer, %error, "the renewed credential was not shown");
+            }
+        });
+        shown.await;
+    }
+
     /// Answers a request that did not come by way of the inbox.
     pub fn answer(&self, request: Inbound<ConfigProtocol>) {
         self.shared.answer(request);
@@ -193,7 +216,11 @@ impl Shared {
             .map_err(ConfigurationRefused::from)
             .and_then(|signed| acceptance.offer(&signed));
         match taken {
-            Ok(_) => drop(self.current.send_replace(acceptance.current().cloned())),
+            Ok(_) => {
+                let current = acceptance.current().cloned();
+                current.iter().for_each(|accepted| self.admission.follow(&accepted.configuration));
+                self.current.send_replace(current);
+            }
             Err(error) => {
                 let aside = path.with_extension("refused");
                 tracing::warn!(path = %path.display(), aside = %aside.display(), %error, "stored configuration set aside");
@@ -220,6 +247,7 @@ impl Shared {
                 self.store(signed);
                 let epoch = accepted.configuration.epoch;
                 tracing::info!(epoch, schedulers = accepted.ring.members().len(), %from, "configuration taken over");
+                self.admission.follow(&accepted.configuration);
                 self.current.send_replace(Some(accepted));
                 Ok(())
             }
@@ -239,6 +267,11 @@ impl Shared {
             Ok(asked) => asked,
             Err(invalid) => return request.refuse(invalid.to_string()),
         };
+        if let Some(renewed) = &asked.renewed
+            && let Err(refused) = self.admission.judge(request.peer(), renewed)
+        {
+            return request.refuse(refused.to_string());
+        }
         let current = self.current.borrow().clone();
         let epoch = current.as_ref().map_or(0, |accepted| accepted.configuration.epoch);
         let newer = current.filter(|_| epoch > asked.known_epoch).map(|accepted| accepted.signed.clone());

@@ -14,4 +14,5 @@ pub mod http;
 pub mod identity;
 pub mod lifecycle;
 pub mod logging;
+pub mod membership;
 pub mod metrics;

@@ -24,6 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{Answer, Frame, FrameBudget, Inbound, Outgoing, RequestError, codec::Codec};
 use crate::{
+    admission::Admission,
     muxer,
     protocol::{Protocol, slow_concurrent},
 };
@@ -51,6 +52,7 @@ pub struct Rpc<P: Protocol> {
     inner: Inner<P>,
     /// Where requests of peers go; `None` when this host does not serve the protocol.
     inbox: Option<mpsc::Sender<Inbound<P>>>,
+    admission: Admission,
     /// Requests being answered, per peer; bounded by [`Protocol::CONCURRENT`] and the streams of a connection.
     serving: HashMap<PeerId, HashSet<InboundRequestId>>,
     answers: FuturesUnordered<Answered>,
@@ -61,8 +63,8 @@ pub struct Rpc<P: Protocol> {
 }
 
 impl<P: Protocol> Rpc<P> {
-    /// Asks, and answers into `inbox` if there is one; what waits for an answer of this host is counted in `budget`.
-    pub fn new(inbox: Option<mpsc::Sender<Inbound<P>>>, budget: FrameBudget) -> Self {
+    /// Asks, and answers into `inbox` if there is one, those that `admission` knows in a role that may ask; what waits for an answer of this host is counted in `budget`.
+    pub fn new(inbox: Option<mpsc::Sender<Inbound<P>>>, admission: Admission, budget: FrameBudget) -> Self {
         let support = if inbox.is_some() { ProtocolSupport::Full } else { ProtocolSupport::Outbound };
         // More than a connection can have, because above it streams would be dropped without an answer.
         let config =
@@ -70,6 +72,7 @@ impl<P: Protocol> Rpc<P> {
         Self {
             inner: Inner::<P>::with_codec(Codec::new(budget), [(StreamProtocol::new(P::NAME), support)], config),
             inbox,
+            admission,
             serving: HashMap::new(),
             answers: FuturesUnordered::new(),
             asked: HashMap::new(),
@@ -136,6 +139,11 @@ impl<P: Protocol> Rpc<P> {
     }
 
     fn on_request(&mut self, peer: PeerId, id: InboundRequestId, frame: Frame, channel: ResponseChannel<Answer>) {
+        let roles = self.admission.roles(&peer);
+        if !P::ASKED_BY.meets(roles) {
+            let reason = format!("{} is for {}; this host is admitted as {roles}", P::NAME, P::ASKED_BY);
+            return self.answer(channel, Answer::Refused { reason });
+        }
         if self.serving.get(&peer).map_or(0, HashSet::len) >= P::CONCURRENT {
             return self.answer(channel, Answer::Busy { retry_after: RETRY_AFTER });
         }

@@ -1,5 +1,6 @@
 //! Two swarms with nothing but one protocol of their own.
 
+use damselfly_messages::membership::Roles;
 use futures::StreamExt;
 use libp2p::{
     Multiaddr, Swarm,
@@ -10,9 +11,11 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::{
-    connection::{Admission, READ_BYTES, transport},
+    admission::Admission,
+    connection::{READ_BYTES, transport},
     dialing::DialPolicy,
     muxer::GrowthBudget,
+    testing,
 };
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +41,7 @@ impl<const REQUEST_MAX: usize> Protocol for Echo<REQUEST_MAX> {
     const REQUEST_BYTES_MAX: usize = REQUEST_MAX;
     const RESPONSE_BYTES_MAX: usize = 1000;
     const TIMEOUT: Duration = Duration::from_secs(2);
+    const ASKED_BY: Roles = Roles::ANY;
     const CONCURRENT: usize = 2;
     type Request = Text;
     type Response = Text;
@@ -46,10 +50,12 @@ impl<const REQUEST_MAX: usize> Protocol for Echo<REQUEST_MAX> {
 type Strict = Echo<1000>;
 type Loose = Echo<100_000>;
 
-fn swarm<P: Protocol>(rpc: Rpc<P>) -> Swarm<Rpc<P>> {
+fn swarm<P: Protocol>(rpc: impl FnOnce(Admission) -> Rpc<P>) -> Swarm<Rpc<P>> {
     let keypair = Keypair::generate_ed25519();
-    let transport = transport(&keypair, Admission::Open, DialPolicy::Local, GrowthBudget::default(), READ_BYTES)
-        .expect("transport");
+    let admission = testing::member(&keypair);
+    let rpc = rpc(admission.clone());
+    let transport =
+        transport(&keypair, admission, DialPolicy::Local, GrowthBudget::default(), READ_BYTES).expect("transport");
     let config = Config::with_tokio_executor().with_idle_connection_timeout(Duration::from_secs(60));
     Swarm::new(transport, rpc, keypair.public().to_peer_id(), config)
 }
@@ -65,10 +71,12 @@ impl Pair {
     /// `asked_max`: how many requests the client sends at once.
     async fn new<C: Protocol>(asked_max: usize, inbox_size: usize) -> Self {
         let (outlet, inbox) = mpsc::channel(inbox_size);
-        let mut server = swarm(Rpc::<Strict>::new(Some(outlet), FrameBudget::default()));
-        let mut rpc = Rpc::<C>::new(None, FrameBudget::default());
-        rpc.asked_per_peer_max = asked_max;
-        let mut client = swarm(rpc);
+        let mut server = swarm(|admission| Rpc::<Strict>::new(Some(outlet), admission, FrameBudget::default()));
+        let mut client = swarm(|admission| {
+            let mut rpc = Rpc::<C>::new(None, admission, FrameBudget::default());
+            rpc.asked_per_peer_max = asked_max;
+            rpc
+        });
         let peer = *server.local_peer_id();
         client.dial(listening(&mut server).await).expect("dialled");
         tokio::spawn(async move { while server.next().await.is_some() {} });

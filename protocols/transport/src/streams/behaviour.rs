@@ -11,6 +11,7 @@ use super::{
     Acceptor, Acceptors, Open, OpenError, Opener,
     handler::{Handler, OpenReply, Opening},
 };
+use crate::admission::Admission;
 use libp2p::{
     Multiaddr, PeerId, StreamProtocol,
     core::{Endpoint, transport::PortUse},
@@ -30,11 +31,11 @@ pub struct Behaviour {
 }
 
 impl Behaviour {
-    /// Accepts streams of `served` protocols into their channels, and at most `per_peer_max` open streams of each peer;
+    /// Accepts streams of `served` protocols into their channels, from peers that may open them, and at most `per_peer_max` open streams of each peer;
     /// as many may be opened to it.
-    pub fn new(served: Vec<Acceptor>, per_peer_max: usize) -> Self {
+    pub fn new(served: Vec<Acceptor>, per_peer_max: usize, admission: Admission) -> Self {
         Self {
-            acceptors: Acceptors(Arc::new(served)),
+            acceptors: Acceptors { served: served.into(), admission },
             open: Open::new(per_peer_max),
             connections: HashMap::new(),
             openings: VecDeque::new(),

@@ -79,7 +79,7 @@ fn accepted(epoch: u64, schedulers: &[u32], replicas: u32) -> Arc<Accepted> {
     };
     let settings = Settings { schedulers: schedulers.iter().map(entry).collect(), replicas, ..Settings::default() };
     let cluster = ClusterId::of_root(&key(0).public());
-    let configuration = Configuration { cluster, epoch, issued: UnixMillis(START), settings };
+    let configuration = Configuration { cluster, epoch, issued: UnixMillis(START), settings, revoked: Vec::new() };
     let signed = configuration.sign(&key(0)).expect("signed");
     Arc::new(Accepted { ring: configuration.ring(), configuration, signed })
 }

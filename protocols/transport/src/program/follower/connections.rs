@@ -184,7 +184,7 @@ mod tests {
         let entry = |seed| SchedulerEntry { peer_id: peer(seed), addresses: vec![address(seed)], weight: 1 };
         let settings = Settings { schedulers: (1..=count).map(entry).collect(), ..Settings::default() };
         let cluster = ClusterId::of_root(&key(9).public());
-        let configuration = Configuration { cluster, epoch: 1, issued: UnixMillis(0), settings };
+        let configuration = Configuration { cluster, epoch: 1, issued: UnixMillis(0), settings, revoked: Vec::new() };
         let signed = configuration.sign(&key(9)).expect("signed");
         Arc::new(Accepted { ring: configuration.ring(), configuration, signed })
     }

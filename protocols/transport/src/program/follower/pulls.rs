@@ -76,7 +76,7 @@ impl Pulls {
 /// Asks `peer` for a configuration newer than ours and takes it over.
 pub(super) async fn pull(peer: PeerId, network: &Network, shared: &Arc<Shared>) {
     for _ in 0..TRIES {
-        let request = Request { known_epoch: shared.epoch() };
+        let request = Request { known_epoch: shared.epoch(), renewed: None };
         match network.request::<ConfigProtocol>(peer, &request, ConfigProtocol::TIMEOUT).await {
             Ok(response) => {
                 match response.newer {

@@ -7,12 +7,9 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::network::{Inbox, NetworkConfig, Serves, start};
+use crate::testing::{self, root};
 
 const SOON: Duration = Duration::from_secs(10);
-
-fn root() -> Keypair {
-    Keypair::ed25519_from_bytes([7; 32]).expect("32 bytes")
-}
 
 fn cluster() -> ClusterId {
     ClusterId::of_root(&root().public())
@@ -20,14 +17,17 @@ fn cluster() -> ClusterId {
 
 fn signed(epoch: u64, schedulers: Vec<SchedulerEntry>) -> SignedConfiguration {
     let settings = Settings { schedulers, ..Settings::default() };
-    let configuration = Configuration { cluster: cluster(), epoch, issued: UnixMillis(epoch), settings };
+    let configuration =
+        Configuration { cluster: cluster(), epoch, issued: UnixMillis(epoch), settings, revoked: Vec::new() };
     configuration.sign(&root()).expect("signed")
 }
 
 fn network() -> (Network, Inbox) {
     let listen: Multiaddr = "/ip4/127.0.0.1/tcp/0".parse().expect("an address");
+    let keypair = Keypair::generate_ed25519();
     start(NetworkConfig {
-        keypair: Keypair::generate_ed25519(),
+        admission: testing::member(&keypair),
+        keypair,
         listen: vec![listen],
         serves: Serves { config: true, ..Serves::default() },
         topic: Some(topic(&cluster())),
@@ -103,7 +103,8 @@ async fn what_was_accepted_survives_a_restart_and_never_goes_back() {
     assert!(matches!(older, Err(ConfigurationRefused::Older { .. })));
     let forged = Keypair::generate_ed25519();
     let settings = Settings::default();
-    let forged = Configuration { cluster: cluster(), epoch: 9, issued: UnixMillis(0), settings }.sign(&forged);
+    let forged = Configuration { cluster: cluster(), epoch: 9, issued: UnixMillis(0), settings, revoked: Vec::new() }
+        .sign(&forged);
     let refused = follower.offer(forged.expect("signed").as_bytes(), network.peer_id()).await;
     assert_eq!(refused, Err(ConfigurationRefused::OtherSigner));
     assert_eq!(follower.epoch(), 5);

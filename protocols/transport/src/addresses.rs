@@ -2,17 +2,18 @@
 
 use std::net::IpAddr;
 
-use damselfly_transport::dialing::DialPolicy;
 use libp2p::{Multiaddr, multiaddr::Protocol};
+
+use crate::{connection::ip_of, dialing::DialPolicy};
 
 /// The port of a host that announces no address at all.
 const DEFAULT_PORT: u16 = 4500;
 
-/// Of what a host announces, what others can dial; `observed` is the address that this scheduler sees it at.
+/// Of what a host announces, what others can dial; `observed` is the address that it is seen at.
 ///
 /// An unspecified IP (`0.0.0.0`, `::`) stands for *the one you see me at*: containers and hosts behind them do not know
 /// their own.
-pub(crate) fn reachable(announced: Vec<Multiaddr>, observed: Option<&Multiaddr>, policy: DialPolicy) -> Vec<Multiaddr> {
+pub fn reachable(announced: Vec<Multiaddr>, observed: Option<&Multiaddr>, policy: DialPolicy) -> Vec<Multiaddr> {
     let seen = observed.and_then(ip_of);
     let announced = match (announced.is_empty(), seen) {
         (true, Some(seen)) => vec![Multiaddr::from(seen).with(Protocol::Tcp(DEFAULT_PORT))],
@@ -29,14 +30,6 @@ pub(crate) fn reachable(announced: Vec<Multiaddr>, observed: Option<&Multiaddr>,
         }
     }
     reachable
-}
-
-fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
-    match address.iter().next()? {
-        Protocol::Ip4(ip) => Some(ip.into()),
-        Protocol::Ip6(ip) => Some(IpAddr::from(ip).to_canonical()),
-        _ => None,
-    }
 }
 
 fn with_ip(address: &Multiaddr, ip: IpAddr) -> Multiaddr {

@@ -1,0 +1,134 @@
+//! Who is admitted. Pure: the time is told.
+
+use std::{collections::HashSet, time::Duration};
+
+use libp2p::PeerId;
+
+use super::{CLOCK_LEEWAY, Credential, SignedCredential};
+use crate::{config::Configuration, id::ClusterId, record::UnixMillis, wire::Invalid};
+
+/// What decides about credentials: the cluster, whom it has revoked, and how long it bears with expired ones.
+#[derive(Debug, Clone)]
+pub struct Trust {
+    cluster: ClusterId,
+    revoked: HashSet<PeerId>,
+    grace: Duration,
+}
+
+/// How a member stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// Its credential is valid.
+    Valid,
+    /// It has expired, and the cluster bears with that: somebody should look.
+    InGrace,
+}
+
+/// Why a host is not admitted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// It showed none.
+    #[error("no credential was shown: join the cluster with a token first")]
+    Missing,
+    /// It cannot be read, or its signatures do not fit.
+    #[error("the credential is not genuine: {0}")]
+    NotGenuine(#[from] Invalid),
+    /// It is of another cluster.
+    #[error("the credential is of cluster {0}, not of ours")]
+    OtherCluster(ClusterId),
+    /// It is of another host.
+    #[error("the credential is of host {0}, not of who shows it")]
+    OtherPeer(PeerId),
+    /// Its issuer had no right at that time.
+    #[error("its issuer's certificate did not hold when it was issued")]
+    IssuerExpired,
+    /// It is not valid yet.
+    #[error("the credential holds from {} s in the future on: the clock differs by more than {} s", .by.as_secs(), CLOCK_LEEWAY.as_secs())]
+    NotYet {
+        /// How much is missing.
+        by: Duration,
+    },
+    /// It is not valid any more.
+    #[error("the credential has expired {} s ago, or the clock differs by so much", .since.as_secs())]
+    Expired {
+        /// Since when.
+        since: Duration,
+    },
+    /// The cluster has put the host out.
+    #[error("the host is revoked")]
+    Revoked,
+}
+
+impl Trust {
+    /// Trusts the root of `cluster`, and has heard of nothing else.
+    pub fn new(cluster: ClusterId) -> Self {
+        Self { cluster, revoked: HashSet::new(), grace: Duration::ZERO }
+    }
+
+    /// Takes over what an accepted configuration says.
+    pub fn follow(&mut self, configuration: &Configuration) {
+        self.revoked = configuration.revoked.iter().map(|revocation| revocation.peer).collect();
+        self.grace = Duration::from_millis(configuration.settings.grace_ms);
+    }
+
+    /// The cluster.
+    pub const fn cluster(&self) -> ClusterId {
+        self.cluster
+    }
+
+    /// Whether the cluster has put `peer` out.
+    pub fn is_revoked(&self, peer: &PeerId) -> bool {
+        self.revoked.contains(peer)
+    }
+
+    /// Whether the host that proved to be `peer` is a member, by the credential that it shows.
+    ///
+    /// # Errors
+    /// [`Refused`], with a reason that the host may be told.
+    pub fn admit(&self, peer: &PeerId, shown: &SignedCredential, now: UnixMillis) -> Result<Credential, Refused> {
+        let (credential, signer) = shown.opened()?;
+        if credential.cluster != self.cluster {
+            return Err(Refused::OtherCluster(credential.cluster));
+        }
+        if credential.peer != *peer {
+            return Err(Refused::OtherPeer(credential.peer));
+        }
+        let issuer = shown.issuer().certified(self.cluster)?;
+        if issuer.key != signer {
+            return Err(Invalid::new("credential", "it is not signed by the issuer that it names").into());
+        }
+        if credential.not_before < issuer.not_before || credential.not_after > issuer.not_after {
+            return Err(Refused::IssuerExpired);
+        }
+        self.standing(&credential, now)?;
+        Ok(credential)
+    }
+
+    /// How the owner of a genuine credential stands now.
+    ///
+    /// # Errors
+    /// [`Refused::Revoked`], [`Refused::NotYet`] and [`Refused::Expired`].
+    pub fn standing(&self, credential: &Credential, now: UnixMillis) -> Result<Standing, Refused> {
+        if self.is_revoked(&credential.peer) {
+            return Err(Refused::Revoked);
+        }
+        let early = Duration::from_millis(credential.not_before.0.saturating_sub(now.0));
+        if early > CLOCK_LEEWAY {
+            return Err(Refused::NotYet { by: early });
+        }
+        let late = Duration::from_millis(now.0.saturating_sub(credential.not_after.0));
+        match late {
+            Duration::ZERO => Ok(Standing::Valid),
+            late if late <= self.grace => Ok(Standing::InGrace),
+            // Its clock may be behind, and so it could not know.
+            late if late <= leeway_of(credential) => Ok(Standing::Valid),
+            late => Err(Refused::Expired { since: late }),
+        }
+    }
+}
+
+/// A credential that holds for seconds does not go on for minutes.
+fn leeway_of(credential: &Credential) -> Duration {
+    let lifetime = Duration::from_millis(credential.not_after.0.saturating_sub(credential.not_before.0));
+    CLOCK_LEEWAY.min(lifetime / 4)
+}

@@ -1,0 +1,291 @@
+//! Admission: both sides of a connection show their credentials before there is a multiplexer.
+//!
+//! It stands between the proof of the key and everything that speaks a protocol, so a stranger never reaches yamux,
+//! identify or gossip. [`Admission`] is also what remembers who was admitted as what: the gate of the swarm closes the
+//! connections of those that are members no more, and protocols ask it for roles.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+
+use damselfly_messages::{
+    config::Configuration,
+    id::ClusterId,
+    membership::{
+        CREDENTIAL_BYTES_MAX, Credential, Issuer, Refused, Role, Roles, SignedCredential, Standing, Tags, Trust,
+    },
+    record::UnixMillis,
+    wire::{Invalid, Wire as _},
+};
+use futures::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use libp2p::PeerId;
+use tokio::sync::watch;
+
+use crate::frame::{self, FrameError};
+
+/// Both credentials and both verdicts must have passed by then.
+const WITHIN: Duration = Duration::from_secs(4);
+/// Longest verdict: a byte, and a reason for people.
+const VERDICT_BYTES_MAX: usize = 1024;
+/// A verdict that admits.
+const ADMITTED: &[u8] = &[1];
+/// The first byte of a verdict that does not.
+const REFUSED: u8 = 0;
+/// An admitted peer that is not connected is remembered so long: its connection may just be under way.
+const REMEMBERED: Duration = Duration::from_secs(60);
+
+/// Why a connection was not admitted.
+#[derive(Debug, thiserror::Error)]
+pub enum NotAdmitted {
+    /// This host refuses the peer.
+    #[error("not admitted: {0}")]
+    Refused(#[from] Refused),
+    /// The peer refuses this host.
+    #[error("refused by the other side: {reason}")]
+    RefusedByPeer {
+        /// What it says.
+        reason: String,
+    },
+    /// It did not show and judge in time.
+    #[error("no credential within {} s", WITHIN.as_secs())]
+    Timeout,
+    /// The connection failed, or what came was too long.
+    #[error("connection failed during admission")]
+    Frame(#[from] FrameError),
+}
+
+/// Decides who is admitted, and remembers who was; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Admission {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    state: Mutex<State>,
+    /// Grows whenever somebody may have ceased to be a member.
+    changed: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    trust: Option<Trust>,
+    own: Option<SignedCredential>,
+    members: HashMap<PeerId, Member>,
+    refusals: BTreeMap<&'static str, u64>,
+}
+
+#[derive(Debug)]
+struct Member {
+    credential: Credential,
+    connected: bool,
+    seen: Instant,
+}
+
+impl Admission {
+    /// A host of no cluster admits nobody.
+    pub fn closed() -> Self {
+        Self { inner: Arc::new(Inner { state: Mutex::default(), changed: watch::Sender::new(0) }) }
+    }
+
+    /// Admits members of `cluster`, and shows them `own`.
+    pub fn new(cluster: ClusterId, own: SignedCredential) -> Self {
+        let admission = Self::closed();
+        {
+            let mut state = admission.lock();
+            state.trust = Some(Trust::new(cluster));
+            state.own = Some(own);
+        }
+        admission
+    }
+
+    /// The admission of a host to which `issuer` has just issued a credential for `lifetime`.
+    ///
+    /// # Errors
+    /// [`Invalid`] when it cannot sign.
+    pub fn issued(
+        issuer: &Issuer,
+        peer: PeerId,
+        roles: impl IntoIterator<Item = Role>,
+        lifetime: Duration,
+    ) -> Result<Self, Invalid> {
+        let (roles, tags) = (Roles::of(roles), Tags::new());
+        let (own, _) = issuer.issue(peer, (roles, &tags), 0, (now(), lifetime))?;
+        Ok(Self::new(issuer.cluster(), own))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Shows `own` from now on.
+    pub fn present(&self, own: SignedCredential) {
+        self.lock().own = Some(own);
+    }
+
+    /// What this host shows.
+    pub fn own(&self) -> Option<SignedCredential> {
+        self.lock().own.clone()
+    }
+
+    /// How this host itself stands.
+    ///
+    /// # Errors
+    /// [`Refused`]: nobody admits it any more.
+    pub fn own_standing(&self) -> Result<Standing, Refused> {
+        let state = self.lock();
+        let (Some(trust), Some(own)) = (&state.trust, &state.own) else { return Err(Refused::Missing) };
+        trust.standing(&own.claim()?, now())
+    }
+
+    /// Takes over whom an accepted configuration revokes; those are out at once.
+    pub fn follow(&self, configuration: &Configuration) {
+        if let Some(trust) = &mut self.lock().trust {
+            trust.follow(configuration);
+        }
+        self.inner.changed.send_modify(|changes| *changes += 1);
+    }
+
+    /// Whether the peer that proved to be `peer` is a member by what it shows. If so, that is remembered.
+    ///
+    /// # Errors
+    /// [`Refused`]
+    pub fn judge(&self, peer: PeerId, shown: &SignedCredential) -> Result<Roles, Refused> {
+        let mut state = self.lock();
+        let trust = state.trust.as_ref().ok_or(Refused::Missing)?;
+        let credential = trust.admit(&peer, shown, now())?;
+        let roles = credential.roles;
+        let connected = state.members.get(&peer).is_some_and(|member| member.connected);
+        state.members.insert(peer, Member { credential, connected, seen: Instant::now() });
+        Ok(roles)
+    }
+
+    /// What a peer was admitted as; nothing when it was not.
+    pub fn roles(&self, peer: &PeerId) -> Roles {
+        self.lock().members.get(peer).map_or(Roles::NONE, |member| member.credential.roles)
+    }
+
+    /// How many peers were refused, by reason.
+    pub fn refusals(&self) -> BTreeMap<&'static str, u64> {
+        self.lock().refusals.clone()
+    }
+
+    /// Decides about `peer`, who has proved its key on `stream`, and has it decide about us.
+    ///
+    /// # Errors
+    /// [`NotAdmitted`]: the stream is of no further use.
+    pub(crate) async fn admit<C: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        peer: PeerId,
+        stream: &mut C,
+    ) -> Result<(), NotAdmitted> {
+        let result = tokio::time::timeout(WITHIN, self.meet(peer, stream)).await.unwrap_or(Err(NotAdmitted::Timeout));
+        if let Err(error) = &result {
+            *self.lock().refusals.entry(label(error)).or_default() += 1;
+        }
+        result
+    }
+
+    async fn meet<C: AsyncRead + AsyncWrite + Unpin>(&self, peer: PeerId, stream: &mut C) -> Result<(), NotAdmitted> {
+        let own = self.own().map(|own| own.to_bytes()).unwrap_or_default();
+        frame::write(stream, &own, CREDENTIAL_BYTES_MAX).await?;
+        stream.flush().await.map_err(FrameError::from)?;
+        let shown = frame::read(stream, CREDENTIAL_BYTES_MAX).await?.ok_or(FrameError::Truncated)?;
+        let judged = match shown.is_empty() {
+            true => Err(Refused::Missing),
+            false => SignedCredential::from_bytes(&shown).map_err(Refused::from),
+        };
+        let judged = judged.and_then(|shown| self.judge(peer, &shown));
+        let verdict = match &judged {
+            Ok(_) => ADMITTED.to_vec(),
+            Err(refused) => [&[REFUSED], refused.to_string().as_bytes()].concat(),
+        };
+        let sent = async {
+            frame::write(stream, &verdict[..verdict.len().min(VERDICT_BYTES_MAX)], VERDICT_BYTES_MAX).await?;
+            Ok::<_, FrameError>(stream.flush().await?)
+        };
+        let sent = sent.await;
+        // Also after a refusal, of either side: who closes before the other has read takes the reason away.
+        let verdict = frame::read(stream, VERDICT_BYTES_MAX).await;
+        judged?;
+        let verdict = match (verdict, sent) {
+            (Ok(verdict), _) => verdict.ok_or(FrameError::Truncated)?,
+            (Err(_), Err(error)) | (Err(error), Ok(())) => return Err(error.into()),
+        };
+        match verdict.split_first() {
+            Some((first, [])) if [*first] == *ADMITTED => Ok(()),
+            Some((_, reason)) => {
+                let reason = String::from_utf8_lossy(reason).chars().filter(|char| !char.is_control()).collect();
+                Err(NotAdmitted::RefusedByPeer { reason })
+            }
+            None => Err(FrameError::Truncated.into()),
+        }
+    }
+
+    /// Notes that there is a connection with `peer`, unless it is no member.
+    ///
+    /// # Errors
+    /// [`Refused`]: there must not be one.
+    pub(crate) fn connected(&self, peer: &PeerId) -> Result<(), Refused> {
+        let mut state = self.lock();
+        let State { trust: Some(trust), members, .. } = &mut *state else { return Err(Refused::Missing) };
+        let member = members.get_mut(peer).ok_or(Refused::Missing)?;
+        trust.standing(&member.credential, now())?;
+        member.connected = true;
+        Ok(())
+    }
+
+    /// Notes that the last connection with `peer` is closed.
+    pub(crate) fn disconnected(&self, peer: &PeerId) {
+        if let Some(member) = self.lock().members.get_mut(peer) {
+            (member.connected, member.seen) = (false, Instant::now());
+        }
+    }
+
+    /// Who is connected and is no member any more, with the reason. Forgets who left long ago.
+    pub(crate) fn lapsed(&self) -> Vec<(PeerId, Refused)> {
+        let mut state = self.lock();
+        state.members.retain(|_, member| member.connected || member.seen.elapsed() < REMEMBERED);
+        let State { trust: Some(trust), members, .. } = &*state else { return Vec::new() };
+        let now = now();
+        let connected = members.iter().filter(|(_, member)| member.connected);
+        connected.filter_map(|(peer, member)| Some((*peer, trust.standing(&member.credential, now).err()?))).collect()
+    }
+
+    /// Tells whenever somebody may have ceased to be a member.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.inner.changed.subscribe()
+    }
+}
+
+/// What a refusal is counted as.
+const fn label(error: &NotAdmitted) -> &'static str {
+    match error {
+        NotAdmitted::Refused(refused) => match refused {
+            Refused::Missing => "missing",
+            Refused::NotGenuine(_) => "not_genuine",
+            Refused::OtherCluster(_) => "other_cluster",
+            Refused::OtherPeer(_) => "other_peer",
+            Refused::IssuerExpired => "issuer_expired",
+            Refused::NotYet { .. } => "not_yet",
+            Refused::Expired { .. } => "expired",
+            Refused::Revoked => "revoked",
+        },
+        NotAdmitted::RefusedByPeer { .. } => "refused_by_peer",
+        NotAdmitted::Timeout => "timeout",
+        NotAdmitted::Frame(_) => "frame",
+    }
+}
+
+impl From<NotAdmitted> for io::Error {
+    fn from(error: NotAdmitted) -> Self {
+        Self::new(io::ErrorKind::PermissionDenied, error)
+    }
+}
+
+fn now() -> UnixMillis {
+    SystemTime::now().into()
+}
