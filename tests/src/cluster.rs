@@ -16,6 +16,7 @@ use damselfly_testnet::{
     process,
 };
 use rand::{RngCore as _, SeedableRng as _, rngs::SmallRng};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{Dfcache, Node, Program, Programs, program::with_parent, spawner, until};
@@ -181,7 +182,7 @@ impl Cluster {
     /// # Errors
     /// When the manager does not answer.
     pub async fn settings(&self) -> anyhow::Result<(u64, Settings)> {
-        let answer = self.api("GET", &[], String::new()).await?;
+        let answer = self.api("GET", "config", &[], String::new()).await?;
         ensure!(answer.status == 200, "the manager answers {}: {}", answer.status, answer.body);
         Ok((epoch(&answer)?, serde_json::from_str(&answer.body)?))
     }
@@ -194,7 +195,7 @@ impl Cluster {
         let (before, mut settings) = self.settings().await?;
         change(&mut settings);
         let tag = format!("\"{before}\"");
-        let answer = self.api("PUT", &[("if-match", &tag)], serde_json::to_string(&settings)?).await?;
+        let answer = self.api("PUT", "config", &[("if-match", &tag)], serde_json::to_string(&settings)?).await?;
         ensure!(answer.status == 200, "the manager answers {}: {}", answer.status, answer.body);
         epoch(&answer)
     }
@@ -220,11 +221,36 @@ impl Cluster {
         self.change_settings(|settings| settings.schedulers.push(entry)).await
     }
 
-    async fn api(&self, method: &str, headers: &[(&str, &str)], body: String) -> anyhow::Result<http::Answer> {
+    /// Asks the manager's API with the admin token, with a JSON body if it has one.
+    ///
+    /// # Errors
+    /// When the manager does not answer.
+    pub async fn manage(&self, method: &str, resource: &str, body: Option<&Value>) -> anyhow::Result<http::Answer> {
+        self.api(method, resource, &[], body.map(Value::to_string).unwrap_or_default()).await
+    }
+
+    /// Makes a join token.
+    ///
+    /// # Errors
+    /// When the manager refuses.
+    pub async fn join_token(&self, roles: &[&str], uses: u32, ttl_seconds: u64) -> anyhow::Result<Value> {
+        let body = serde_json::json!({ "roles": roles, "uses": uses, "ttl_seconds": ttl_seconds });
+        let answer = self.manage("POST", "join-tokens", Some(&body)).await?;
+        ensure!(answer.status == 201, "the manager answers {}: {}", answer.status, answer.body);
+        Ok(serde_json::from_str(&answer.body)?)
+    }
+
+    async fn api(
+        &self,
+        method: &str,
+        resource: &str,
+        headers: &[(&str, &str)],
+        body: String,
+    ) -> anyhow::Result<http::Answer> {
         let token = fs::read_to_string(&self.file.manager.admin_token_file).context("no admin token")?;
         let authorization = format!("Bearer {}", token.trim());
         let headers = [headers, &[("authorization", &authorization), ("content-type", "application/json")]].concat();
-        http::ask(method, &format!("{}/api/v1/config", self.file.manager.http), &headers, body).await
+        http::ask(method, &format!("{}/api/v1/{resource}", self.file.manager.http), &headers, body).await
     }
 
     /// Starts another scheduler and adds it to the ring; returns when it is warm.

@@ -3,6 +3,7 @@
 mod conflict;
 mod delete;
 mod manager;
+mod membership;
 mod parents;
 mod ring;
 mod schedulers;

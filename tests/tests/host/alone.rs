@@ -242,7 +242,7 @@ async fn a_wrong_configuration_stops_the_start() -> anyhow::Result<()> {
         ("upload_rate_limit = \"fast\"\n", &["line 1", "MiB/s"]),
         ("data_dir = 5\n", &["line 1", "string"]),
         ("\n\nthis is no TOML\n", &["line 3"]),
-        ("[cluster]\nid = \"x\"\n", &["line 2", "hex"]),
+        ("[http]\nlisten = \"x\"\n", &["line 2", "socket address"]),
     ];
     for (text_of_file, expected) in rows {
         fs::write(&config, text_of_file)?;

@@ -26,10 +26,10 @@ fn what_cannot_be_used_is_refused_alike() -> anyhow::Result<()> {
         let unknown = ["--config", file];
         table.push((&unknown, "listens", "an unknown key"));
         if program != "dfmanager" {
-            table.push((&["--join", "TOKEN"], "joining by token is not built yet", "named, not unknown"));
+            table.push((&["--join", "TOKEN"], "does not begin with dfj1_", "no token"));
         }
         if program == "dfscheduler" {
-            table.push((&[], "cluster.id", "it belongs nowhere"));
+            table.push((&["--data-dir", "/nowhere"], "--join", "it belongs nowhere"));
         }
         for (arguments, expected, why) in table {
             let (code, said) = run(program, arguments)?;

@@ -1,0 +1,256 @@
+//! Who belongs to the cluster: joining, renewing, and being put out.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+use damselfly_messages::membership::{JoinToken, Secret};
+use damselfly_tests::{Cluster, Options, until};
+use serde_json::{Value, json};
+use tokio::process::Command;
+
+use crate::support::{SETTLED, exports};
+
+/// A daemon or scheduler that is no member yet, in a folder of its own.
+struct Newcomer {
+    folder: PathBuf,
+    program: PathBuf,
+}
+
+impl Newcomer {
+    fn new(cluster: &Cluster, program: &str, name: &str) -> anyhow::Result<Self> {
+        let folder = cluster.path(name);
+        fs::create_dir(&folder)?;
+        let socket = match program {
+            "dfdaemon" => format!("socket = {:?}\n", folder.join("sock")),
+            _ => String::new(),
+        };
+        let data = folder.join("data");
+        let config = format!(
+            "data_dir = {data:?}\n{socket}listen = [\"/ip4/127.0.0.1/tcp/0\"]\nallow_loopback = true\n\
+             [http]\nlisten = \"127.0.0.1:0\"\n"
+        );
+        fs::write(folder.join("config.toml"), config)?;
+        Ok(Self { folder, program: cluster.programs().path(program) })
+    }
+
+    fn command(&self, token: &str) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg("--config").arg(self.folder.join("config.toml")).arg("--join").arg(token);
+        command.stdin(Stdio::null()).kill_on_drop(true);
+        command
+    }
+
+    /// Starts it with a token that is of no use.
+    async fn fails(&self, token: &str) -> anyhow::Result<Output> {
+        let running = self.command(token).output();
+        Ok(tokio::time::timeout(SETTLED, running).await.context("it runs")??)
+    }
+}
+
+fn text(token: &Value) -> &str {
+    token["token"].as_str().unwrap_or_default()
+}
+
+#[tokio::test]
+async fn a_token_lets_in_whom_it_says_and_nobody_else() -> anyhow::Result<()> {
+    Cluster::run(Options { nodes: 1, ..Options::default() }, async |cluster| {
+        let good = cluster.join_token(&["node"], 1, 600).await?;
+        let begun = Instant::now();
+        let newcomer = Newcomer::new(cluster, "dfdaemon", "newcomer")?;
+        let mut running = newcomer.command(text(&good)).stderr(Stdio::null()).spawn()?;
+        let health = async || -> anyhow::Result<Value> {
+            let dfcache = cluster.programs().path("dfcache");
+            let socket = newcomer.folder.join("sock");
+            let asked = Command::new(dfcache).arg("--socket").arg(socket).args(["--json", "health"]).output();
+            Ok(serde_json::from_slice(&asked.await?.stdout)?)
+        };
+        until("it is a member that reaches a scheduler", SETTLED, async || {
+            let health = health().await?;
+            let reachable =
+                health["schedulers"].as_array().is_some_and(|all| all.iter().any(|one| one["reachable"] == true));
+            ensure!(health["member"] == true && reachable, "{health}");
+            Ok(())
+        })
+        .await?;
+        println!("from the start with a token to a working node: {:?}", begun.elapsed());
+        running.kill().await?;
+
+        let expired = cluster.join_token(&["node"], 1, 1).await?;
+        let withdrawn = cluster.join_token(&["node"], 1, 600).await?;
+        let resource = format!("join-tokens/{}", withdrawn["id"].as_str().unwrap_or_default());
+        ensure!(cluster.manage("DELETE", &resource, None).await?.status == 204);
+        let scheduler = cluster.join_token(&["scheduler"], 1, 600).await?;
+        let parsed: JoinToken = text(&scheduler).parse()?;
+        let guessed = JoinToken { secret: Secret([7; 32]), ..parsed.clone() }.reveal();
+        let stranger = cluster_of_nobody();
+        let other_cluster = JoinToken { cluster: stranger, ..parsed }.reveal();
+        let slip = text(&scheduler).replace("dfj1_C", "dfj1_D");
+        let file = cluster.path("missing");
+        // (token, exit code, what it says)
+        let table = [
+            (text(&good).to_owned(), 1, "good for 1 hosts, and so many have used it"),
+            (text(&withdrawn).to_owned(), 1, "withdrawn"),
+            (text(&scheduler).to_owned(), 1, "makes a host scheduler, not node"),
+            (guessed, 1, "no such token, or this is not its secret"),
+            (other_cluster, 1, "does not prove that it speaks for cluster"),
+            (slip, 2, "damaged"),
+            ("abc".to_owned(), 2, "does not begin with dfj1_"),
+            (format!("@{}", file.display()), 2, "cannot read"),
+        ];
+        for (number, (token, code, says)) in table.into_iter().enumerate() {
+            let refused = Newcomer::new(cluster, "dfdaemon", &format!("refused-{number}"))?.fails(&token).await?;
+            let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+            ensure!(refused.status.code() == Some(code) && told.contains(says), "{says}: {:?} {told}", refused.status);
+            ensure!(!told.contains(&token) || token.len() < 100, "the token is in the log: {told}");
+        }
+        let late = Newcomer::new(cluster, "dfdaemon", "late")?;
+        until("the token expires", SETTLED, async || {
+            let refused = late.fails(text(&expired)).await?;
+            ensure!(String::from_utf8_lossy(&refused.stderr).contains("the token has expired"), "{refused:?}");
+            Ok(())
+        })
+        .await?;
+        hosts(cluster, 4).await.map(drop)
+    })
+    .await
+}
+
+/// A cluster that nobody has founded.
+fn cluster_of_nobody() -> damselfly_messages::id::ClusterId {
+    let text = format!("1220{}", "5a".repeat(32));
+    text.parse().unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The manager's list of hosts, which has so many.
+async fn hosts(cluster: &Cluster, count: usize) -> anyhow::Result<Vec<Value>> {
+    let answer = cluster.manage("GET", "hosts", None).await?;
+    let hosts: Value = serde_json::from_str(&answer.body)?;
+    let hosts = hosts["items"].as_array().context("a list")?.clone();
+    ensure!(hosts.len() == count, "{hosts:?}");
+    Ok(hosts)
+}
+
+#[tokio::test]
+async fn who_is_put_out_is_out_in_the_middle_of_a_transfer_and_stays_out() -> anyhow::Result<()> {
+    let options = Options { nodes: 3, upload_rate_limit: Some("8MiB/s"), ..Options::default() };
+    Cluster::run(options, async |cluster| {
+        let file = cluster.file("file", 64 << 20)?;
+        cluster.node(0).import("file", &file).await?.ok()?;
+        let out = cluster.node(2);
+        let target = cluster.path("never");
+        let export = tokio::spawn({
+            let (out, target) = (out.clone(), target.clone());
+            async move { out.export("file", &target).await }
+        });
+        crate::support::received(out, 0.0, 1).await?;
+        let begun = Instant::now();
+        let body = json!({ "peer_id": out.program().peer_id(), "reason": "lost" });
+        let answer = cluster.manage("POST", "revocations", Some(&body)).await?;
+        ensure!(answer.status == 201, "{}", answer.body);
+        let gone = async || -> anyhow::Result<()> {
+            // The daemon of a host that is put out ends, or nobody talks with it.
+            if out.program().is_running() {
+                let connected = out.program().metric("damselfly_connected_peers").await?;
+                ensure!(connected == 0.0, "{connected} connections");
+            }
+            Ok(())
+        };
+        until("it has no connection", SETTLED, gone).await?;
+        println!("revoked and out after {:?}", begun.elapsed());
+        let ended = tokio::time::timeout(Duration::from_secs(60), export).await.context("the export goes on")??;
+        ensure!(ended.is_err() || ended?.ok().is_err(), "the export succeeded");
+        ensure!(!target.exists(), "something was left behind");
+
+        if out.program().is_running() {
+            out.program().kill().await?;
+        }
+        out.program().start()?;
+        let told = async || {
+            ensure!(
+                out.program().log().contains("the host is revoked") && !out.program().is_running(),
+                "it is not told: {}",
+                damselfly_testnet::process::tail(&out.program().folder().join("log"))
+            );
+            Ok(())
+        };
+        until("it is told why", SETTLED, told).await?;
+        // The others go on.
+        exports(cluster, cluster.node(1), "file", &file).await?;
+        let stat = cluster.node(1).stat("file").await?.ok()?;
+        ensure!(stat["holders"] == 2, "{stat}");
+        let hosts = hosts(cluster, 5).await?;
+        let revoked: Vec<_> = hosts.iter().filter(|host| host["revoked"] == true).collect();
+        ensure!(revoked.len() == 1 && revoked[0]["peer_id"] == out.program().peer_id(), "{revoked:?}");
+        let token = cluster.join_token(&["node"], 1, 600).await?;
+        refused_for_good(cluster, out.program().folder(), text(&token)).await
+    })
+    .await
+}
+
+/// Not with a new token either: the key is out.
+async fn refused_for_good(cluster: &Cluster, folder: &Path, token: &str) -> anyhow::Result<()> {
+    let newcomer = Newcomer::new(cluster, "dfdaemon", "comes back")?;
+    fs::create_dir(newcomer.folder.join("data"))?;
+    fs::set_permissions(newcomer.folder.join("data"), std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+    fs::copy(folder.join("data/identity.key"), newcomer.folder.join("data/identity.key"))?;
+    let refused = newcomer.fails(token).await?;
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(told.contains("put out of the cluster"), "{told}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_credential_is_renewed_and_without_a_manager_it_ends() -> anyhow::Result<()> {
+    Cluster::run(Options { nodes: 1, ..Options::default() }, async |cluster| {
+        cluster
+            .change_settings(|settings| {
+                settings.credential_ms = 4_000;
+                settings.grace_ms = 0;
+            })
+            .await?;
+        // These two join with short lives, the others have joined with long ones.
+        let short = cluster.add_node(&[]).await?;
+        let file = cluster.file("file", 1 << 20)?;
+        short.import("file", &file).await?.ok()?;
+        let serial = |hosts: &[Value]| {
+            let host = hosts.iter().find(|host| host["peer_id"] == short.program().peer_id());
+            host.map(|host| host["expires"].to_string()).unwrap_or_default()
+        };
+        let first = serial(&hosts(cluster, 4).await?);
+        until("it is renewed past its first end", SETTLED, async || {
+            let now = serial(&hosts(cluster, 4).await?);
+            ensure!(now > first, "{now}");
+            Ok(())
+        })
+        .await?;
+        let begun = Instant::now();
+        // Longer than a credential lives: the connections live on.
+        while begun.elapsed() < Duration::from_secs(6) {
+            exports(cluster, cluster.node(0), "file", &file).await?;
+            fs::remove_file(cluster.path("file of node-1"))?;
+            cluster.node(0).run(&["delete", "-l", "-i", "file"]).await?.ok()?;
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        ensure!(short.program().is_running() && !short.program().log().contains("no member"), "it was put out");
+        cluster.manager().kill().await?;
+        until("it ends", SETTLED, async || {
+            ensure!(!short.program().is_running(), "it runs");
+            Ok(())
+        })
+        .await?;
+        ensure!(short.program().log().contains("has expired"), "without a reason");
+        // The manager comes back, and with it the host, although its credential has expired long ago.
+        cluster.manager().start_ready().await?;
+        short.program().start_ready().await?;
+        until("it is a holder again", SETTLED, async || {
+            exports(cluster, cluster.node(0), "file", &file).await.map(drop)
+        })
+        .await
+    })
+    .await
+}
