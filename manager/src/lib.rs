@@ -6,6 +6,7 @@
 pub mod config;
 pub mod http;
 pub mod membership;
+pub mod picture;
 pub mod registry;
 pub mod server;
 pub mod state;

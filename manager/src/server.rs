@@ -28,8 +28,9 @@ use tokio::{
 
 use crate::{
     config::ManagerConfig,
-    http::{self, AdminToken},
+    http::{self, AdminToken, Api},
     membership::{ISSUER_LIFETIME, Membership, certify, join_addresses},
+    picture::Eyes,
     registry::Registry,
     state::State,
     store::{Store, StoreError},
@@ -118,8 +119,10 @@ impl Server {
         let mut keepers = JoinSet::new();
         keepers.spawn(state.clone().keep_what_members_know());
         keepers.spawn(membership.clone().keep_certified());
-        let routes =
-            monitoring(monitored(&network, &follower, &state)).merge(http::api(state.clone(), membership, token));
+        let eyes = Eyes::new(state.clone(), network.clone());
+        keepers.spawn(eyes.clone().look());
+        let api = Api { state: state.clone(), membership, eyes };
+        let routes = monitoring(monitored(&network, &follower, &state)).merge(http::api(api, token));
         let http = HttpServer::start(&http_config, routes).await?;
         tracing::info!(
             cluster_id = %state.cluster(), peer_id = %network.peer_id(), epoch = follower.epoch(),

@@ -6,6 +6,7 @@ use std::{
 };
 
 use damselfly_messages::{
+    info::HostReport,
     record::BucketDigests,
     scheduler::{AnnounceHost, TAGS_MAX},
 };
@@ -30,13 +31,14 @@ pub struct Host {
 
 impl Host {
     /// The heartbeat of this host.
-    pub fn announcement(&self, network: &Network, buckets: Option<BucketDigests>) -> AnnounceHost {
+    pub fn announcement(&self, network: &Network, buckets: Option<BucketDigests>, report: HostReport) -> AnnounceHost {
         AnnounceHost {
             addresses: self.addresses(network),
             seed: self.seed,
             tags: self.tags.iter().take(TAGS_MAX).map(|(key, value)| (key.clone(), value.clone())).collect(),
             buckets,
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            report,
         }
     }
 

@@ -1,5 +1,6 @@
 //! What the daemon counts.
 
+use damselfly_messages::info::HostReport;
 use prometheus_client::{
     metrics::{counter::Counter, gauge::Gauge},
     registry::{Registry, Unit},
@@ -58,4 +59,22 @@ metrics! {
     contents: Gauge, "Complete contents in the store.", None;
     stored_bytes: Gauge, "Bytes of complete contents in the store.", Some(Unit::Bytes);
     free_bytes: Gauge, "Bytes free on the store's file system.", Some(Unit::Bytes);
+}
+
+impl Metrics {
+    /// What the schedulers are told of it, for people.
+    pub fn report(&self) -> HostReport {
+        let gauge = |gauge: &Gauge| u64::try_from(gauge.get()).unwrap_or(0);
+        HostReport {
+            contents: gauge(&self.contents),
+            stored_bytes: gauge(&self.stored_bytes),
+            free_bytes: gauge(&self.free_bytes),
+            sent_bytes: self.sent_bytes.get(),
+            received_bytes: self.received_bytes.get(),
+            local_bytes: self.exported_local_bytes.get(),
+            imports: self.imports.get(),
+            exports: self.exports.get(),
+            failures: self.import_failures.get() + self.export_failures.get(),
+        }
+    }
 }

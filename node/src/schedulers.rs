@@ -183,7 +183,7 @@ impl Schedulers {
     pub async fn delete(&self, name: &Name, asked: Option<UnixMillis>) -> Result<DeleteAnswer, Unanswered> {
         let task = name.task_id();
         self.recent.forget(&task);
-        let body = RequestBody::DeleteTask(DeleteTask { name: name.clone(), asked });
+        let body = RequestBody::DeleteTask(DeleteTask { task: name.task_id(), asked });
         let deadline = Instant::now() + WARM_WITHIN;
         loop {
             let turn = tokio::time::timeout(DELETE_TURN_WITHIN, self.deletes.acquire()).await;

@@ -62,7 +62,7 @@ impl Scheduler {
             admission: membership.admission()?,
             keypair: keypair.clone(),
             listen: config.listen.clone(),
-            serves: Serves { scheduler: true, config: true, ..Serves::default() },
+            serves: Serves { scheduler: true, config: true, info: true, ..Serves::default() },
             topic: Some(follower::topic(&cluster)),
             limits,
             dial_loopback: config.allow_loopback,
@@ -83,7 +83,7 @@ impl Scheduler {
         let state = State::new(network.peer_id(), Limits::default(), rand::random());
         let service = Service::new(state, network.clone(), follower.clone(), policy, metrics);
         let mut running = JoinSet::new();
-        running.spawn(service.run(inbox.scheduler, inbox.peers));
+        running.spawn(service.run(inbox.scheduler, inbox.info, inbox.peers));
         let (addresses, network_of_keeper) = (addresses.clone(), network.clone());
         let data_dir = config.data_dir.clone();
         let keeper = Keeper { membership, data_dir, keypair, addresses, network: network_of_keeper, follower };

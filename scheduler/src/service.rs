@@ -16,7 +16,7 @@ use damselfly_transport::{
     dialing::DialPolicy,
     network::{Network, PeerEvent},
     program::follower::Follower,
-    protocol::SchedulerProtocol,
+    protocol::{InfoProtocol, SchedulerProtocol},
     rpc::Inbound,
 };
 use libp2p::PeerId;
@@ -75,6 +75,7 @@ impl Service {
     pub(crate) async fn run(
         mut self,
         requests: mpsc::Receiver<Inbound<SchedulerProtocol>>,
+        mut questions: mpsc::Receiver<Inbound<InfoProtocol>>,
         mut peers: mpsc::Receiver<PeerEvent>,
     ) {
         let (decoded, mut requests) = decode(requests);
@@ -94,6 +95,7 @@ impl Service {
                     let accepted = configurations.borrow_and_update().clone();
                     accepted.into_iter().for_each(|accepted| self.feed(Event::Configured(accepted)));
                 }
+                Some(question) = questions.recv() => self.on_question(question),
                 Some(outcome) = self.notifier.next() => self.feed(Event::Notified {
                     delete: outcome.delete,
                     peer: outcome.peer,
@@ -111,6 +113,17 @@ impl Service {
     fn on_tick(&mut self) {
         self.feed(Event::Tick);
         self.metrics.update(&self.state);
+    }
+
+    fn on_question(&self, question: Inbound<InfoProtocol>) {
+        match question.decode() {
+            Ok(request) => question.respond(self.state.inform(&request, self.now())),
+            Err(invalid) => question.refuse(invalid.to_string()),
+        }
+    }
+
+    fn now(&self) -> Now {
+        Now { at: self.started.elapsed(), wall: UnixMillis::from(SystemTime::now()) }
     }
 
     fn on_request(&mut self, (inbound, mut request): Decoded) {
@@ -138,7 +151,7 @@ impl Service {
     }
 
     fn feed(&mut self, event: Event) {
-        let now = Now { at: self.started.elapsed(), wall: UnixMillis::from(SystemTime::now()) };
+        let now = self.now();
         let mut events = vec![event];
         while let Some(event) = events.pop() {
             for action in self.state.handle(event, now) {

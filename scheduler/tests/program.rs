@@ -8,6 +8,7 @@ use std::{
 use damselfly_messages::{
     config::{Configuration, SchedulerEntry, Settings},
     id::{ClusterId, ContentId},
+    info::{self, HostReport},
     membership::{self, Issuer},
     name::Name,
     notify,
@@ -22,7 +23,7 @@ use damselfly_transport::{
     admission::Admission,
     network::{Inbox, Network, NetworkConfig, Serves, start},
     program::{follower::topic, http::HttpConfig, identity, membership::Membership},
-    protocol::SchedulerProtocol,
+    protocol::{InfoProtocol, SchedulerProtocol},
 };
 use libp2p::{Multiaddr, identity::Keypair};
 use tokio::{
@@ -130,6 +131,7 @@ async fn a_host_announces_another_finds_and_deletes() {
     }
 
     let beat = AnnounceHost {
+        report: HostReport { contents: 3, ..HostReport::default() },
         addresses: vec!["/ip4/0.0.0.0/tcp/4511".parse().expect("an address")],
         seed: false,
         tags: Default::default(),
@@ -161,13 +163,18 @@ async fn a_host_announces_another_finds_and_deletes() {
             }
         }
     });
-    let delete = RequestBody::DeleteTask(DeleteTask { name: name(), asked: None });
+    let delete = RequestBody::DeleteTask(DeleteTask { task: name().task_id(), asked: None });
     let answer = ask(&asker, network, delete, |body| matches!(body, ResponseBody::Deleted(_))).await;
     let ResponseBody::Deleted(deleted) = answer else { panic!("{answer:?}") };
     assert_eq!((deleted.dropped, deleted.unreachable), (1, 0));
     let gone = |body: &ResponseBody| matches!(body, ResponseBody::Stat(StatAnswer::Missing(missing)) if missing.deleted == deleted.tombstone);
     ask(&asker, network, stat, gone).await;
     drops.abort();
+
+    let question = info::Request::Hosts { after: None };
+    let told = asker.request::<InfoProtocol>(network.peer_id(), &question, SOON).await.expect("a manager may ask");
+    let info::Response::Hosts(told) = told else { panic!("{told:?}") };
+    assert!(told.items.iter().any(|host| host.peer == holder.peer_id() && host.report.contents == 3), "{told:?}");
 
     let metrics = metrics(scheduler.http_address()).await;
     for name in ["damselfly_build_info", "damselfly_connected_peers 2", "damselfly_configuration_epoch 1"] {

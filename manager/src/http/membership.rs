@@ -19,53 +19,22 @@ use damselfly_messages::{
 use libp2p::PeerId;
 use serde::{Deserialize, Serialize};
 
-use super::{Problem, config::read_body, error::rfc3339};
+use super::{
+    Problem,
+    config::read_body,
+    error::rfc3339,
+    page::{Page, invalid, list, page},
+};
 use crate::{
     membership::Membership,
+    picture::{Eyes, HostView},
     registry::{Member, TokenRecord},
 };
 
-const LIMIT_DEFAULT: usize = 50;
-const LIMIT_MAX: usize = 200;
 /// Longest life of a join token: a year.
 const TTL_MAX: u64 = 365 * 24 * 3600;
 const USES_MAX: u32 = 100_000;
 const REASON_MAX: usize = 500;
-
-/// Which part of a list.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Page {
-    limit: Option<usize>,
-    cursor: Option<String>,
-}
-
-/// A list in parts.
-#[derive(Debug, Serialize)]
-pub(super) struct List<T> {
-    items: Vec<T>,
-    next: Option<String>,
-}
-
-fn page(page: Result<Query<Page>, QueryRejection>) -> Result<(usize, Option<String>), Problem> {
-    let Query(page) = page.map_err(|error| Problem::new(error.status(), "invalid_query", error.body_text()))?;
-    let limit = page.limit.unwrap_or(LIMIT_DEFAULT);
-    if !(1..=LIMIT_MAX).contains(&limit) {
-        return Err(invalid("invalid_query", format!("limit is {limit}; allowed are 1 to {LIMIT_MAX}")));
-    }
-    Ok((limit, page.cursor))
-}
-
-fn invalid(code: &'static str, detail: impl Into<String>) -> Problem {
-    Problem::new(StatusCode::BAD_REQUEST, code, detail)
-}
-
-/// One more than asked for tells whether there is another part.
-fn list<T, R>(mut found: Vec<T>, limit: usize, cursor: impl Fn(&T) -> String, show: impl Fn(T) -> R) -> Json<List<R>> {
-    let next = found.get(limit).and_then(|_| found.get(limit - 1)).map(cursor);
-    found.truncate(limit);
-    Json(List { items: found.into_iter().map(show).collect(), next })
-}
 
 /// A join token as it is shown.
 #[derive(Debug, Serialize)]
@@ -232,11 +201,57 @@ struct Host {
     renewed: String,
     expires: String,
     revoked: bool,
+    /// A scheduler hears of it. Schedulers themselves are under `/schedulers`.
+    up: bool,
+    /// What it said last, if it did since the manager's start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    live: Option<Live>,
+}
+
+/// What a host said with its last heartbeat.
+#[derive(Debug, Serialize)]
+struct Live {
+    heard_seconds_ago: u64,
+    epoch: u64,
+    version: String,
+    contents: u64,
+    stored_bytes: u64,
+    free_bytes: u64,
+    sent_bytes: u64,
+    received_bytes: u64,
+    imports: u64,
+    exports: u64,
+    failures: u64,
+    downloads: u32,
+    children: u32,
+}
+
+impl Live {
+    fn new(view: &HostView) -> Self {
+        let (state, report) = (&view.state, &view.state.report);
+        Self {
+            heard_seconds_ago: view.heard.elapsed().as_secs(),
+            epoch: state.epoch,
+            version: state.version.clone(),
+            contents: report.contents,
+            stored_bytes: report.stored_bytes,
+            free_bytes: report.free_bytes,
+            sent_bytes: report.sent_bytes,
+            received_bytes: report.received_bytes,
+            imports: report.imports,
+            exports: report.exports,
+            failures: report.failures,
+            downloads: state.downloads,
+            children: state.children,
+        }
+    }
 }
 
 impl Host {
-    fn new(peer: PeerId, member: Member) -> Self {
+    fn new(peer: PeerId, member: Member, view: Option<&HostView>) -> Self {
         Self {
+            up: view.is_some_and(|view| view.is_up),
+            live: view.map(Live::new),
             peer_id: peer.to_string(),
             roles: member.roles,
             tags: member.tags,
@@ -252,11 +267,14 @@ impl Host {
 
 pub(super) async fn hosts(
     extract::State(membership): extract::State<Membership>,
+    extract::State(eyes): extract::State<Eyes>,
     asked: Result<Query<Page>, QueryRejection>,
 ) -> Result<Response, Problem> {
     let (limit, cursor) = page(asked)?;
     let after = cursor.map(|cursor| cursor.parse::<PeerId>()).transpose();
     let after = after.map_err(|_| invalid("invalid_query", "the cursor is none that was given out"))?;
     let found = membership.registry().members(after, limit + 1);
-    Ok(list(found, limit, |(peer, _)| peer.to_string(), |(peer, member)| Host::new(peer, member)).into_response())
+    let picture = eyes.picture();
+    let show = |(peer, member)| Host::new(peer, member, picture.hosts.get(&peer));
+    Ok(list(found, limit, |(peer, _)| peer.to_string(), show).into_response())
 }

@@ -239,7 +239,7 @@ impl Announcer {
             ledger.readmit(&peer, std::time::Instant::now());
             (ledger.epoch() == epoch).then(|| ledger.digests(&peer))
         };
-        let host = self.inner.host.announcement(&self.inner.network, digests);
+        let host = self.inner.host.announcement(&self.inner.network, digests, self.inner.metrics.report());
         let answer = match self.inner.schedulers.ask(peer, &RequestBody::AnnounceHost(Box::new(host)), false).await? {
             ResponseBody::Host(answer) => answer,
             ResponseBody::NotOwner(_) => return Err("its configuration is another one".to_owned()),

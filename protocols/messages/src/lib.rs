@@ -6,6 +6,7 @@
 pub mod config;
 pub mod hasher;
 pub mod id;
+pub mod info;
 pub mod manifest;
 pub mod membership;
 pub mod name;

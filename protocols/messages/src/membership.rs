@@ -104,6 +104,11 @@ impl Roles {
         Self(1 << role.number())
     }
 
+    /// These, and `role`.
+    pub const fn and(self, role: Role) -> Self {
+        Self(self.0 | 1 << role.number())
+    }
+
     /// Whether `role` is one of them.
     pub const fn contains(self, role: Role) -> bool {
         self.0 & 1 << role.number() != 0

@@ -7,6 +7,7 @@ use prost::Message as _;
 
 use crate::{
     id::{ContentId, TaskId},
+    info::HostReport,
     name::Name,
     pb::{self, at_most, each, required},
     record::{Announcement, BUCKETS, Binding, BucketDigests, Holding, Record, Tombstone, UnixMillis},
@@ -152,7 +153,7 @@ pub enum PeerResult {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeleteTask {
     /// The task.
-    pub name: Name,
+    pub task: TaskId,
     /// When it was asked for, if it had to wait for an owner: what was accepted later stays.
     pub asked: Option<UnixMillis>,
 }
@@ -170,6 +171,8 @@ pub struct AnnounceHost {
     pub buckets: Option<BucketDigests>,
     /// The program's version.
     pub version: String,
+    /// What it counts, for people.
+    pub report: HostReport,
 }
 
 /// A scheduler's answer.

@@ -79,6 +79,8 @@ pub enum ControlKind {
     Notify,
     /// [`ConfigProtocol`].
     Config,
+    /// [`InfoProtocol`].
+    Info,
 }
 
 /// Node to scheduler: who has what, and from whom to fetch.
@@ -90,7 +92,8 @@ impl Protocol for SchedulerProtocol {
     const REQUEST_BYTES_MAX: usize = 1024 * 1024;
     const RESPONSE_BYTES_MAX: usize = 1024 * 1024;
     const TIMEOUT: Duration = Duration::from_secs(30);
-    const ASKED_BY: Roles = Roles::NODES;
+    /// A manager only deletes, for an operator.
+    const ASKED_BY: Roles = Roles::NODES.and(Role::Manager);
     /// Below [`crate::muxer::OUTBOUND_STREAMS_MAX`], for gossip and the other protocols need streams too.
     const CONCURRENT: usize = 32;
     type Request = damselfly_messages::scheduler::Request;
@@ -142,4 +145,23 @@ impl Protocol for ConfigProtocol {
 
 impl Control for ConfigProtocol {
     const KIND: ControlKind = ControlKind::Config;
+}
+
+/// Manager to scheduler: what an operator sees.
+#[derive(Debug, Clone, Copy)]
+pub enum InfoProtocol {}
+
+impl Protocol for InfoProtocol {
+    const NAME: &'static str = "/damselfly/info/1";
+    const REQUEST_BYTES_MAX: usize = 4 * 1024;
+    const RESPONSE_BYTES_MAX: usize = 1024 * 1024;
+    const TIMEOUT: Duration = Duration::from_secs(10);
+    const ASKED_BY: Roles = Roles::just(Role::Manager);
+    const CONCURRENT: usize = 8;
+    type Request = damselfly_messages::info::Request;
+    type Response = damselfly_messages::info::Response;
+}
+
+impl Control for InfoProtocol {
+    const KIND: ControlKind = ControlKind::Info;
 }

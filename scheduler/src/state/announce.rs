@@ -32,6 +32,7 @@ impl State {
             return ResponseBody::Host(HostAnswer { mismatched: Vec::new(), warm });
         };
         host.describe(heartbeat.addresses, heartbeat.seed, Locality::of(&heartbeat.tags));
+        (host.epoch, host.version, host.report) = (asker.epoch, heartbeat.version.into(), heartbeat.report);
         let told = heartbeat.buckets.filter(|_| same_epoch);
         let mismatched = told.map_or_else(Vec::new, |told| host.digests().mismatches(&told));
         ResponseBody::Host(HostAnswer { mismatched, warm })

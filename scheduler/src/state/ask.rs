@@ -61,7 +61,7 @@ impl State {
 ///
 /// Only their numbers are known here, so this can be wrong in one direction: an export that could succeed is never
 /// given up because of it.
-fn together_complete(candidate: &Candidate, live: &BTreeMap<HostId, u32>) -> bool {
+pub(super) fn together_complete(candidate: &Candidate, live: &BTreeMap<HostId, u32>) -> bool {
     let Ok(layout) = PieceLayout::new(candidate.binding.content_bytes) else { return false };
     let pieces = live.values().map(|pieces| u64::from(*pieces)).sum::<u64>();
     !live.is_empty() && pieces >= layout.pieces().into()

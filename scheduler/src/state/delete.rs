@@ -41,7 +41,7 @@ impl State {
         now: Now,
         actions: &mut Vec<Action>,
     ) -> Result<Option<ResponseBody>, Reply> {
-        let task = delete.name.task_id();
+        let task = delete.task;
         // A former owner knows holders that the new ones may not have heard of yet.
         self.admit(asker, &task, true, now)?;
         let warm = self.eras.is_warm(&task, now.at);

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use damselfly_messages::{id::TaskId, record::BucketDigests};
+use damselfly_messages::{id::TaskId, info::HostReport, record::BucketDigests};
 use libp2p::{Multiaddr, PeerId};
 
 /// Stands for a host in every index; never used again for another one.
@@ -75,6 +75,10 @@ pub(crate) struct Host {
     pub(crate) children: u32,
     /// Downloads of its own.
     pub(crate) downloads: u32,
+    /// The epoch it runs, its version and its counts, as it said last.
+    pub(crate) epoch: u64,
+    pub(crate) version: Box<str>,
+    pub(crate) report: HostReport,
     heard: Duration,
     told: BTreeMap<TaskKey, Told>,
     /// Of what it told about tasks owned by the present ring.
@@ -95,6 +99,9 @@ impl Host {
             suspect: false,
             children: 0,
             downloads: 0,
+            epoch: 0,
+            version: Box::default(),
+            report: HostReport::default(),
             heard: at,
             told: BTreeMap::new(),
             digests: BucketDigests::default(),
@@ -108,6 +115,11 @@ impl Host {
         self.addresses = addresses.into();
         self.seed = seed;
         self.locality = locality;
+    }
+
+    /// When it spoke last.
+    pub(crate) fn heard(&self) -> Duration {
+        self.heard
     }
 
     pub(crate) fn told_len(&self) -> usize {

@@ -22,6 +22,7 @@ mod eras;
 mod event;
 mod faults;
 pub(crate) mod hosts;
+mod inform;
 mod report;
 mod sweep;
 mod tasks;

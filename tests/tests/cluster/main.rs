@@ -2,6 +2,7 @@
 
 mod conflict;
 mod delete;
+mod eyes;
 mod manager;
 mod membership;
 mod parents;

@@ -33,7 +33,7 @@ impl From<&RequestBody> for PbRequest {
             }),
             RequestBody::LeaveTask(task) => Self::LeaveTask(task.digest().to_vec()),
             RequestBody::DeleteTask(delete) => Self::DeleteTask(pb::DeleteTask {
-                name: Some((&delete.name).into()),
+                task: delete.task.digest().to_vec(),
                 asked: delete.asked.map(|at| at.0),
             }),
             RequestBody::AnnounceHost(host) => Self::AnnounceHost(host.as_ref().into()),
@@ -68,7 +68,7 @@ impl TryFrom<PbRequest> for RequestBody {
             }),
             PbRequest::LeaveTask(task) => Self::LeaveTask(TaskId::from_bytes(&task)?),
             PbRequest::DeleteTask(delete) => Self::DeleteTask(DeleteTask {
-                name: required("name", delete.name)?.try_into()?,
+                task: TaskId::from_bytes(&delete.task)?,
                 asked: delete.asked.map(UnixMillis),
             }),
             PbRequest::AnnounceHost(host) => Self::AnnounceHost(Box::new(host.try_into()?)),
@@ -198,6 +198,7 @@ impl From<&AnnounceHost> for pb::AnnounceHost {
             tags: host.tags.clone().into_iter().collect(),
             buckets: host.buckets.as_ref().map_or_else(Vec::new, |digests| digests.as_array().to_vec()),
             version: host.version.clone(),
+            report: Some((&host.report).into()),
         }
     }
 }
@@ -227,6 +228,7 @@ impl TryFrom<pb::AnnounceHost> for AnnounceHost {
             tags: host.tags.into_iter().collect(),
             buckets,
             version: host.version,
+            report: host.report.unwrap_or_default().into(),
         })
     }
 }

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     admission::Admission,
-    protocol::{self, ConfigProtocol, ControlKind, GOSSIP_BYTES_MAX, NotifyProtocol, SchedulerProtocol},
+    protocol::{self, ConfigProtocol, ControlKind, GOSSIP_BYTES_MAX, InfoProtocol, NotifyProtocol, SchedulerProtocol},
     rpc::{FrameBudget, Outgoing, Rpc},
     streams,
 };
@@ -36,6 +36,7 @@ pub(super) struct Behaviour {
     scheduler: Rpc<SchedulerProtocol>,
     notify: Rpc<NotifyProtocol>,
     config: Rpc<ConfigProtocol>,
+    info: Rpc<InfoProtocol>,
     pub(super) streams: streams::Behaviour,
 }
 
@@ -52,7 +53,8 @@ impl Behaviour {
             gossip: gossip(keypair, config.topic.as_deref())?,
             scheduler: Rpc::new(serves.scheduler.then(|| outlets.scheduler.clone()), admission.clone(), budget.clone()),
             notify: Rpc::new(serves.notify.then(|| outlets.notify.clone()), admission.clone(), budget.clone()),
-            config: Rpc::new(serves.config.then(|| outlets.config.clone()), admission.clone(), budget),
+            config: Rpc::new(serves.config.then(|| outlets.config.clone()), admission.clone(), budget.clone()),
+            info: Rpc::new(serves.info.then(|| outlets.info.clone()), admission.clone(), budget),
             streams: streams(serves, limits, admission, outlets),
         })
     }
@@ -62,6 +64,7 @@ impl Behaviour {
             ControlKind::Scheduler => self.scheduler.request(outgoing),
             ControlKind::Notify => self.notify.request(outgoing),
             ControlKind::Config => self.config.request(outgoing),
+            ControlKind::Info => self.info.request(outgoing),
         }
     }
 }

@@ -37,6 +37,8 @@ pub struct Serves {
     pub notify: bool,
     /// `/damselfly/config/1`
     pub config: bool,
+    /// `/damselfly/info/1`
+    pub info: bool,
     /// `/damselfly/piece/1`
     pub piece: bool,
     /// `/damselfly/have/1`

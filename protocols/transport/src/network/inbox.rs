@@ -5,13 +5,16 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::ConnectionLimits;
 use crate::{
-    protocol::{ConfigProtocol, NotifyProtocol, SchedulerProtocol},
+    protocol::{ConfigProtocol, InfoProtocol, NotifyProtocol, SchedulerProtocol},
     rpc::Inbound,
     streams::{ACCEPT_BACKLOG, Stream},
 };
 
 /// How many connects and disconnects wait for the program.
 const PEER_EVENTS: usize = 1024;
+
+/// How many questions of managers wait for the program.
+const INFO: usize = 16;
 
 /// How many gossip messages wait for the program.
 const GOSSIP: usize = 256;
@@ -28,6 +31,8 @@ pub struct Inbox {
     pub notify: mpsc::Receiver<Inbound<NotifyProtocol>>,
     /// Requests for the configuration.
     pub config: mpsc::Receiver<Inbound<ConfigProtocol>>,
+    /// Questions of managers to this scheduler.
+    pub info: mpsc::Receiver<Inbound<InfoProtocol>>,
     /// Streams on which a peer asks for pieces.
     pub piece: mpsc::Receiver<(PeerId, Stream)>,
     /// Streams on which a peer asks what this node has.
@@ -45,6 +50,7 @@ pub(super) struct Outlets {
     pub(super) scheduler: mpsc::Sender<Inbound<SchedulerProtocol>>,
     pub(super) notify: mpsc::Sender<Inbound<NotifyProtocol>>,
     pub(super) config: mpsc::Sender<Inbound<ConfigProtocol>>,
+    pub(super) info: mpsc::Sender<Inbound<InfoProtocol>>,
     pub(super) piece: mpsc::Sender<(PeerId, Stream)>,
     pub(super) have: mpsc::Sender<(PeerId, Stream)>,
     pub(super) gossip: mpsc::Sender<Gossip>,
@@ -56,15 +62,17 @@ pub(super) fn channels(limits: &ConnectionLimits) -> (Outlets, Inbox) {
     let (scheduler, scheduler_inbox) = mpsc::channel(requests);
     let (notify, notify_inbox) = mpsc::channel(requests);
     let (config, config_inbox) = mpsc::channel(requests);
+    let (info, info_inbox) = mpsc::channel(INFO);
     let (piece, piece_inbox) = mpsc::channel(ACCEPT_BACKLOG);
     let (have, have_inbox) = mpsc::channel(ACCEPT_BACKLOG);
     let (gossip, gossip_inbox) = mpsc::channel(GOSSIP);
     let (peers, peers_inbox) = mpsc::channel(PEER_EVENTS);
-    let outlets = Outlets { scheduler, notify, config, piece, have, gossip, peers };
+    let outlets = Outlets { scheduler, notify, config, info, piece, have, gossip, peers };
     let inbox = Inbox {
         scheduler: scheduler_inbox,
         notify: notify_inbox,
         config: config_inbox,
+        info: info_inbox,
         piece: piece_inbox,
         have: have_inbox,
         gossip: gossip_inbox,

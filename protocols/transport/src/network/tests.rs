@@ -28,7 +28,7 @@ fn config_of(roles: impl IntoIterator<Item = Role>) -> NetworkConfig {
         admission: testing::member_as(&keypair, roles),
         keypair,
         listen: vec!["/ip4/127.0.0.1/tcp/0".parse().expect("address")],
-        serves: Serves { scheduler: false, notify: true, config: true, piece: true, have: true },
+        serves: Serves { scheduler: false, notify: true, config: true, info: false, piece: true, have: true },
         topic: Some("test".into()),
         limits: ConnectionLimits::default(),
         dial_loopback: true,

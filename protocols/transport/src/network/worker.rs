@@ -266,7 +266,8 @@ impl Worker {
             | BehaviourEvent::Identify(_)
             | BehaviourEvent::Scheduler(_)
             | BehaviourEvent::Notify(_)
-            | BehaviourEvent::Config(_) => {}
+            | BehaviourEvent::Config(_)
+            | BehaviourEvent::Info(_) => {}
             BehaviourEvent::Gate(never)
             | BehaviourEvent::Limits(never)
             | BehaviourEvent::Pending(never)

@@ -3,7 +3,7 @@
 use super::*;
 
 fn delete(asked: Option<u64>) -> RequestBody {
-    RequestBody::DeleteTask(DeleteTask { name: name("x"), asked: asked.map(|at| UnixMillis(START + at)) })
+    RequestBody::DeleteTask(DeleteTask { task: name("x").task_id(), asked: asked.map(|at| UnixMillis(START + at)) })
 }
 
 fn deleted(reply: Option<Reply>) -> DeleteAnswer {
@@ -72,7 +72,7 @@ fn a_sha256_name_goes_with_all_candidates() {
     let mut bench = Bench::warm();
     bench.announce(200, complete(&text, binding(content(1), 1, Some(1))));
     bench.announce(201, complete(&text, binding(content(2), 1, Some(2))));
-    let body = RequestBody::DeleteTask(DeleteTask { name: name(&text), asked: None });
+    let body = RequestBody::DeleteTask(DeleteTask { task: name(&text).task_id(), asked: None });
     bench.reply_to(202, request(body));
     assert_eq!(bench.told().len(), 2);
     assert!(bench.found(&text).is_none());
@@ -87,7 +87,7 @@ fn too_many_deletes_are_put_off() {
         bench.announce(200, complete(text, binding(content(1), 1, Some(1))));
     }
     assert_eq!(bench.reply_to(201, request(delete(None))), None);
-    let other = RequestBody::DeleteTask(DeleteTask { name: name("y"), asked: None });
+    let other = RequestBody::DeleteTask(DeleteTask { task: name("y").task_id(), asked: None });
     assert!(matches!(bench.reply_to(201, request(other)), Some(Reply::Busy(_))));
     assert!(bench.found("y").is_some(), "and nothing happened");
 }

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use damselfly_messages::{
     config::{Accepted, Configuration, SchedulerEntry, Settings},
     id::{ClusterId, ContentId},
+    info::{self, HostReport},
     name::Name,
     notify,
     record::{Announcement, Binding, BucketDigests, Holding, Record, Tombstone, UnixMillis},
@@ -226,6 +227,7 @@ impl Bench {
 
 fn heartbeat(host: u32, buckets: Option<BucketDigests>, seed: bool, tags: &[(&str, &str)]) -> AnnounceHost {
     AnnounceHost {
+        report: HostReport { contents: 7, ..HostReport::default() },
         addresses: vec![format!("/ip4/10.1.{}.{}/tcp/4500", host / 256, host % 256).parse().expect("an address")],
         seed,
         tags: tags.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect::<BTreeMap<_, _>>(),

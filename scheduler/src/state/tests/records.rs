@@ -269,3 +269,36 @@ fn of_two_ends_the_later_stands() {
         assert_eq!(bench.announce(200, complete("x", ends(told))), Outcome::Accepted(ends(stands)));
     }
 }
+
+#[test]
+fn the_manager_is_told_of_hosts_and_tasks() {
+    let mut bench = Bench::warm();
+    for host in 200..204 {
+        bench.heartbeat(host, None);
+    }
+    for (host, task, byte) in [(200, "a", A), (201, "a", A), (200, "b", B), (201, "c", A)] {
+        bench.announce(host, complete(task, binding(content(byte), 1, Some(1))));
+    }
+    let inform = |request| bench.state.inform(&request, bench.now());
+    let info::Response::Hosts(hosts) = inform(info::Request::Hosts { after: None }) else { panic!("not hosts") };
+    assert_eq!((hosts.hosts, hosts.tasks, hosts.epoch, hosts.more, hosts.items.len()), (4, 3, 1, false, 4));
+    assert!(hosts.items.iter().all(|host| host.report.contents == 7 && host.epoch == 1), "as they said");
+    let after = Some(hosts.items[1].peer);
+    let info::Response::Hosts(rest) = inform(info::Request::Hosts { after }) else { panic!("not hosts") };
+    assert_eq!(rest.items, hosts.items[2..], "the rest");
+
+    let tasks = |after, limit, of| match inform(info::Request::Tasks { after, limit, of }) {
+        info::Response::Tasks(tasks) => tasks,
+        info::Response::Hosts(_) => panic!("not tasks"),
+    };
+    let all = info::TaskFilter::default();
+    let first = tasks(None, 2, all);
+    let rest = tasks(first.more_after, 2, all);
+    assert_eq!((first.items.len(), rest.items.len(), rest.more_after), (2, 1, None));
+    let named = tasks(None, 2, info::TaskFilter { task: Some(name("a").task_id()), content: None });
+    let candidate = &named.items[0].candidates[0];
+    assert_eq!((candidate.holders, candidate.available, candidate.peers.len()), (2, true, 2));
+    let of_a = tasks(None, 9, info::TaskFilter { task: None, content: Some(content(A)) });
+    assert_eq!(of_a.items.len(), 2, "by content");
+    assert!(tasks(None, 9, info::TaskFilter { task: Some(name("none").task_id()), content: None }).items.is_empty());
+}

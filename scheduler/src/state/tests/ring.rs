@@ -80,7 +80,7 @@ fn a_former_owner_still_deletes() {
     bench.announce(200, complete(&text, binding(content(1), 1, Some(1))));
     bench.feed(Event::Configured(accepted(2, &[1, 2], 1)));
     bench.told();
-    let body = RequestBody::DeleteTask(DeleteTask { name: name(&text), asked: None });
+    let body = RequestBody::DeleteTask(DeleteTask { task: name(&text).task_id(), asked: None });
     assert_eq!(bench.reply_to(201, Request { epoch: 2, stand_in: false, body }), None);
     assert!(
         matches!(bench.told()[..], [(_, notify::Request::DropTask(_))]),

@@ -1,0 +1,262 @@
+//! `/api/v1/overview`, `/api/v1/schedulers` and `/api/v1/tasks`: what the cluster holds and does.
+
+use axum::{
+    Json,
+    extract::{self, Path, Query, rejection::QueryRejection},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use damselfly_messages::{
+    id::{ContentId, TaskId},
+    info::{CandidateState, TaskFilter, TaskState},
+    name::Name,
+};
+use libp2p::PeerId;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Problem,
+    page::{LIMIT_DEFAULT, List, check_limit, invalid},
+};
+use crate::{
+    picture::{Eyes, Unseen},
+    state::{ChangeError, State},
+};
+
+/// The cluster at a glance.
+#[derive(Debug, Serialize)]
+pub(super) struct Overview {
+    cluster_id: String,
+    epoch: u64,
+    version: &'static str,
+    peer_id: PeerId,
+    hosts: usize,
+    hosts_up: usize,
+    seeds_up: usize,
+    schedulers: usize,
+    schedulers_up: usize,
+    tasks: u64,
+    downloads: u64,
+    contents: u64,
+    stored_bytes: u64,
+    /// Percent of the hosts and schedulers that are up and run this epoch.
+    roll_out_percent: f64,
+    rates: Rates,
+}
+
+/// Of all hosts together.
+#[derive(Debug, Serialize)]
+struct Rates {
+    sent_bytes_per_second: u64,
+    received_bytes_per_second: u64,
+    local_bytes_per_second: u64,
+}
+
+pub(super) async fn overview(
+    extract::State(state): extract::State<State>,
+    extract::State(eyes): extract::State<Eyes>,
+) -> Json<Overview> {
+    let picture = eyes.picture();
+    let current = state.current();
+    let epoch = current.as_ref().map_or(0, |accepted| accepted.configuration.epoch);
+    let replicas = current.as_ref().map_or(1, |accepted| accepted.configuration.settings.replicas);
+    let sum = |of: fn(&damselfly_messages::info::HostReport) -> u64| {
+        picture.up().map(|host| of(&host.state.report)).fold(0, u64::saturating_add)
+    };
+    let answered = || picture.schedulers.iter().filter_map(|(_, answer)| answer.as_ref());
+    Json(Overview {
+        cluster_id: state.cluster().to_string(),
+        epoch,
+        version: env!("CARGO_PKG_VERSION"),
+        peer_id: state.peer_id(),
+        hosts: picture.hosts.len(),
+        hosts_up: picture.up().count(),
+        seeds_up: picture.up().filter(|host| host.state.seed).count(),
+        schedulers: picture.schedulers.len(),
+        schedulers_up: answered().count(),
+        tasks: picture.tasks(replicas),
+        downloads: picture.up().map(|host| u64::from(host.state.downloads)).sum(),
+        contents: sum(|report| report.contents),
+        stored_bytes: sum(|report| report.stored_bytes),
+        roll_out_percent: picture.roll_out(epoch),
+        rates: Rates {
+            sent_bytes_per_second: picture.rates.sent as u64,
+            received_bytes_per_second: picture.rates.received as u64,
+            local_bytes_per_second: picture.rates.local as u64,
+        },
+    })
+}
+
+/// A scheduler of the ring as it is shown.
+#[derive(Debug, Serialize)]
+struct Scheduler {
+    peer_id: String,
+    addresses: Vec<String>,
+    weight: u32,
+    /// It answered the last time it was asked.
+    up: bool,
+    warm: bool,
+    epoch: Option<u64>,
+    version: Option<String>,
+    tasks: Option<u64>,
+    hosts: Option<u64>,
+    announcements: Option<u64>,
+    tombstones: Option<u64>,
+}
+
+/// All of them: the ring has at most 256.
+pub(super) async fn schedulers(
+    extract::State(state): extract::State<State>,
+    extract::State(eyes): extract::State<Eyes>,
+) -> Result<Response, Problem> {
+    let current = state.current().ok_or(ChangeError::Nothing)?;
+    let picture = eyes.picture();
+    let answer_of = |peer: &PeerId| {
+        let seen = picture.schedulers.iter().find(|(known, _)| known == peer);
+        seen.and_then(|(_, answer)| answer.clone())
+    };
+    let items = current.configuration.settings.schedulers.iter().map(|entry| {
+        let answer = answer_of(&entry.peer_id);
+        let counts = answer.as_ref();
+        Scheduler {
+            peer_id: entry.peer_id.to_string(),
+            addresses: entry.addresses.iter().map(ToString::to_string).collect(),
+            weight: entry.weight,
+            up: answer.is_some(),
+            warm: counts.is_some_and(|answer| answer.warm),
+            epoch: counts.map(|answer| answer.epoch),
+            version: counts.map(|answer| answer.version.clone()),
+            tasks: counts.map(|answer| answer.tasks),
+            hosts: counts.map(|answer| answer.hosts),
+            announcements: counts.map(|answer| answer.announcements),
+            tombstones: counts.map(|answer| answer.tombstones),
+        }
+    });
+    Ok(Json(List { items: items.collect(), next: None }).into_response())
+}
+
+/// Which tasks.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Search {
+    limit: Option<usize>,
+    cursor: Option<String>,
+    cid: Option<String>,
+    tag: Option<String>,
+    content_id: Option<String>,
+}
+
+/// A task as it is shown. Schedulers know tasks by their IDs, so names are shown only to who asks for them.
+#[derive(Debug, Serialize)]
+struct Task {
+    task_id: String,
+    cid: Option<String>,
+    tag: Option<String>,
+    /// Several only for sha256 names, best first.
+    candidates: Vec<Candidate>,
+}
+
+#[derive(Debug, Serialize)]
+struct Candidate {
+    content_id: String,
+    bytes: u64,
+    generation: u64,
+    accepted: Option<String>,
+    expires: Option<String>,
+    state: &'static str,
+    holders: u32,
+    /// Some of them.
+    peers: Vec<String>,
+}
+
+impl Task {
+    fn new(state: TaskState, name: Option<&Name>) -> Self {
+        Self {
+            task_id: state.task.to_string(),
+            cid: name.map(|name| name.cid().to_owned()),
+            tag: name.map(|name| name.tag().to_owned()),
+            candidates: state.candidates.into_iter().map(Candidate::new).collect(),
+        }
+    }
+}
+
+impl Candidate {
+    fn new(state: CandidateState) -> Self {
+        let time = |at: damselfly_messages::record::UnixMillis| super::error::rfc3339(at.0);
+        Self {
+            content_id: state.binding.content.to_string(),
+            bytes: state.binding.content_bytes,
+            generation: state.binding.generation,
+            accepted: state.binding.accepted.map(time),
+            expires: state.binding.expires.map(time),
+            state: if state.available { "available" } else { "unavailable" },
+            holders: state.holders,
+            peers: state.peers.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+pub(super) async fn tasks(
+    extract::State(eyes): extract::State<Eyes>,
+    search: Result<Query<Search>, QueryRejection>,
+) -> Result<Response, Problem> {
+    let Query(search) = search.map_err(|error| Problem::new(error.status(), "invalid_query", error.body_text()))?;
+    let limit = check_limit(search.limit.unwrap_or(LIMIT_DEFAULT))?;
+    let query = |error: damselfly_messages::wire::Invalid| invalid("invalid_query", error.to_string());
+    let content = search.content_id.as_deref().map(str::parse::<ContentId>).transpose().map_err(query)?;
+    if search.cid.is_none() && search.tag.is_some() {
+        return Err(invalid("invalid_query", "a tag is part of a name: give the cid too"));
+    }
+    if let Some(cid) = &search.cid {
+        let name = Name::parse(cid, search.tag.as_deref().unwrap_or_default()).map_err(query)?;
+        let found = eyes.task(name.task_id()).await?;
+        let is_wanted = |state: &TaskState| {
+            content.is_none_or(|wanted| state.candidates.iter().any(|candidate| candidate.binding.content == wanted))
+        };
+        let items: Vec<_> = found.into_iter().filter(is_wanted).map(|state| Task::new(state, Some(&name))).collect();
+        return Ok(Json(List { items, next: None }).into_response());
+    }
+    let after = search.cursor.as_deref().map(str::parse::<TaskId>).transpose().map_err(query)?;
+    let (found, next) = eyes.tasks(after, limit, TaskFilter { task: None, content }).await?;
+    let items: Vec<_> = found.into_iter().map(|state| Task::new(state, None)).collect();
+    Ok(Json(List { items, next: next.map(|task| task.to_string()) }).into_response())
+}
+
+pub(super) async fn task(
+    extract::State(eyes): extract::State<Eyes>,
+    Path(task): Path<String>,
+) -> Result<Response, Problem> {
+    let task: TaskId = task.parse().map_err(|_| Problem::not_found())?;
+    match eyes.task(task).await? {
+        Some(state) => Ok(Json(Task::new(state, None)).into_response()),
+        None => Err(Problem::not_found()),
+    }
+}
+
+/// What became of a delete.
+#[derive(Debug, Serialize)]
+struct Deleted {
+    deleted: bool,
+    /// Holders that dropped it.
+    dropped: u32,
+    /// Holders that will drop it when they come back.
+    unreachable: u32,
+}
+
+/// In the whole cluster; what is not there is deleted already.
+pub(super) async fn delete(
+    extract::State(eyes): extract::State<Eyes>,
+    Path(task): Path<String>,
+) -> Result<Response, Problem> {
+    let task: TaskId = task.parse().map_err(|_| Problem::not_found())?;
+    let answer = eyes.delete(task).await?;
+    let (dropped, unreachable) = (answer.dropped, answer.unreachable);
+    tracing::info!(%task, dropped, unreachable, "deleted by way of the API");
+    Ok(Json(Deleted { deleted: answer.tombstone.is_some(), dropped, unreachable }).into_response())
+}
+
+impl From<Unseen> for Problem {
+    fn from(unseen: Unseen) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "no_scheduler", unseen.to_string())
+    }
+}

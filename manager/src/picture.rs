@@ -1,0 +1,377 @@
+//! What the schedulers tell of the cluster, for people: nothing of it decides anything.
+//!
+//! Hosts tell schedulers with their heartbeats, and the manager asks the schedulers, so it has no connection to hosts.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use damselfly_messages::{
+    config::Accepted,
+    id::TaskId,
+    info::{HostState, HostsAnswer, Request, Response, TASKS_MAX, TaskFilter, TaskState, TasksAnswer},
+    scheduler::{self, DeleteAnswer, DeleteTask, RequestBody, ResponseBody},
+};
+use damselfly_transport::{
+    network::Network,
+    protocol::{InfoProtocol, Protocol as _, SchedulerProtocol},
+    rpc::RequestError,
+};
+use futures::future::join_all;
+use libp2p::PeerId;
+use tokio::sync::watch;
+
+use crate::state::State;
+
+/// How often the schedulers are asked.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// A scheduler is asked for at most so many parts of its hosts.
+const PARTS_MAX: usize = 16;
+/// A host that was not heard of for so long is not shown any more.
+const HOSTS_SHOWN: Duration = Duration::from_secs(24 * 3600);
+
+/// The cluster as it was seen last.
+#[derive(Debug, Clone, Default)]
+pub struct Picture {
+    /// The ring's schedulers: what each answered, unless it did not.
+    pub schedulers: Vec<(PeerId, Option<HostsAnswer>)>,
+    /// Every host that a scheduler has heard of, as it was heard of last.
+    pub hosts: BTreeMap<PeerId, HostView>,
+    /// What moves.
+    pub rates: Rates,
+}
+
+/// A host as it was heard of last.
+#[derive(Debug, Clone)]
+pub struct HostView {
+    /// What it said.
+    pub state: HostState,
+    /// When.
+    pub heard: Instant,
+    /// A scheduler has a live lease of it, and a connection.
+    pub is_up: bool,
+}
+
+/// Bytes per second of all hosts together, since the last look.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Rates {
+    /// Sent to peers.
+    pub sent: f64,
+    /// Received from peers and verified.
+    pub received: f64,
+    /// Exported from local stores.
+    pub local: f64,
+}
+
+impl Picture {
+    /// Hosts that are up.
+    pub fn up(&self) -> impl Iterator<Item = &HostView> {
+        self.hosts.values().filter(|host| host.is_up)
+    }
+
+    /// Tasks in the cluster: each is known to as many schedulers as it has owners.
+    pub fn tasks(&self, replicas: u32) -> u64 {
+        let told: Vec<_> = self.schedulers.iter().filter_map(|(_, answer)| Some(answer.as_ref()?.tasks)).collect();
+        let owners = u64::from(replicas).min(told.len() as u64).max(1);
+        told.iter().sum::<u64>().div_ceil(owners)
+    }
+
+    /// Which part of hosts and schedulers that are up run `epoch` or a later one, in percent; nobody: all.
+    pub fn roll_out(&self, epoch: u64) -> f64 {
+        let schedulers = self.schedulers.iter().filter_map(|(_, answer)| Some(answer.as_ref()?.epoch));
+        let epochs: Vec<_> = self.up().map(|host| host.state.epoch).chain(schedulers).collect();
+        let there = epochs.iter().filter(|known| **known >= epoch).count();
+        if epochs.is_empty() { 100.0 } else { 100.0 * there as f64 / epochs.len() as f64 }
+    }
+}
+
+/// Asks the schedulers; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Eyes {
+    state: State,
+    network: Network,
+    picture: watch::Sender<Arc<Picture>>,
+}
+
+/// Why something cannot be seen or done.
+#[derive(Debug, thiserror::Error)]
+pub enum Unseen {
+    /// No scheduler is there.
+    #[error("no scheduler can be reached")]
+    NoScheduler,
+    /// None that should know has answered.
+    #[error("no owner of the task answers: {0}")]
+    NoOwner(String),
+}
+
+impl Eyes {
+    /// Sees nothing yet.
+    pub fn new(state: State, network: Network) -> Self {
+        Self { state, network, picture: watch::Sender::default() }
+    }
+
+    /// What was seen last.
+    pub fn picture(&self) -> Arc<Picture> {
+        self.picture.borrow().clone()
+    }
+
+    /// What is seen, and every change of it.
+    pub fn watch(&self) -> watch::Receiver<Arc<Picture>> {
+        self.picture.subscribe()
+    }
+
+    /// Looks every two seconds, until the program ends.
+    pub async fn look(self) {
+        let mut last = Instant::now();
+        loop {
+            let mut picture = Picture::clone(&self.picture());
+            let before = totals(&picture);
+            self.look_once(&mut picture).await;
+            let seconds = last.elapsed().as_secs_f64();
+            last = Instant::now();
+            picture.rates = rates(&before, &totals(&picture), seconds);
+            self.picture.send_replace(Arc::new(picture));
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    async fn look_once(&self, picture: &mut Picture) {
+        let Some(accepted) = self.state.current() else { return };
+        let members = accepted.ring.members().to_vec();
+        let answers = join_all(members.iter().map(|scheduler| self.hosts_of(*scheduler))).await;
+        picture.hosts.values_mut().for_each(|host| host.is_up = false);
+        picture.hosts.retain(|_, host| host.heard.elapsed() < HOSTS_SHOWN);
+        for mut answer in answers.iter().flatten().cloned() {
+            for state in std::mem::take(&mut answer.items) {
+                see(&mut picture.hosts, state);
+            }
+        }
+        let without_hosts = |answer: HostsAnswer| HostsAnswer { items: Vec::new(), ..answer };
+        let answers = answers.into_iter().map(|answer| answer.map(without_hosts));
+        picture.schedulers = members.into_iter().zip(answers).collect();
+    }
+
+    /// Everything that a scheduler has of hosts; nothing when it does not answer.
+    async fn hosts_of(&self, scheduler: PeerId) -> Option<HostsAnswer> {
+        let mut all: Option<HostsAnswer> = None;
+        for _ in 0..PARTS_MAX {
+            let after = all.as_ref().and_then(|all| all.items.last()).map(|host| host.peer);
+            let Ok(Response::Hosts(mut part)) = self.ask(scheduler, &Request::Hosts { after }).await else { break };
+            let items = std::mem::take(&mut part.items);
+            let (more, moves) = (part.more, !items.is_empty());
+            let known = all.get_or_insert(part);
+            known.items.extend(items);
+            if !more || !moves {
+                break;
+            }
+        }
+        all
+    }
+
+    async fn ask(&self, scheduler: PeerId, request: &Request) -> Result<Response, RequestError> {
+        self.network.request::<InfoProtocol>(scheduler, request, InfoProtocol::TIMEOUT).await
+    }
+
+    /// A task, as its first owner that answers knows it.
+    ///
+    /// # Errors
+    /// [`Unseen`]
+    pub async fn task(&self, task: TaskId) -> Result<Option<TaskState>, Unseen> {
+        let accepted = self.state.current().ok_or(Unseen::NoScheduler)?;
+        let (mut answered, mut last) = (false, String::new());
+        for owner in accepted.ring.owners(&task) {
+            let of = TaskFilter { task: Some(task), content: None };
+            match self.ask(owner, &Request::Tasks { after: None, limit: 1, of }).await {
+                Ok(Response::Tasks(TasksAnswer { mut items, .. })) => match items.pop() {
+                    Some(found) => return Ok(Some(found)),
+                    None => answered = true,
+                },
+                Ok(Response::Hosts(_)) => last = "it answers something else".into(),
+                Err(error) => last = error.to_string(),
+            }
+        }
+        if answered { Ok(None) } else { Err(Unseen::NoOwner(last)) }
+    }
+
+    /// Tasks after `after`, in the order of their IDs, of all schedulers that answer, and after which to go on.
+    ///
+    /// # Errors
+    /// [`Unseen::NoScheduler`]
+    pub async fn tasks(
+        &self,
+        after: Option<TaskId>,
+        limit: usize,
+        of: TaskFilter,
+    ) -> Result<(Vec<TaskState>, Option<TaskId>), Unseen> {
+        let accepted = self.state.current().ok_or(Unseen::NoScheduler)?;
+        let request = Request::Tasks { after, limit: limit.min(TASKS_MAX), of };
+        let members: Vec<_> = accepted.ring.members().to_vec();
+        let answers = join_all(members.into_iter().map(|scheduler| self.ask(scheduler, &request))).await;
+        let answers: Vec<_> = answers
+            .into_iter()
+            .filter_map(|answer| match answer {
+                Ok(Response::Tasks(tasks)) => Some(tasks),
+                Ok(Response::Hosts(_)) | Err(_) => None,
+            })
+            .collect();
+        if answers.is_empty() { Err(Unseen::NoScheduler) } else { Ok(merged(answers, limit)) }
+    }
+
+    /// Deletes a task in the whole cluster, as an owner of it does.
+    ///
+    /// # Errors
+    /// [`Unseen`]: it is as before.
+    pub async fn delete(&self, task: TaskId) -> Result<DeleteAnswer, Unseen> {
+        let accepted = self.state.current().ok_or(Unseen::NoScheduler)?;
+        let mut last = String::new();
+        let mut nothing = None;
+        for owner in accepted.ring.owners(&task) {
+            match self.delete_at(owner, task, &accepted).await {
+                Ok(answer) if answer.tombstone.is_some() => return Ok(answer),
+                // Another owner may have heard of it.
+                Ok(answer) => nothing = Some(answer),
+                Err(reason) => last = reason,
+            }
+        }
+        nothing.ok_or(Unseen::NoOwner(last))
+    }
+
+    async fn delete_at(&self, owner: PeerId, task: TaskId, accepted: &Accepted) -> Result<DeleteAnswer, String> {
+        let body = RequestBody::DeleteTask(DeleteTask { task, asked: None });
+        let request = scheduler::Request { epoch: accepted.configuration.epoch, stand_in: false, body };
+        match self.network.request::<SchedulerProtocol>(owner, &request, SchedulerProtocol::TIMEOUT).await {
+            Ok(scheduler::Response { body: ResponseBody::Deleted(answer), .. }) => Ok(answer),
+            Ok(_) => Err("it has another configuration".into()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}
+
+/// Of two schedulers that know a host, the one counts that heard of it last.
+fn see(hosts: &mut BTreeMap<PeerId, HostView>, state: HostState) {
+    let Some(heard) = Instant::now().checked_sub(state.heard_ago) else { return };
+    let is_up = !state.suspect;
+    match hosts.get_mut(&state.peer) {
+        Some(known) => {
+            known.is_up |= is_up;
+            if heard >= known.heard {
+                (known.state, known.heard) = (state, heard);
+            }
+        }
+        None => drop(hosts.insert(state.peer, HostView { state, heard, is_up })),
+    }
+}
+
+/// All owners of a task know it, and each tells only a part.
+fn merged(answers: Vec<TasksAnswer>, limit: usize) -> (Vec<TaskState>, Option<TaskId>) {
+    // Beyond where the first scheduler stopped, others may have told what it did not.
+    let end = answers.iter().filter_map(|answer| answer.more_after).min_by_key(|task| *task.digest());
+    let mut tasks: BTreeMap<[u8; 32], TaskState> = BTreeMap::new();
+    for state in answers.into_iter().flat_map(|answer| answer.items) {
+        if end.is_some_and(|end| state.task.digest() > end.digest()) {
+            continue;
+        }
+        let holders = |state: &TaskState| state.candidates.iter().map(|candidate| candidate.holders).sum::<u32>();
+        match tasks.get_mut(state.task.digest()) {
+            Some(known) if holders(known) >= holders(&state) => {}
+            Some(known) => *known = state,
+            None => drop(tasks.insert(*state.task.digest(), state)),
+        }
+    }
+    let is_cut = tasks.len() > limit;
+    let shown: Vec<_> = tasks.into_values().take(limit).collect();
+    let next = if is_cut { shown.last().map(|state| state.task) } else { end };
+    (shown, next)
+}
+
+type Totals = HashMap<PeerId, [u64; 3]>;
+
+fn totals(picture: &Picture) -> Totals {
+    let of = |host: &HostView| {
+        let report = &host.state.report;
+        [report.sent_bytes, report.received_bytes, report.local_bytes]
+    };
+    picture.hosts.iter().map(|(peer, host)| (*peer, of(host))).collect()
+}
+
+/// Hosts that were not seen before, or began to count anew, count from the next look on.
+fn rates(before: &Totals, now: &Totals, seconds: f64) -> Rates {
+    let mut moved = [0; 3];
+    for (peer, totals) in now {
+        let Some(earlier) = before.get(peer) else { continue };
+        for (moved, (now, earlier)) in moved.iter_mut().zip(totals.iter().zip(earlier)) {
+            *moved += now.saturating_sub(*earlier);
+        }
+    }
+    let rate = |bytes: u64| if seconds > 0.0 { bytes as f64 / seconds } else { 0.0 };
+    Rates { sent: rate(moved[0]), received: rate(moved[1]), local: rate(moved[2]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn task(byte: u8) -> TaskId {
+        TaskId::from_bytes(&[byte; 32]).expect("32")
+    }
+
+    fn answer(tasks: &[u8], more: bool) -> TasksAnswer {
+        let items: Vec<_> = tasks.iter().map(|byte| TaskState { task: task(*byte), candidates: Vec::new() }).collect();
+        let more_after = items.last().filter(|_| more).map(|state| state.task);
+        TasksAnswer { items, more_after }
+    }
+
+    #[test]
+    fn pages_of_several_schedulers_are_one() {
+        // (what each tells and whether it has more, limit, what is shown, after which it goes on, why)
+        type Row<'a> = (&'a [(&'a [u8], bool)], usize, &'a [u8], Option<u8>, &'a str);
+        let table: [Row<'_>; 4] = [
+            (&[(&[1, 3], false), (&[2, 3], false)], 9, &[1, 2, 3], None, "each once"),
+            (&[(&[1, 2], true), (&[5, 6], true)], 2, &[1, 2], Some(2), "5 is shown when 3 and 4 were"),
+            (&[(&[1, 4], true), (&[2, 3], false)], 2, &[1, 2], Some(2), "cut"),
+            (&[(&[], false), (&[], false)], 2, &[], None, "nothing"),
+        ];
+        for (told, limit, shown, next, why) in table {
+            let answers = told.iter().map(|(tasks, more)| answer(tasks, *more)).collect();
+            let (tasks, after) = merged(answers, limit);
+            let tasks: Vec<_> = tasks.into_iter().map(|state| state.task).collect();
+            assert_eq!((tasks, after), (shown.iter().copied().map(task).collect(), next.map(task)), "{why}");
+        }
+    }
+
+    fn host(epoch: u64, sent_bytes: u64, suspect: bool) -> HostState {
+        let report = damselfly_messages::info::HostReport { sent_bytes, ..Default::default() };
+        let heard_ago = Duration::ZERO;
+        let (peer, version) = (PeerId::random(), String::new());
+        HostState { peer, epoch, version, seed: false, suspect, heard_ago, children: 0, downloads: 0, report }
+    }
+
+    #[test]
+    fn a_roll_out_counts_who_is_up() {
+        let mut picture = Picture::default();
+        assert_eq!(picture.roll_out(5), 100.0, "nobody is behind");
+        for state in [host(5, 0, false), host(4, 0, false), host(1, 0, true)] {
+            see(&mut picture.hosts, state);
+        }
+        let scheduler = |epoch| HostsAnswer { epoch, tasks: 7, ..HostsAnswer::default() };
+        picture.schedulers = [Some(scheduler(5)), Some(scheduler(6)), None].map(|one| (PeerId::random(), one)).into();
+        assert_eq!(picture.roll_out(5), 75.0, "two hosts are up, and two schedulers");
+        assert_eq!((picture.tasks(2), picture.tasks(1)), (7, 14), "each task has two owners, or one");
+    }
+
+    #[test]
+    fn rates_are_of_hosts_that_were_seen_twice() {
+        let (one, other) = (host(1, 1_000, false), host(1, 50_000, false));
+        let totals_of = |hosts: &[&HostState]| -> Totals {
+            hosts.iter().map(|host| (host.peer, [host.report.sent_bytes, 0, 0])).collect()
+        };
+        let later = HostState {
+            report: damselfly_messages::info::HostReport { sent_bytes: 5_000, ..one.report },
+            ..one.clone()
+        };
+        let rates = rates(&totals_of(&[&one]), &totals_of(&[&later, &other]), 2.0);
+        assert_eq!(rates.sent, 2_000.0);
+    }
+}

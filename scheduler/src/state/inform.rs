@@ -1,0 +1,108 @@
+//! What the manager asks, for people.
+
+use std::ops::Bound;
+
+use damselfly_messages::{
+    id::TaskId,
+    info::{
+        CandidateState, HOLDERS_MAX, HOSTS_MAX, HostState, HostsAnswer, Request, Response, TaskFilter, TaskState,
+        TasksAnswer,
+    },
+};
+use libp2p::PeerId;
+
+use super::{
+    Now, State,
+    hosts::Host,
+    tasks::{Candidate, Task},
+};
+
+/// Tasks that are looked at for one answer: the state does nothing else meanwhile.
+const LOOKED_AT_MAX: usize = 50_000;
+
+impl State {
+    /// Answers a question that changes nothing.
+    pub fn inform(&self, request: &Request, now: Now) -> Response {
+        match request {
+            Request::Hosts { after } => Response::Hosts(self.inform_of_hosts(*after, now)),
+            Request::Tasks { after, limit, of } => Response::Tasks(self.inform_of_tasks(*after, *limit, of)),
+        }
+    }
+
+    fn inform_of_hosts(&self, after: Option<PeerId>, now: Now) -> HostsAnswer {
+        let mut hosts: Vec<_> = self.hosts.iter().map(|(_, host)| host).collect();
+        hosts.retain(|host| after.is_none_or(|after| host.peer.to_bytes() > after.to_bytes()));
+        hosts.sort_by_cached_key(|host| host.peer.to_bytes());
+        let more = hosts.len() > HOSTS_MAX;
+        hosts.truncate(HOSTS_MAX);
+        let gauges = self.gauges();
+        HostsAnswer {
+            epoch: self.eras.epoch(),
+            tasks: gauges.tasks as u64,
+            announcements: gauges.announcements as u64,
+            tombstones: gauges.tombstones as u64,
+            downloads: gauges.downloads as u64,
+            hosts: gauges.hosts as u64,
+            warm: self.eras.is_warm_throughout(now.at),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            items: hosts.into_iter().map(|host| describe(host, now)).collect(),
+            more,
+        }
+    }
+
+    fn inform_of_tasks(&self, after: Option<TaskId>, limit: usize, of: &TaskFilter) -> TasksAnswer {
+        if let Some(task) = of.task {
+            let known = self.tasks.get(&task).filter(|known| fits(known, of));
+            let items = known.map(|known| self.task_state(task, known)).into_iter().collect();
+            return TasksAnswer { items, more_after: None };
+        }
+        let begin = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut answer = TasksAnswer::default();
+        for (looked, (task, known)) in self.tasks.range((begin, Bound::Unbounded)).enumerate() {
+            if fits(known, of) {
+                answer.items.push(self.task_state(*task, known));
+            }
+            if answer.items.len() == limit || looked + 1 == LOOKED_AT_MAX {
+                let is_last = self.tasks.last_key_value().is_some_and(|(last, _)| last == task);
+                answer.more_after = (!is_last).then_some(*task);
+                break;
+            }
+        }
+        answer
+    }
+
+    fn task_state(&self, task: TaskId, known: &Task) -> TaskState {
+        let candidates = known.standing().map(|candidate| self.candidate_state(&task, candidate)).collect();
+        TaskState { task, candidates }
+    }
+
+    fn candidate_state(&self, task: &TaskId, candidate: &Candidate) -> CandidateState {
+        let live = self.live_holders(task, candidate);
+        let complete = live.iter().filter(|(_, pieces)| **pieces == u32::MAX);
+        let peers: Vec<_> = complete.filter_map(|(host, _)| Some(self.hosts.get(*host)?.peer)).collect();
+        CandidateState {
+            binding: candidate.binding,
+            holders: peers.len() as u32,
+            available: !peers.is_empty() || super::ask::together_complete(candidate, &live),
+            peers: peers.into_iter().take(HOLDERS_MAX).collect(),
+        }
+    }
+}
+
+fn fits(known: &Task, of: &TaskFilter) -> bool {
+    of.content.is_none_or(|content| known.standing().any(|candidate| candidate.binding.content == content))
+}
+
+fn describe(host: &Host, now: Now) -> HostState {
+    HostState {
+        peer: host.peer,
+        epoch: host.epoch,
+        version: host.version.to_string(),
+        seed: host.seed,
+        suspect: host.suspect,
+        heard_ago: now.at.saturating_sub(host.heard()),
+        children: host.children,
+        downloads: host.downloads,
+        report: host.report,
+    }
+}
