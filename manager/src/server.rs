@@ -1,9 +1,12 @@
 //! The running manager.
 
-use std::{io, path::Path, time::SystemTime};
+use std::{
+    fs::{File, TryLockError},
+    io,
+    path::{Path, PathBuf},
+};
 
-use damselfly_messages::config::ConfigurationRefused;
-use damselfly_messages::record::UnixMillis;
+use damselfly_messages::{config::ConfigurationRefused, id::ClusterId};
 use damselfly_transport::{
     network::{self, Network, NetworkConfig, Serves, StartError},
     program::{
@@ -17,10 +20,14 @@ use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
 use crate::{
     config::ManagerConfig,
+    database::{Database, OpenError, now},
     http::{self, AdminToken},
     state::State,
     store::{Store, StoreError},
 };
+
+/// The file in the data directory that a running manager has locked.
+const LOCK: &str = "LOCK";
 
 /// Why the manager does not run.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +35,20 @@ pub enum ServerError {
     /// The data directory cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Another manager uses the data directory.
+    #[error("another manager runs with {}", .0.display())]
+    Locked(PathBuf),
+    /// The data directory cannot be locked.
+    #[error("cannot lock {}", path.display())]
+    Lock {
+        /// The lock file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// There is no database.
+    #[error(transparent)]
+    Database(#[from] OpenError),
     /// The manager's own key cannot be used.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -57,7 +78,9 @@ pub struct Server {
     state: State,
     network: Network,
     http: HttpServer,
-    keeper: JoinHandle<()>,
+    tasks: Vec<JoinHandle<()>>,
+    /// Held as long as it runs.
+    _lock: File,
 }
 
 impl Server {
@@ -66,12 +89,15 @@ impl Server {
     /// # Errors
     /// [`ServerError`]: nothing runs.
     pub async fn start(config: ManagerConfig) -> Result<Self, ServerError> {
-        let http_config = config.http.clone();
-        let (store, token, network, inbox) = spawn_blocking(move || {
-            let store = open(&config)?;
+        let lock = lock(&config.data_dir)?;
+        let database = Database::open(config.place()).await?;
+        let first = config.settings.clone().unwrap_or_default();
+        let store = Store::open(&config.data_dir, database, first, now()).await?;
+        let (http_config, cluster) = (config.http.clone(), store.cluster());
+        let (token, network, inbox) = spawn_blocking(move || {
             let token = AdminToken::load_or_create(&config.data_dir).map_err(ServerError::Token)?;
-            let (network, inbox) = start_network(&config, &store)?;
-            Ok::<_, ServerError>((store, token, network, inbox))
+            let (network, inbox) = start_network(&config, &cluster)?;
+            Ok::<_, ServerError>((token, network, inbox))
         })
         .await??;
         let followed =
@@ -80,14 +106,15 @@ impl Server {
             Follower::start(followed, network.clone(), inbox.gossip, inbox.config).map_err(ServerError::Follower)?;
         follower.offer(store.newest().as_bytes(), network.peer_id()).await?;
         let state = State::new(store, network.clone(), follower.clone());
-        let keeper = tokio::spawn(state.clone().keep_what_members_know());
+        let tasks =
+            vec![tokio::spawn(state.clone().keep_what_members_know()), tokio::spawn(state.clone().follow_database())];
         let routes = monitoring(monitored(&network, &follower, &state)).merge(http::api(state.clone(), token));
         let http = HttpServer::start(&http_config, routes).await?;
         tracing::info!(
             cluster_id = %state.cluster(), peer_id = %network.peer_id(), epoch = follower.epoch(),
             listeners = ?network.listeners(), http = %http.address(), "the manager runs"
         );
-        Ok(Self { state, network, http, keeper })
+        Ok(Self { state, network, http, tasks, _lock: lock })
     }
 
     /// What it knows.
@@ -108,23 +135,32 @@ impl Server {
     /// Answers what is under way, and closes everything.
     pub async fn stop(self) {
         self.http.stop().await;
-        self.keeper.abort();
+        self.tasks.iter().for_each(JoinHandle::abort);
         self.network.shutdown().await;
+        self.state.database().close().await;
     }
 }
 
-fn open(config: &ManagerConfig) -> Result<Store, StoreError> {
-    let first = config.settings.clone().unwrap_or_default();
-    Store::open(&config.data_dir, first, UnixMillis::from(SystemTime::now()))
+/// Makes the data directory this process's own.
+fn lock(data_dir: &Path) -> Result<File, ServerError> {
+    identity::prepare_data_dir(data_dir)?;
+    let path = data_dir.join(LOCK);
+    let failed = |source| ServerError::Lock { path: path.clone(), source };
+    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(ServerError::Locked(data_dir.into())),
+        Err(TryLockError::Error(source)) => Err(failed(source)),
+    }
 }
 
-fn start_network(config: &ManagerConfig, store: &Store) -> Result<(Network, network::Inbox), ServerError> {
+fn start_network(config: &ManagerConfig, cluster: &ClusterId) -> Result<(Network, network::Inbox), ServerError> {
     let keypair = identity::load_or_create(&Path::new(&config.data_dir).join(KEY_FILE))?;
     Ok(network::start(NetworkConfig {
         keypair,
         listen: config.listen.clone(),
         serves: Serves { config: true, ..Serves::default() },
-        topic: Some(follower::topic(&store.cluster())),
+        topic: Some(follower::topic(cluster)),
         limits: Default::default(),
         dial_loopback: config.allow_loopback,
     })?)

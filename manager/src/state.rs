@@ -6,13 +6,12 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use damselfly_messages::{
-    config::{Accepted, Configuration, ConfigurationRefused, Gossip, Settings, SignedConfiguration},
+    config::{Accepted, ConfigurationRefused, Gossip, Settings, SignedConfiguration},
     id::ClusterId,
-    record::UnixMillis,
     wire::{Invalid, Wire as _},
 };
 use damselfly_transport::{
@@ -20,9 +19,16 @@ use damselfly_transport::{
     program::follower::Follower,
 };
 use libp2p::PeerId;
-use tokio::{sync::Mutex, task::spawn_blocking, time::sleep};
+use serde_json::json;
+use tokio::{
+    sync::{Mutex, watch},
+    time::sleep,
+};
 
-use crate::store::{SignError, Store, StoreError};
+use crate::{
+    database::{Database, DatabaseError, audit::Actor, leader::Leader, now},
+    store::{Order, Past, SignError, Store, StoreError},
+};
 
 /// How often a change is gossiped when no member listens at that moment.
 const PUBLISH_TRIES: u32 = 5;
@@ -30,6 +36,9 @@ const PUBLISH_TRIES: u32 = 5;
 /// For so long after a start changes wait for members to say that they know no newer epoch: the store may have been
 /// restored from a backup, and members would answer an epoch that is signed twice with nothing but errors.
 const MEMBERS_MAY_KNOW_MORE: Duration = Duration::from_secs(5);
+
+/// How often a database that other managers use is asked whether they have changed the configuration.
+const DATABASE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A handle to the manager's state.
 #[derive(Debug, Clone)]
@@ -40,9 +49,10 @@ pub struct State {
 #[derive(Debug)]
 struct Inner {
     cluster: ClusterId,
-    store: Arc<Store>,
+    store: Store,
     network: Network,
     follower: Follower,
+    leader: Leader,
     /// Held during a change: epochs are given out one by one.
     changing: Mutex<()>,
     started: Instant,
@@ -70,7 +80,10 @@ pub enum ChangeError {
     Invalid(#[from] Invalid),
     /// It could not be kept.
     #[error("the configuration could not be stored")]
-    Store(#[source] io::Error),
+    Store(#[source] DatabaseError),
+    /// The change ended early; only a defect gets here.
+    #[error("the change was interrupted")]
+    Interrupted(#[source] io::Error),
     /// It is stored but not in force here; only a defect gets here.
     #[error("the new configuration is not accepted")]
     Refused(#[from] ConfigurationRefused),
@@ -88,16 +101,13 @@ pub enum ChangeError {
     History(#[from] StoreError),
 }
 
-/// An epoch of the history and what was in force, or why that cannot be read.
-pub type Past = (u64, Result<Configuration, StoreError>);
-
 impl State {
     /// The state in `store`, whose newest configuration `follower` has taken over.
     pub fn new(store: Store, network: Network, follower: Follower) -> Self {
         let cluster = store.cluster();
         let (changing, started, is_settled) = (Mutex::new(()), Instant::now(), AtomicBool::new(store.is_new()));
-        let store = Arc::new(store);
-        Self { inner: Arc::new(Inner { cluster, store, network, follower, changing, started, is_settled }) }
+        let leader = Leader::start(store.database());
+        Self { inner: Arc::new(Inner { cluster, store, network, follower, leader, changing, started, is_settled }) }
     }
 
     /// The cluster.
@@ -113,6 +123,16 @@ impl State {
     /// The configuration in force.
     pub fn current(&self) -> Option<Arc<Accepted>> {
         self.inner.follower.current()
+    }
+
+    /// The database.
+    pub fn database(&self) -> &Database {
+        self.inner.store.database()
+    }
+
+    /// Whether this manager is the one that publishes.
+    pub fn is_publisher(&self) -> watch::Receiver<bool> {
+        self.inner.leader.is_publisher()
     }
 
     /// How long it may take until the configuration in force is known to be the newest; `None` when it is.
@@ -136,11 +156,10 @@ impl State {
     pub async fn change(
         &self,
         settings: Settings,
+        actor: Actor,
         is_expected: impl Fn(u64) -> bool + Send + 'static,
     ) -> Result<u64, ChangeError> {
-        let state = self.clone();
-        let change = tokio::spawn(async move { state.try_change(settings, is_expected).await });
-        change.await.unwrap_or_else(|error| Err(ChangeError::Store(io::Error::other(error))))
+        self.order(settings, actor, None, is_expected).await
     }
 
     /// Signs the settings of an earlier epoch as the next one, as [`State::change`] does.
@@ -150,57 +169,78 @@ impl State {
     pub async fn roll_back(
         &self,
         epoch: u64,
+        actor: Actor,
         is_expected: impl Fn(u64) -> bool + Send + 'static,
     ) -> Result<(u64, Settings), ChangeError> {
-        let past = self.read_history(move |store| store.past(epoch)).await?;
+        let past = self.inner.store.past(epoch).await?;
         let settings = past.ok_or(ChangeError::NoEpoch { epoch })?.settings;
-        Ok((self.change(settings.clone(), is_expected).await?, settings))
+        let reason = Some(format!("back to epoch {epoch}"));
+        Ok((self.order(settings.clone(), actor, reason, is_expected).await?, settings))
     }
 
     /// At most `limit` epochs below `before`, newest first.
     ///
     /// # Errors
-    /// [`ChangeError::History`] when the folder cannot be read; a damaged epoch is told in its place.
+    /// [`ChangeError::History`] when the database does not answer; a damaged epoch is told in its place.
     pub async fn history(&self, before: u64, limit: usize) -> Result<Vec<Past>, ChangeError> {
-        self.read_history(move |store| {
-            let epochs = store.epochs()?.into_iter().filter(|epoch| *epoch < before);
-            // What went between the two readings is left out.
-            let past = |epoch| Some((epoch, store.past(epoch).transpose()?));
-            Ok(epochs.filter_map(past).take(limit).collect())
-        })
-        .await
+        Ok(self.inner.store.history(before, limit).await.map_err(StoreError::from)?)
     }
 
-    async fn read_history<T: Send + 'static>(
+    async fn order(
         &self,
-        read: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
-    ) -> Result<T, ChangeError> {
-        let store = Arc::clone(&self.inner.store);
-        let read = spawn_blocking(move || read(&store)).await;
-        Ok(read.map_err(|error| ChangeError::Store(io::Error::other(error)))??)
+        settings: Settings,
+        actor: Actor,
+        reason: Option<String>,
+        is_expected: impl Fn(u64) -> bool + Send + 'static,
+    ) -> Result<u64, ChangeError> {
+        let state = self.clone();
+        let change = tokio::spawn(async move {
+            let before = state.current().map(|current| json!(current.configuration.settings));
+            let order = Order { settings, before, actor: &actor, reason: reason.as_deref() };
+            state.try_change(order, is_expected).await
+        });
+        change.await.unwrap_or_else(|error| Err(ChangeError::Interrupted(io::Error::other(error))))
     }
 
-    async fn try_change(&self, settings: Settings, is_expected: impl Fn(u64) -> bool) -> Result<u64, ChangeError> {
+    async fn try_change(&self, order: Order<'_>, is_expected: impl Fn(u64) -> bool) -> Result<u64, ChangeError> {
         let _changing = self.inner.changing.lock().await;
         if let Some(retry_after) = self.unsettled() {
             return Err(ChangeError::Unsettled { retry_after });
         }
-        let current = self.inner.follower.epoch();
-        if !is_expected(current) {
-            return Err(ChangeError::Stale { current });
+        let Inner { store, network, follower, .. } = &*self.inner;
+        let signed = store.sign(follower.epoch(), order, is_expected, now()).await.map_err(|error| match error {
+            SignError::Stale { current } => ChangeError::Stale { current },
+            SignError::Invalid(invalid) => ChangeError::Invalid(invalid),
+            SignError::Database(error) => ChangeError::Store(error),
+        })?;
+        let epoch = signed.epoch();
+        follower.offer(signed.as_bytes(), self.peer_id()).await?;
+        if *self.is_publisher().borrow() {
+            tokio::spawn(publish(network.clone(), follower.clone(), signed));
         }
-        let store = Arc::clone(&self.inner.store);
-        let signing = spawn_blocking(move || store.sign(current + 1, settings, UnixMillis::from(SystemTime::now())));
-        let signed =
-            signing.await.map_err(|error| ChangeError::Store(io::Error::other(error)))?.map_err(
-                |error| match error {
-                    SignError::Invalid(invalid) => ChangeError::Invalid(invalid),
-                    SignError::Io(error) => ChangeError::Store(error),
+        Ok(epoch)
+    }
+
+    /// Takes over what other managers of the same database sign, and publishes it if that is this manager's part.
+    ///
+    /// Runs for ever with a shared database, and ends at once with one of this manager's own.
+    pub async fn follow_database(self) {
+        let Inner { store, network, follower, .. } = &*self.inner;
+        while store.database().is_shared() {
+            sleep(DATABASE_INTERVAL).await;
+            match store.newer_than(follower.epoch()).await {
+                Ok(None) => {}
+                Ok(Some(signed)) => match follower.offer(signed.as_bytes(), self.peer_id()).await {
+                    Ok(_) if *self.is_publisher().borrow() => publish(network.clone(), follower.clone(), signed).await,
+                    Ok(_) => {}
+                    Err(error) => tracing::warn!(epoch = signed.epoch(), %error, "another manager's change is refused"),
                 },
-            )?;
-        self.inner.follower.offer(signed.as_bytes(), self.peer_id()).await?;
-        tokio::spawn(publish(self.inner.network.clone(), self.inner.follower.clone(), signed));
-        Ok(current + 1)
+                Err(error) => {
+                    let error = damselfly_transport::reason::chain(&error);
+                    tracing::warn!(error, "changes of other managers cannot be read");
+                }
+            }
+        }
     }
 
     /// Keeps configurations that members know and this store does not, because it was restored from a backup.
@@ -211,18 +251,19 @@ impl State {
         let mut kept = self.inner.store.newest().epoch();
         while watch.changed().await.is_ok() {
             let Some(accepted) = watch.borrow_and_update().clone() else { continue };
-            let (epoch, signed, store) =
-                (accepted.configuration.epoch, accepted.signed.clone(), Arc::clone(&self.inner.store));
+            let epoch = accepted.configuration.epoch;
             if epoch <= kept {
                 continue;
             }
             kept = epoch;
-            match spawn_blocking(move || store.keep(&signed)).await {
-                Ok(Ok(())) => tracing::warn!(epoch, "members had a newer configuration than this store: taken over"),
+            match self.inner.store.keep(&accepted.signed, accepted.configuration.issued).await {
+                Ok(true) => tracing::warn!(epoch, "members had a newer configuration than this store: taken over"),
                 // Our own change is kept already.
-                Ok(Err(error)) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Ok(Err(error)) => tracing::error!(epoch, %error, "a configuration of the members is not kept"),
-                Err(error) => tracing::error!(epoch, %error, "a configuration of the members is not kept"),
+                Ok(false) => {}
+                Err(error) => {
+                    let error = damselfly_transport::reason::chain(&error);
+                    tracing::error!(epoch, error, "a configuration of the members is not kept");
+                }
             }
         }
     }

@@ -11,7 +11,10 @@ use damselfly_messages::config::Settings;
 use serde::de::DeserializeOwned;
 
 use super::Problem;
-use crate::state::{ChangeError, State};
+use crate::{
+    database::audit::Actor,
+    state::{ChangeError, State},
+};
 
 pub(super) async fn show(extract::State(state): extract::State<State>) -> Result<Response, Problem> {
     let current = state.current().ok_or(ChangeError::Nothing)?;
@@ -26,7 +29,7 @@ pub(super) async fn change(
 ) -> Result<Response, Problem> {
     let expected = Expected::from_headers(&headers)?;
     let settings: Settings = read_body(body)?;
-    let epoch = state.change(settings.clone(), move |epoch| expected.matches(epoch)).await?;
+    let epoch = state.change(settings.clone(), Actor::manager(), move |epoch| expected.matches(epoch)).await?;
     Ok((tagged(epoch), Json(settings)).into_response())
 }
 

@@ -78,6 +78,7 @@ impl From<ChangeError> for Problem {
             ChangeError::Invalid(invalid) => invalid.into(),
             ChangeError::NoEpoch { .. } => Self::new(StatusCode::NOT_FOUND, "no_such_epoch", error.to_string()),
             error @ (ChangeError::Store(_)
+            | ChangeError::Interrupted(_)
             | ChangeError::Refused(_)
             | ChangeError::Nothing
             | ChangeError::History(_)) => Self::internal(&error),

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Problem, config};
-use crate::state::{Past, State};
+use crate::{database::audit::Actor, state::State, store::Past};
 
 const LIMIT_DEFAULT: usize = 50;
 const LIMIT_MAX: usize = 200;
@@ -120,6 +120,6 @@ pub(super) async fn roll_back(
         false => config::Expected::Any,
     };
     let RollBack { epoch } = config::read_body(body)?;
-    let (epoch, settings) = state.roll_back(epoch, move |current| expected.matches(current)).await?;
+    let (epoch, settings) = state.roll_back(epoch, Actor::manager(), move |current| expected.matches(current)).await?;
     Ok((config::tagged(epoch), Json(settings)).into_response())
 }
