@@ -19,9 +19,10 @@ use damselfly_transport::{
 use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
 use crate::{
+    access::Access,
     config::ManagerConfig,
     database::{Database, OpenError, now},
-    http::{self, AdminToken},
+    http::{self, App},
     state::State,
     store::{Store, StoreError},
 };
@@ -52,9 +53,9 @@ pub enum ServerError {
     /// The manager's own key cannot be used.
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    /// The admin token cannot be read or made.
-    #[error("no admin token")]
-    Token(#[source] io::Error),
+    /// The admin token or the link for the set-up cannot be read or made.
+    #[error("it cannot be known who may do what")]
+    Access(#[source] io::Error),
     /// Peers cannot reach it.
     #[error(transparent)]
     Network(#[from] StartError),
@@ -94,12 +95,8 @@ impl Server {
         let first = config.settings.clone().unwrap_or_default();
         let store = Store::open(&config.data_dir, database, first, now()).await?;
         let (http_config, cluster) = (config.http.clone(), store.cluster());
-        let (token, network, inbox) = spawn_blocking(move || {
-            let token = AdminToken::load_or_create(&config.data_dir).map_err(ServerError::Token)?;
-            let (network, inbox) = start_network(&config, &cluster)?;
-            Ok::<_, ServerError>((token, network, inbox))
-        })
-        .await??;
+        let access = Access::open(&config.data_dir, store.database().clone()).await.map_err(ServerError::Access)?;
+        let (network, inbox) = spawn_blocking(move || start_network(&config, &cluster)).await??;
         let followed =
             FollowerConfig { cluster: store.cluster(), role: Role::Manager, bootstrap: Vec::new(), stored: None };
         let follower =
@@ -108,8 +105,10 @@ impl Server {
         let state = State::new(store, network.clone(), follower.clone());
         let tasks =
             vec![tokio::spawn(state.clone().keep_what_members_know()), tokio::spawn(state.clone().follow_database())];
-        let routes = monitoring(monitored(&network, &follower, &state)).merge(http::api(state.clone(), token));
+        let app = App { state: state.clone(), access: access.clone() };
+        let routes = monitoring(monitored(&network, &follower, &state)).merge(http::api(app));
         let http = HttpServer::start(&http_config, routes).await?;
+        access.announce(http.address()).map_err(ServerError::Access)?;
         tracing::info!(
             cluster_id = %state.cluster(), peer_id = %network.peer_id(), epoch = follower.epoch(),
             listeners = ?network.listeners(), http = %http.address(), "the manager runs"

@@ -1,31 +1,63 @@
 //! The manager over HTTP: `/api/v1/…`.
+//!
+//! [`routes`] is the one table of what there is and who may use it; [`guard`] stands before each route.
 
-use axum::{
-    Router, middleware,
-    routing::{get, post},
-};
+use axum::{Router, extract::FromRef, middleware};
 
-mod auth;
+mod audit;
 mod config;
 mod error;
+mod guard;
+mod headers;
 mod history;
+mod openapi;
 mod overview;
+mod page;
+mod routes;
+mod session;
+mod time;
+mod tokens;
+mod users;
 
-pub use auth::AdminToken;
 pub use error::Problem;
 
-use crate::state::State;
+use crate::{access::Access, state::State};
 
-/// Every route of the API; each needs the token.
-pub fn api(state: State, token: AdminToken) -> Router {
-    let routes = Router::new()
-        .route("/overview", get(overview::show))
-        .route("/config", get(config::show).put(config::change))
-        .route("/config/history", get(history::show))
-        .route("/config/rollback", post(history::roll_back))
+/// Where the routes begin.
+const PREFIX: &str = "/api/v1";
+
+/// What routes work with.
+#[derive(Debug, Clone)]
+pub struct App {
+    /// The configuration.
+    pub state: State,
+    /// Who may do what.
+    pub access: Access,
+}
+
+impl FromRef<App> for State {
+    fn from_ref(app: &App) -> Self {
+        app.state.clone()
+    }
+}
+
+impl FromRef<App> for Access {
+    fn from_ref(app: &App) -> Self {
+        app.access.clone()
+    }
+}
+
+/// Every route of the API, each behind its guard.
+pub fn api(app: App) -> Router {
+    let mut router = Router::new();
+    for route in routes::table() {
+        let guard = middleware::from_fn_with_state((app.access.clone(), route.needs), guard::admit);
+        router = router.route(route.path, route.handler.route_layer(guard));
+    }
+    let router =
+        router.fallback(guard::not_found).method_not_allowed_fallback(guard::method_not_allowed).with_state(app);
+    Router::new()
+        .nest(PREFIX, router)
         .fallback(async || Problem::not_found())
-        .method_not_allowed_fallback(async || Problem::method_not_allowed())
-        .with_state(state)
-        .layer(middleware::from_fn_with_state(token, auth::require));
-    Router::new().nest("/api/v1", routes).fallback(async || Problem::not_found())
+        .layer(middleware::map_response(headers::secure))
 }

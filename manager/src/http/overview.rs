@@ -3,15 +3,17 @@
 use axum::{Json, extract};
 use libp2p::PeerId;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::state::State;
 
 /// The cluster at a glance.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Overview {
     cluster_id: String,
     epoch: u64,
     version: &'static str,
+    #[schema(value_type = String)]
     peer_id: PeerId,
 }
 
