@@ -10,20 +10,27 @@ use damselfly_transport::program::{
 use libp2p::Multiaddr;
 use serde::{Deserialize, Serialize};
 
+use crate::database::{DatabaseUrl, Place};
+
 /// The port for peers.
 const PEER_PORT: u16 = 4400;
 /// The port for hosts that join.
 const JOIN_PORT: u16 = 4402;
 /// The port for HTTP.
 const HTTP_PORT: u16 = 4401;
+/// The database's file in the data directory.
+const DATABASE: &str = "manager.db";
 
 /// The configuration file of dfmanager.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ManagerConfig {
-    /// Where the root key and the history of configurations lie. Default `/var/lib/damselfly-manager` for root, else
-    /// `$XDG_DATA_HOME/damselfly-manager`.
+    /// Where the keys lie, and the database unless there is a `database_url`. Default `/var/lib/damselfly-manager` for
+    /// root, else `$XDG_DATA_HOME/damselfly-manager`.
     pub data_dir: PathBuf,
+    /// The PostgreSQL database that several managers may share, as `postgres://user:password@host/name`; it is shown
+    /// without the password. Default: SQLite, in `manager.db` in the data directory.
+    pub database_url: Option<DatabaseUrl>,
     /// Where peers reach the manager, as multiaddrs. Default `/ip4/0.0.0.0/tcp/4400`.
     pub listen: Vec<Multiaddr>,
     /// Where new hosts join, as an address and a port. Default `0.0.0.0:4402`.
@@ -43,6 +50,7 @@ impl Default for ManagerConfig {
         let any = libp2p::multiaddr::Protocol::Ip4(std::net::Ipv4Addr::UNSPECIFIED);
         Self {
             data_dir: default_data_dir("damselfly-manager"),
+            database_url: None,
             listen: vec![Multiaddr::from(any).with(libp2p::multiaddr::Protocol::Tcp(PEER_PORT))],
             join_listen: SocketAddr::from(([0, 0, 0, 0], JOIN_PORT)),
             join_advertise: Vec::new(),
@@ -53,14 +61,48 @@ impl Default for ManagerConfig {
     }
 }
 
+impl ManagerConfig {
+    /// Where the database is.
+    pub fn place(&self) -> Place {
+        match &self.database_url {
+            Some(url) => Place::Postgres(url.clone()),
+            None => Place::Sqlite(self.data_dir.join(DATABASE)),
+        }
+    }
+}
+
 impl Config for ManagerConfig {
     fn check(&self) -> Result<(), BadValue> {
         if self.listen.is_empty() {
             return Err(BadValue::new("listen", "must have at least one address"));
         }
+        if self.database_url.as_ref().is_some_and(|url| !url.is_postgres()) {
+            return Err(BadValue::new("database_url", "must be like postgres://user:password@host/name"));
+        }
         match self.settings.as_ref().map(Settings::validate) {
             Some(Err(invalid)) => Err(BadValue::new(format!("settings.{}", invalid.what), invalid.reason)),
             _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use damselfly_transport::program::config::{Override, Source, load};
+
+    use super::*;
+
+    #[test]
+    fn a_password_is_not_shown_also_when_the_address_is_wrong() {
+        for (url, shown) in [("postgres://df:hunter2@db/df", Some("df:***@db/df")), ("mysql://df:hunter2@db/df", None)]
+        {
+            let given =
+                [Override::new("database_url", vec![url.to_owned()], Source::Flag("--database-url".to_owned()))];
+            let text = match load::<ManagerConfig>(None, &given) {
+                Ok(loaded) => format!("{} {:?}", loaded.print(), loaded.config),
+                Err(error) => error.to_string(),
+            };
+            assert!(!text.contains("hunter2") && text.contains(shown.unwrap_or("must be like")), "{text}");
         }
     }
 }

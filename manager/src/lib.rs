@@ -1,13 +1,14 @@
 //! dfmanager: signs and publishes the cluster's configuration.
 //!
-//! [`store`] keeps the root key and the history, [`state`] decides about changes, [`membership`] about hosts, [`http`] is how they are asked for,
-//! and [`server`] puts it together.
+//! [`database`] keeps everything but the keys, [`store`] signs and keeps configurations, [`state`] decides about
+//! changes, [`membership`] about hosts, [`access`] about who may ask for them, [`http`] is how they are asked for, and [`server`] puts it together.
 
+pub mod access;
 pub mod config;
+pub mod database;
 pub mod http;
 pub mod membership;
 pub mod picture;
-pub mod registry;
 pub mod server;
 pub mod state;
 pub mod store;

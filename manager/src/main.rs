@@ -13,6 +13,7 @@ use damselfly_transport::program::{
 /// The settings among the arguments.
 const SETTINGS: &[(&str, &str)] = &[
     ("data_dir", "data_dir"),
+    ("database_url", "database_url"),
     ("listen", "listen"),
     ("join_listen", "join_listen"),
     ("join_advertise", "join_advertise"),
@@ -33,9 +34,12 @@ struct Arguments {
     /// How log lines look.
     #[arg(long, value_enum, default_value_t, env = "DFMANAGER_LOG_FORMAT")]
     log_format: LogFormat,
-    /// Where the root key and the configurations lie.
+    /// Where the keys lie, and the database unless there is a --database-url.
     #[arg(long, value_name = "DIR", env = "DFMANAGER_DATA_DIR")]
     data_dir: Option<PathBuf>,
+    /// A PostgreSQL database, which several managers may share. Other users see command lines: prefer the variable.
+    #[arg(long, value_name = "URL", env = "DFMANAGER_DATABASE_URL", hide_env_values = true)]
+    database_url: Option<String>,
     /// Where peers reach the manager; may be given several times.
     #[arg(long, value_name = "MULTIADDR", env = "DFMANAGER_LISTEN")]
     listen: Vec<String>,

@@ -1,18 +1,17 @@
 //! Makes hosts members, keeps them, and puts them out.
 
 use std::{
-    io,
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use damselfly_messages::{
     config::{Revocation, SchedulerEntry, SignedConfiguration},
     membership::{
-        Credential, Issuer, IssuerCertificate, JoinToken, Refused, Role, Roles, Secret, SignedCredential,
-        TOKEN_ID_BYTES, Tags, TokenId, Trust,
+        Issuer, IssuerCertificate, JoinToken, Refused, Role, Roles, Secret, SignedCredential, TOKEN_ID_BYTES, Tags,
+        TokenId, Trust, Verifier,
         join::{Refusal, RefusalCode, RequestBody},
     },
     record::UnixMillis,
@@ -23,15 +22,23 @@ use damselfly_transport::{
     dialing::DialPolicy,
     join::{Asked, Authority},
     network::Network,
+    reason::chain,
 };
 use libp2p::{Multiaddr, PeerId, identity::Keypair, multiaddr::Protocol};
-use tokio::task::spawn_blocking;
 
 use crate::{
-    registry::{Member, NotLetIn, Registry, TokenRecord},
+    database::{
+        Database, DatabaseError,
+        audit::Actor,
+        join_tokens::{JoinToken as Made, NewJoinToken, Refused as NotLetIn},
+        members::{Joining, RenewError},
+        now,
+    },
     state::{ChangeError, State},
 };
 
+/// What a host is told that was revoked.
+const PUT_OUT: &str = "this host was put out of the cluster";
 /// How long the root lets a manager issue credentials; it is certified again every day.
 pub const ISSUER_LIFETIME: Duration = Duration::from_secs(90 * 24 * 3600);
 const CERTIFIED_EVERY: Duration = Duration::from_secs(24 * 3600);
@@ -41,21 +48,33 @@ const DIAL_WITHIN: Duration = Duration::from_secs(5);
 const DIAL_PAUSE: Duration = Duration::from_millis(250);
 
 /// The cluster's membership; cheap to clone.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Membership {
     inner: Arc<Inner>,
 }
 
+#[derive(Debug)]
 struct Inner {
     root: Keypair,
     key: Keypair,
     issuer: Mutex<Issuer>,
-    registry: Arc<Registry>,
+    database: Database,
     state: State,
     network: Network,
     policy: DialPolicy,
     /// Where this manager is joined.
     addresses: Vec<(PeerId, Multiaddr)>,
+}
+
+/// What this manager signs with.
+#[derive(Debug)]
+pub struct Keys {
+    /// The cluster's root.
+    pub root: Keypair,
+    /// The manager's own key.
+    pub key: Keypair,
+    /// The same, certified by the root.
+    pub issuer: Issuer,
 }
 
 /// Certifies this manager's key.
@@ -67,18 +86,17 @@ pub fn certify(root: &Keypair, key: &Keypair) -> Result<Issuer, Invalid> {
 }
 
 impl Membership {
-    /// The membership of the cluster of `root`, which is joined at `addresses`.
+    /// The membership of the cluster of these keys, which is joined at `addresses`.
     pub fn new(
-        (root, key, issuer): (Keypair, Keypair, Issuer),
-        registry: Registry,
+        Keys { root, key, issuer }: Keys,
         (state, network): (State, Network),
         policy: DialPolicy,
         addresses: Vec<Multiaddr>,
     ) -> Self {
         let us = key.public().to_peer_id();
         let addresses = addresses.into_iter().filter_map(|address| Some((us, address.with_p2p(us).ok()?))).collect();
-        let (issuer, registry) = (Mutex::new(issuer), Arc::new(registry));
-        Self { inner: Arc::new(Inner { root, key, issuer, registry, state, network, policy, addresses }) }
+        let (issuer, database) = (Mutex::new(issuer), state.database().clone());
+        Self { inner: Arc::new(Inner { root, key, issuer, database, state, network, policy, addresses }) }
     }
 
     /// Has the root certify this manager anew every day, until the program ends.
@@ -107,21 +125,21 @@ impl Membership {
     }
 
     /// Tokens and members.
-    pub fn registry(&self) -> &Registry {
-        &self.inner.registry
+    pub fn database(&self) -> &Database {
+        &self.inner.database
     }
 
     /// Makes a join token. What it returns holds the secret, which is kept nowhere.
     ///
     /// # Errors
-    /// [`io::Error`] when it cannot be kept.
+    /// [`DatabaseError`]: there is none.
     pub async fn make_token(
         &self,
-        roles: Roles,
-        tags: Tags,
+        (roles, tags): (Roles, Tags),
         uses: u32,
         lifetime: Duration,
-    ) -> io::Result<(JoinToken, TokenRecord)> {
+        actor: &Actor,
+    ) -> Result<(JoinToken, Made), DatabaseError> {
         let now = now();
         let token = JoinToken {
             cluster: self.inner.state.cluster(),
@@ -131,18 +149,16 @@ impl Membership {
             expires: UnixMillis(now.0.saturating_add(lifetime.as_millis() as u64)),
             managers: self.inner.addresses.clone(),
         };
-        let (registry, kept) = (Arc::clone(&self.inner.registry), token.clone());
-        let record = blocking(move || registry.add_token(&kept, tags, uses, now)).await?;
-        Ok((token, record))
-    }
-
-    /// Takes a token back. Returns whether there is one.
-    ///
-    /// # Errors
-    /// [`io::Error`]: it is still good.
-    pub async fn withdraw(&self, id: TokenId) -> io::Result<bool> {
-        let registry = Arc::clone(&self.inner.registry);
-        blocking(move || registry.withdraw(id)).await
+        let new = NewJoinToken {
+            id: token.id.0,
+            verifier: token.secret.verifier().0,
+            roles: roles.iter().map(|role| role.to_string()).collect(),
+            tags,
+            uses,
+            expires: token.expires,
+        };
+        let made = self.inner.database.create_join_token(new, actor, now).await?;
+        Ok((token, made))
     }
 
     /// Who is out, by the configuration in force.
@@ -156,11 +172,10 @@ impl Membership {
     ///
     /// # Errors
     /// [`ChangeError`]: it is still in.
-    pub async fn revoke(&self, peer: PeerId, because: String) -> Result<u64, ChangeError> {
-        let epoch = self.inner.state.revoke(peer).await?;
-        let (registry, at) = (Arc::clone(&self.inner.registry), now());
+    pub async fn revoke(&self, peer: PeerId, because: String, actor: Actor) -> Result<u64, ChangeError> {
+        let epoch = self.inner.state.revoke(peer, actor.clone(), because.clone()).await?;
         // It is out already; only the reason may be missing.
-        let noted = blocking(move || registry.revoke(&peer, &because, at)).await;
+        let noted = self.inner.database.revoke_member(&peer.to_string(), &because, &actor, now()).await;
         noted.map_err(ChangeError::Store)?;
         tracing::info!(%peer, epoch, "revoked");
         Ok(epoch)
@@ -171,22 +186,31 @@ impl Membership {
         current.map_or(Duration::ZERO, |accepted| Duration::from_millis(accepted.configuration.settings.credential_ms))
     }
 
-    async fn join(&self, asked: Asked) -> Result<(SignedCredential, Vec<Multiaddr>, Roles), Refusal> {
-        let (this, addresses) = (self.clone(), self.seen(&asked));
-        let joined = spawn_blocking(move || {
-            let RequestBody::Join { token, proof, role } = &asked.request.body else {
-                return Err(NotLetIn::Unknown);
-            };
-            let proves = |verifier: &_| asked.proves(verifier, proof, *role);
-            this.inner.registry.let_in((*token, asked.peer, *role), proves, now(), |roles, tags, serial| {
-                let issued = this.issue(&asked, (roles, tags), serial, &addresses, None)?;
-                Ok(((issued.0, addresses, roles), issued.1))
-            })
-        });
-        joined.await.map_err(unavailable)?.map_err(|error| Refusal::new(code(&error), error.to_string()))
+    async fn join(&self, asked: &Asked) -> Result<(SignedCredential, Roles), Refusal> {
+        let RequestBody::Join { token: TokenId(id), proof, role } = &asked.request.body else {
+            return Err(Refusal::new(RefusalCode::Malformed, "it is no request to join"));
+        };
+        let database = &self.inner.database;
+        let known = database.join_token(id).await.map_err(unavailable)?;
+        // Only who proves to know the secret learns more than that.
+        let known = known.filter(|token| asked.proves(&Verifier(token.verifier), proof, *role));
+        let token = known
+            .ok_or_else(|| Refusal::new(RefusalCode::Unknown, "there is no such token, or this is not its secret"))?;
+        let granted = roles(&token.roles);
+        let now = now();
+        // Why it is of no use at all comes before for what it is of no use.
+        let is_good = token.revoked.is_none() && token.expires > now && token.uses_left > 0;
+        if is_good && !granted.contains(*role) {
+            return Err(Refusal::new(RefusalCode::Role, format!("the token makes a host {granted}, not {role}")));
+        }
+        let serial = database.next_serial().await.map_err(unavailable)?;
+        let joining = self.joining(asked, serial, now);
+        let member = database.consume_join_token(id, joining, now).await.map_err(|error| refusal(error, token.uses))?;
+        let signed = self.issue(asked.peer, (granted, &member.tags), serial, now)?;
+        Ok((signed, granted))
     }
 
-    async fn renew(&self, asked: Asked) -> Result<SignedCredential, Refusal> {
+    async fn renew(&self, asked: &Asked) -> Result<SignedCredential, Refusal> {
         let RequestBody::Renew(shown) = &asked.request.body else {
             return Err(Refusal::new(RefusalCode::Malformed, "it is no renewal"));
         };
@@ -195,40 +219,41 @@ impl Membership {
         let at = shown.claim().map(|claim| claim.not_before);
         let credential = at.map_err(Refused::from).and_then(|at| trust.admit(&asked.peer, shown, at));
         let credential = credential.map_err(|refused| Refusal::new(RefusalCode::Malformed, refused.to_string()))?;
-        let (this, addresses) = (self.clone(), self.seen(&asked));
-        let renewed = spawn_blocking(move || {
-            this.inner.registry.renew(asked.peer, |known, serial| {
-                let roles = known.map_or(credential.roles, |known| Roles::of(known.roles.iter().copied()));
-                let tags = known.map_or(&credential.tags, |known| &known.tags);
-                this.issue(&asked, (roles, tags), serial, &addresses, known)
-            })
-        });
-        renewed.await.map_err(unavailable)?.map_err(unavailable)
+        let now = now();
+        let serial = self.inner.database.next_serial().await.map_err(unavailable)?;
+        match self.inner.database.renew_member(self.joining(asked, serial, now), now).await {
+            Ok(member) => self.issue(asked.peer, (roles(&member.roles), &member.tags), serial, now),
+            // The database was restored from before it joined; its credential proves that it did.
+            Err(RenewError::Unknown) => {
+                tracing::warn!(peer = %asked.peer, "a member is renewed that the database does not know");
+                self.issue(asked.peer, (credential.roles, &credential.tags), serial, now)
+            }
+            Err(RenewError::Revoked) => Err(Refusal::new(RefusalCode::Revoked, PUT_OUT)),
+            Err(RenewError::Database(error)) => Err(unavailable(error)),
+        }
+    }
+
+    /// What the database keeps of a host.
+    fn joining(&self, asked: &Asked, serial: u64, now: UnixMillis) -> Joining {
+        let not_after = now.0.saturating_add(self.lifetime().as_millis() as u64);
+        Joining {
+            peer_id: asked.peer.to_string(),
+            serial,
+            not_after: UnixMillis(not_after).min(self.issuer().not_after()),
+            addresses: self.seen(asked).iter().map(ToString::to_string).collect(),
+            version: asked.request.version.clone(),
+        }
     }
 
     fn issue(
         &self,
-        asked: &Asked,
+        peer: PeerId,
         granted: (Roles, &Tags),
         serial: u64,
-        addresses: &[Multiaddr],
-        known: Option<&Member>,
-    ) -> io::Result<(SignedCredential, Member)> {
-        let issued = self.issuer().issue(asked.peer, granted, serial, (now(), self.lifetime()));
-        let (signed, Credential { roles, tags, not_before, not_after, .. }) = issued.map_err(io::Error::other)?;
-        let member = Member {
-            roles: roles.iter().collect(),
-            tags,
-            addresses: addresses.to_vec(),
-            version: asked.request.version.clone(),
-            joined_unix_ms: known.map_or(not_before.0, |known| known.joined_unix_ms),
-            renewed_unix_ms: not_before.0,
-            expires_unix_ms: not_after.0,
-            serial,
-            revoked_unix_ms: None,
-            revoked_because: None,
-        };
-        Ok((signed, member))
+        now: UnixMillis,
+    ) -> Result<SignedCredential, Refusal> {
+        let issued = self.issuer().issue(peer, granted, serial, (now, self.lifetime()));
+        issued.map(|(signed, _)| signed).map_err(unavailable)
     }
 
     /// Where the host can be dialled.
@@ -267,15 +292,15 @@ impl Authority for Membership {
         let current = current.ok_or_else(|| Refusal::new(RefusalCode::Unavailable, "the manager is starting"))?;
         let peer = asked.peer;
         if current.configuration.revoked.iter().any(|revoked| revoked.peer == peer) {
-            return Err(Refusal::new(RefusalCode::Revoked, "this host was put out of the cluster"));
+            return Err(Refusal::new(RefusalCode::Revoked, PUT_OUT));
         }
         let credential = match &asked.request.body {
-            RequestBody::Renew(_) => self.renew(asked).await?,
+            RequestBody::Renew(_) => self.renew(&asked).await?,
             RequestBody::Join { .. } => {
-                let (credential, addresses, roles) = self.join(asked).await?;
+                let (credential, roles) = self.join(&asked).await?;
                 tracing::info!(%peer, %roles, "a host has joined");
                 if roles.contains(Role::Scheduler) && !current.ring.members().contains(&peer) {
-                    tokio::spawn(self.clone().put_into_ring(peer, addresses));
+                    tokio::spawn(self.clone().put_into_ring(peer, self.seen(&asked)));
                 }
                 credential
             }
@@ -284,24 +309,28 @@ impl Authority for Membership {
     }
 }
 
-const fn code(error: &NotLetIn) -> RefusalCode {
-    match error {
-        NotLetIn::Unknown => RefusalCode::Unknown,
-        NotLetIn::Withdrawn => RefusalCode::Withdrawn,
-        NotLetIn::Expired => RefusalCode::Expired,
-        NotLetIn::UsedUp { .. } => RefusalCode::UsedUp,
-        NotLetIn::Role { .. } => RefusalCode::Role,
-        NotLetIn::Io(_) => RefusalCode::Unavailable,
-    }
+fn refusal(error: NotLetIn, uses: u32) -> Refusal {
+    let (code, reason) = match error {
+        NotLetIn::Unknown => (RefusalCode::Unknown, "there is no such token".to_owned()),
+        NotLetIn::Revoked => (RefusalCode::Withdrawn, "the token was withdrawn".to_owned()),
+        NotLetIn::Expired => (RefusalCode::Expired, "the token has expired".to_owned()),
+        NotLetIn::UsedUp => {
+            (RefusalCode::UsedUp, format!("the token was good for {uses} hosts, and so many have used it"))
+        }
+        NotLetIn::MemberRevoked => (RefusalCode::Revoked, PUT_OUT.to_owned()),
+        NotLetIn::Database(error) => return unavailable(error),
+    };
+    Refusal::new(code, reason)
 }
 
-fn unavailable(error: impl std::error::Error) -> Refusal {
-    tracing::error!(%error, "a host cannot be let in");
+/// The roles in the database, which has only those that this program has written.
+fn roles(names: &[String]) -> Roles {
+    Roles::of(names.iter().filter_map(|name| name.parse().ok()))
+}
+
+fn unavailable(error: impl std::error::Error + 'static) -> Refusal {
+    tracing::error!(reason = chain(&error), "a host cannot be let in");
     Refusal::new(RefusalCode::Unavailable, "the manager cannot store it; its log says why")
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
 /// Where the join listener at `port` is reached by others, if nothing is said: at the IP addresses of `listeners`.
@@ -321,8 +350,4 @@ pub fn join_addresses(ip: IpAddr, port: u16, listeners: &[Multiaddr], policy: Di
         .collect();
     addresses.dedup();
     addresses
-}
-
-fn now() -> UnixMillis {
-    SystemTime::now().into()
 }

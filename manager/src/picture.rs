@@ -21,9 +21,17 @@ use damselfly_transport::{
 };
 use futures::future::join_all;
 use libp2p::PeerId;
+use serde_json::json;
 use tokio::sync::watch;
 
-use crate::state::State;
+use crate::{
+    database::{
+        DatabaseError,
+        audit::{self, Actor, Change},
+        now,
+    },
+    state::State,
+};
 
 /// How often the schedulers are asked.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -104,6 +112,9 @@ pub enum Unseen {
     /// None that should know has answered.
     #[error("no owner of the task answers: {0}")]
     NoOwner(String),
+    /// It was done, but cannot be noted.
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
 }
 
 impl Eyes {
@@ -219,11 +230,25 @@ impl Eyes {
         if answers.is_empty() { Err(Unseen::NoScheduler) } else { Ok(merged(answers, limit)) }
     }
 
-    /// Deletes a task in the whole cluster, as an owner of it does.
+    /// Deletes a task in the whole cluster, as an owner of it does, and notes that in the audit.
     ///
     /// # Errors
     /// [`Unseen`]: it is as before.
-    pub async fn delete(&self, task: TaskId) -> Result<DeleteAnswer, Unseen> {
+    pub async fn delete(&self, task: TaskId, actor: &Actor) -> Result<DeleteAnswer, Unseen> {
+        let answer = self.delete_somewhere(task).await?;
+        if answer.tombstone.is_some() {
+            let after = json!({ "dropped": answer.dropped, "unreachable": answer.unreachable });
+            let target = task.to_string();
+            let change = Change { action: "task.delete", target: &target, before: None, after: Some(after) };
+            let database = self.state.database();
+            let mut writing = database.write().await?;
+            audit::append(&mut writing, now(), actor, change).await?;
+            writing.commit().await.map_err(DatabaseError::from)?;
+        }
+        Ok(answer)
+    }
+
+    async fn delete_somewhere(&self, task: TaskId) -> Result<DeleteAnswer, Unseen> {
         let accepted = self.state.current().ok_or(Unseen::NoScheduler)?;
         let mut last = String::new();
         let mut nothing = None;

@@ -1,11 +1,17 @@
 //! The running manager.
 
-use std::{io, net::SocketAddr, path::Path, sync::Arc, time::SystemTime};
+use std::{
+    fs::{File, TryLockError},
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use damselfly_messages::{
     config::ConfigurationRefused,
+    id::ClusterId,
     membership::{self, Issuer},
-    record::UnixMillis,
     wire::Invalid,
 };
 use damselfly_transport::{
@@ -23,18 +29,22 @@ use damselfly_transport::{
 use libp2p::identity::Keypair;
 use tokio::{
     net::TcpListener,
-    task::{JoinError, JoinSet, spawn_blocking},
+    task::{JoinError, JoinHandle, spawn_blocking},
 };
 
 use crate::{
+    access::Access,
     config::ManagerConfig,
-    http::{self, AdminToken, Api},
-    membership::{ISSUER_LIFETIME, Membership, certify, join_addresses},
+    database::{Database, OpenError, now},
+    http::{self, App},
+    membership::{ISSUER_LIFETIME, Keys, Membership, certify, join_addresses},
     picture::Eyes,
-    registry::Registry,
     state::State,
     store::{Store, StoreError},
 };
+
+/// The file in the data directory that a running manager has locked.
+const LOCK: &str = "LOCK";
 
 /// Why the manager does not run.
 #[derive(Debug, thiserror::Error)]
@@ -42,12 +52,26 @@ pub enum ServerError {
     /// The data directory cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Another manager uses the data directory.
+    #[error("another manager runs with {}", .0.display())]
+    Locked(PathBuf),
+    /// The data directory cannot be locked.
+    #[error("cannot lock {}", path.display())]
+    Lock {
+        /// The lock file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// There is no database.
+    #[error(transparent)]
+    Database(#[from] OpenError),
     /// The manager's own key cannot be used.
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    /// The admin token cannot be read or made.
-    #[error("no admin token")]
-    Token(#[source] io::Error),
+    /// The admin token or the link for the set-up cannot be read or made.
+    #[error("it cannot be known who may do what")]
+    Access(#[source] io::Error),
     /// Peers cannot reach it.
     #[error(transparent)]
     Network(#[from] StartError),
@@ -57,9 +81,6 @@ pub enum ServerError {
     /// The follower does not start.
     #[error("the configuration cannot be followed")]
     Follower(#[source] io::Error),
-    /// The registry cannot be read.
-    #[error("the registry of tokens and members cannot be read")]
-    Registry(#[source] io::Error),
     /// The root or this manager's key cannot sign.
     #[error("no certificate for this manager")]
     Certificate(#[from] Invalid),
@@ -86,7 +107,9 @@ pub struct Server {
     network: Network,
     http: HttpServer,
     join: JoinServer,
-    keepers: JoinSet<()>,
+    tasks: Vec<JoinHandle<()>>,
+    /// Held as long as it runs.
+    _lock: File,
 }
 
 impl Server {
@@ -95,15 +118,22 @@ impl Server {
     /// # Errors
     /// [`ServerError`]: nothing runs.
     pub async fn start(config: ManagerConfig) -> Result<Self, ServerError> {
+        let lock = lock(&config.data_dir)?;
+        let database = Database::open(config.place()).await?;
+        let first = config.settings.clone().unwrap_or_default();
+        let store = Store::open(&config.data_dir, database, first, now()).await?;
         let (http_config, policy) = (config.http.clone(), policy(&config));
         let (join_listen, join_advertise) = (config.join_listen, config.join_advertise.clone());
-        let Opened { store, registry, token, key, issuer, network, inbox } =
-            spawn_blocking(move || Opened::new(&config)).await??;
+        let access = Access::open(&config.data_dir, store.database().clone()).await.map_err(ServerError::Access)?;
+        let (root, cluster) = (store.root().clone(), store.cluster());
+        let root_key = root.clone();
+        let (key, issuer, network, inbox) = spawn_blocking(move || start_network(&config, (&root, &cluster))).await??;
         let followed =
             FollowerConfig { cluster: store.cluster(), role: Role::Manager, bootstrap: Vec::new(), stored: None };
         let follower =
             Follower::start(followed, network.clone(), inbox.gossip, inbox.config).map_err(ServerError::Follower)?;
         follower.offer(store.newest().as_bytes(), network.peer_id()).await?;
+        let state = State::new(store, network.clone(), follower.clone());
         let listener = TcpListener::bind(join_listen).await;
         let listener = listener.map_err(|source| ServerError::JoinListener { address: join_listen, source })?;
         let port = listener.local_addr().map_or(join_listen.port(), |address| address.port());
@@ -111,24 +141,26 @@ impl Server {
             true => join_addresses(join_listen.ip(), port, &network.listeners(), policy),
             false => join_advertise,
         };
-        let root = (store.root().clone(), key.clone(), issuer);
-        let state = State::new(store, network.clone(), follower.clone());
-        let membership = Membership::new(root, registry, (state.clone(), network.clone()), policy, join_at);
+        let keys = Keys { root: root_key, key: key.clone(), issuer };
+        let membership = Membership::new(keys, (state.clone(), network.clone()), policy, join_at);
         let join = JoinServer::start(listener, &key, Arc::new(membership.clone()))
             .map_err(|source| ServerError::JoinListener { address: join_listen, source })?;
-        let mut keepers = JoinSet::new();
-        keepers.spawn(state.clone().keep_what_members_know());
-        keepers.spawn(membership.clone().keep_certified());
         let eyes = Eyes::new(state.clone(), network.clone());
-        keepers.spawn(eyes.clone().look());
-        let api = Api { state: state.clone(), membership, eyes };
-        let routes = monitoring(monitored(&network, &follower, &state)).merge(http::api(api, token));
+        let tasks = vec![
+            tokio::spawn(state.clone().keep_what_members_know()),
+            tokio::spawn(state.clone().follow_database()),
+            tokio::spawn(membership.clone().keep_certified()),
+            tokio::spawn(eyes.clone().look()),
+        ];
+        let app = App { state: state.clone(), access: access.clone(), membership, eyes };
+        let routes = monitoring(monitored(&network, &follower, &state)).merge(http::api(app));
         let http = HttpServer::start(&http_config, routes).await?;
+        access.announce(http.address()).map_err(ServerError::Access)?;
         tracing::info!(
             cluster_id = %state.cluster(), peer_id = %network.peer_id(), epoch = follower.epoch(),
             listeners = ?network.listeners(), join = %join.address(), http = %http.address(), "the manager runs"
         );
-        Ok(Self { state, network, http, join, keepers })
+        Ok(Self { state, network, http, join, tasks, _lock: lock })
     }
 
     /// What it knows.
@@ -152,11 +184,25 @@ impl Server {
     }
 
     /// Answers what is under way, and closes everything.
-    pub async fn stop(mut self) {
+    pub async fn stop(self) {
         self.http.stop().await;
         drop(self.join);
-        self.keepers.shutdown().await;
+        self.tasks.iter().for_each(JoinHandle::abort);
         self.network.shutdown().await;
+        self.state.database().close().await;
+    }
+}
+
+/// Makes the data directory this process's own.
+fn lock(data_dir: &Path) -> Result<File, ServerError> {
+    identity::prepare_data_dir(data_dir)?;
+    let path = data_dir.join(LOCK);
+    let failed = |source| ServerError::Lock { path: path.clone(), source };
+    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(ServerError::Locked(data_dir.into())),
+        Err(TryLockError::Error(source)) => Err(failed(source)),
     }
 }
 
@@ -164,37 +210,24 @@ const fn policy(config: &ManagerConfig) -> DialPolicy {
     if config.allow_loopback { DialPolicy::Local } else { DialPolicy::Routable }
 }
 
-/// What a start opens.
-struct Opened {
-    store: Store,
-    registry: Registry,
-    token: AdminToken,
-    key: Keypair,
-    issuer: Issuer,
-    network: Network,
-    inbox: Inbox,
-}
-
-impl Opened {
-    fn new(config: &ManagerConfig) -> Result<Self, ServerError> {
-        let first = config.settings.clone().unwrap_or_default();
-        let store = Store::open(&config.data_dir, first, UnixMillis::from(SystemTime::now()))?;
-        let registry = Registry::open(&config.data_dir).map_err(ServerError::Registry)?;
-        let token = AdminToken::load_or_create(&config.data_dir).map_err(ServerError::Token)?;
-        let key = identity::load_or_create(&Path::new(&config.data_dir).join(KEY_FILE))?;
-        let issuer = certify(store.root(), &key)?;
-        let us = key.public().to_peer_id();
-        let (network, inbox) = network::start(NetworkConfig {
-            admission: Admission::issued(&issuer, us, [membership::Role::Manager], ISSUER_LIFETIME)?,
-            keypair: key.clone(),
-            listen: config.listen.clone(),
-            serves: Serves { config: true, ..Serves::default() },
-            topic: Some(follower::topic(&store.cluster())),
-            limits: Default::default(),
-            dial_loopback: config.allow_loopback,
-        })?;
-        Ok(Self { store, registry, token, key, issuer, network, inbox })
-    }
+/// Certifies this manager and starts its network.
+fn start_network(
+    config: &ManagerConfig,
+    (root, cluster): (&Keypair, &ClusterId),
+) -> Result<(Keypair, Issuer, Network, Inbox), ServerError> {
+    let key = identity::load_or_create(&Path::new(&config.data_dir).join(KEY_FILE))?;
+    let issuer = certify(root, &key)?;
+    let us = key.public().to_peer_id();
+    let (network, inbox) = network::start(NetworkConfig {
+        admission: Admission::issued(&issuer, us, [membership::Role::Manager], ISSUER_LIFETIME)?,
+        keypair: key.clone(),
+        listen: config.listen.clone(),
+        serves: Serves { config: true, ..Serves::default() },
+        topic: Some(follower::topic(cluster)),
+        limits: Default::default(),
+        dial_loopback: config.allow_loopback,
+    })?;
+    Ok((key, issuer, network, inbox))
 }
 
 fn monitored(network: &Network, follower: &Follower, state: &State) -> Monitoring {

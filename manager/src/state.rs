@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use damselfly_messages::{
@@ -15,7 +15,6 @@ use damselfly_messages::{
         SignedConfiguration,
     },
     id::ClusterId,
-    record::UnixMillis,
     wire::{Invalid, Wire as _},
 };
 use damselfly_transport::{
@@ -23,9 +22,16 @@ use damselfly_transport::{
     program::follower::Follower,
 };
 use libp2p::PeerId;
-use tokio::{sync::Mutex, task::spawn_blocking, time::sleep};
+use serde_json::json;
+use tokio::{
+    sync::{Mutex, watch},
+    time::sleep,
+};
 
-use crate::store::{SignError, Store, StoreError};
+use crate::{
+    database::{Database, DatabaseError, audit::Actor, leader::Leader, now},
+    store::{Order, Past, SignError, Store, StoreError},
+};
 
 /// How often a change is gossiped when no member listens at that moment.
 const PUBLISH_TRIES: u32 = 5;
@@ -34,8 +40,21 @@ const PUBLISH_TRIES: u32 = 5;
 /// restored from a backup, and members would answer an epoch that is signed twice with nothing but errors.
 const MEMBERS_MAY_KNOW_MORE: Duration = Duration::from_secs(5);
 
+/// How often a database that other managers use is asked whether they have changed the configuration.
+const DATABASE_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Credentials of earlier settings may hold so long.
 const LONGEST_CREDENTIAL_MS: u64 = 90 * 24 * 3_600_000;
+
+/// A change is made anew when another manager was quicker, this often.
+const CHANGE_TRIES: u32 = 5;
+
+/// What a change is for, as the audit and the history say.
+#[derive(Debug)]
+struct Purpose {
+    action: &'static str,
+    reason: Option<String>,
+}
 
 /// A handle to the manager's state.
 #[derive(Debug, Clone)]
@@ -46,9 +65,10 @@ pub struct State {
 #[derive(Debug)]
 struct Inner {
     cluster: ClusterId,
-    store: Arc<Store>,
+    store: Store,
     network: Network,
     follower: Follower,
+    leader: Leader,
     /// Held during a change: epochs are given out one by one.
     changing: Mutex<()>,
     started: Instant,
@@ -76,7 +96,10 @@ pub enum ChangeError {
     Invalid(#[from] Invalid),
     /// It could not be kept.
     #[error("the configuration could not be stored")]
-    Store(#[source] io::Error),
+    Store(#[source] DatabaseError),
+    /// The change ended early; only a defect gets here.
+    #[error("the change was interrupted")]
+    Interrupted(#[source] io::Error),
     /// It is stored but not in force here; only a defect gets here.
     #[error("the new configuration is not accepted")]
     Refused(#[from] ConfigurationRefused),
@@ -94,26 +117,18 @@ pub enum ChangeError {
     History(#[from] StoreError),
 }
 
-/// An epoch of the history and what was in force, or why that cannot be read.
-pub type Past = (u64, Result<Configuration, StoreError>);
-
 impl State {
     /// The state in `store`, whose newest configuration `follower` has taken over.
     pub fn new(store: Store, network: Network, follower: Follower) -> Self {
         let cluster = store.cluster();
         let (changing, started, is_settled) = (Mutex::new(()), Instant::now(), AtomicBool::new(store.is_new()));
-        let store = Arc::new(store);
-        Self { inner: Arc::new(Inner { cluster, store, network, follower, changing, started, is_settled }) }
+        let leader = Leader::start(store.database());
+        Self { inner: Arc::new(Inner { cluster, store, network, follower, leader, changing, started, is_settled }) }
     }
 
     /// The cluster.
     pub fn cluster(&self) -> ClusterId {
         self.inner.cluster
-    }
-
-    /// What follows the configuration.
-    pub fn follower(&self) -> &Follower {
-        &self.inner.follower
     }
 
     /// The manager's own identity.
@@ -124,6 +139,21 @@ impl State {
     /// The configuration in force.
     pub fn current(&self) -> Option<Arc<Accepted>> {
         self.inner.follower.current()
+    }
+
+    /// What follows the configuration.
+    pub fn follower(&self) -> &Follower {
+        &self.inner.follower
+    }
+
+    /// The database.
+    pub fn database(&self) -> &Database {
+        self.inner.store.database()
+    }
+
+    /// Whether this manager is the one that publishes.
+    pub fn is_publisher(&self) -> watch::Receiver<bool> {
+        self.inner.leader.is_publisher()
     }
 
     /// How long it may take until the configuration in force is known to be the newest; `None` when it is.
@@ -147,18 +177,19 @@ impl State {
     pub async fn change(
         &self,
         settings: Settings,
-        is_expected: impl Fn(u64) -> bool + Send + 'static,
+        actor: Actor,
+        is_expected: impl Fn(u64) -> bool + Send + Sync + 'static,
     ) -> Result<u64, ChangeError> {
-        self.change_to(move |current| Some((settings, current.revoked.clone())), is_expected).await
+        let purpose = Purpose { action: "config.change", reason: None };
+        self.order(keep_out(settings), (actor, purpose), is_expected).await
     }
 
     /// Puts a host out with the next epoch. Returns the epoch that says so.
     ///
     /// # Errors
     /// [`ChangeError`]: it is still in.
-    pub async fn revoke(&self, peer: PeerId) -> Result<u64, ChangeError> {
+    pub async fn revoke(&self, peer: PeerId, actor: Actor, reason: String) -> Result<u64, ChangeError> {
         let revoke = move |current: &Configuration| {
-            let now = UnixMillis::from(SystemTime::now());
             if current.revoked.iter().any(|revoked| revoked.peer == peer) {
                 return None;
             }
@@ -167,11 +198,12 @@ impl State {
             // When no credential of theirs can hold any more, they need not be named.
             let holds = settings.credential_ms.max(LONGEST_CREDENTIAL_MS) + settings.grace_ms;
             let mut revoked = current.revoked.clone();
-            revoked.retain(|revoked| revoked.at.0.saturating_add(holds) > now.0);
-            revoked.push(Revocation { peer, at: now });
+            revoked.retain(|revoked| revoked.at.0.saturating_add(holds) > now().0);
+            revoked.push(Revocation { peer, at: now() });
             Some((settings, revoked))
         };
-        self.change_to(revoke, |_| true).await
+        let purpose = Purpose { action: "config.revoke", reason: Some(format!("{peer}: {reason}")) };
+        self.order(revoke, (actor, purpose), |_| true).await
     }
 
     /// Adds a scheduler to the ring unless it is there. Returns the epoch in force then.
@@ -186,25 +218,15 @@ impl State {
                 if settings.schedulers.iter().any(|known| known.peer_id == added.peer_id) {
                     return None;
                 }
-                settings.schedulers.push(added);
+                settings.schedulers.push(added.clone());
                 Some((settings, current.revoked.clone()))
             };
-            match self.change_to(add, |_| true).await {
+            let purpose = Purpose { action: "ring.add", reason: Some(entry.peer_id.to_string()) };
+            match self.order(add, (Actor::manager(), purpose), |_| true).await {
                 Err(ChangeError::Unsettled { retry_after }) => sleep(retry_after).await,
                 done => return done,
             }
         }
-    }
-
-    /// Signs what `make` makes of the configuration in force, if anything. Finishes even when the caller leaves.
-    async fn change_to(
-        &self,
-        make: impl FnOnce(&Configuration) -> Option<(Settings, Vec<Revocation>)> + Send + 'static,
-        is_expected: impl Fn(u64) -> bool + Send + 'static,
-    ) -> Result<u64, ChangeError> {
-        let state = self.clone();
-        let change = tokio::spawn(async move { state.try_change(make, is_expected).await });
-        change.await.unwrap_or_else(|error| Err(ChangeError::Store(io::Error::other(error))))
     }
 
     /// Signs the settings of an earlier epoch as the next one, as [`State::change`] does.
@@ -214,63 +236,103 @@ impl State {
     pub async fn roll_back(
         &self,
         epoch: u64,
-        is_expected: impl Fn(u64) -> bool + Send + 'static,
+        actor: Actor,
+        is_expected: impl Fn(u64) -> bool + Send + Sync + 'static,
     ) -> Result<(u64, Settings), ChangeError> {
-        let past = self.read_history(move |store| store.past(epoch)).await?;
+        let past = self.inner.store.past(epoch).await?;
         let settings = past.ok_or(ChangeError::NoEpoch { epoch })?.settings;
-        Ok((self.change(settings.clone(), is_expected).await?, settings))
+        let purpose = Purpose { action: "config.rollback", reason: Some(format!("back to epoch {epoch}")) };
+        Ok((self.order(keep_out(settings.clone()), (actor, purpose), is_expected).await?, settings))
     }
 
     /// At most `limit` epochs below `before`, newest first.
     ///
     /// # Errors
-    /// [`ChangeError::History`] when the folder cannot be read; a damaged epoch is told in its place.
+    /// [`ChangeError::History`] when the database does not answer; a damaged epoch is told in its place.
     pub async fn history(&self, before: u64, limit: usize) -> Result<Vec<Past>, ChangeError> {
-        self.read_history(move |store| {
-            let epochs = store.epochs()?.into_iter().filter(|epoch| *epoch < before);
-            // What went between the two readings is left out.
-            let past = |epoch| Some((epoch, store.past(epoch).transpose()?));
-            Ok(epochs.filter_map(past).take(limit).collect())
-        })
-        .await
+        Ok(self.inner.store.history(before, limit).await.map_err(StoreError::from)?)
     }
 
-    async fn read_history<T: Send + 'static>(
+    /// Signs what `make` makes of the configuration in force, if anything. Finishes even when the caller leaves.
+    async fn order(
         &self,
-        read: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
-    ) -> Result<T, ChangeError> {
-        let store = Arc::clone(&self.inner.store);
-        let read = spawn_blocking(move || read(&store)).await;
-        Ok(read.map_err(|error| ChangeError::Store(io::Error::other(error)))??)
+        make: impl Fn(&Configuration) -> Option<(Settings, Vec<Revocation>)> + Send + Sync + 'static,
+        by: (Actor, Purpose),
+        is_expected: impl Fn(u64) -> bool + Send + Sync + 'static,
+    ) -> Result<u64, ChangeError> {
+        let state = self.clone();
+        let change = tokio::spawn(async move { state.try_change(&make, &by, &is_expected).await });
+        change.await.unwrap_or_else(|error| Err(ChangeError::Interrupted(io::Error::other(error))))
     }
 
     async fn try_change(
         &self,
-        make: impl FnOnce(&Configuration) -> Option<(Settings, Vec<Revocation>)>,
-        is_expected: impl Fn(u64) -> bool,
+        make: &(impl Fn(&Configuration) -> Option<(Settings, Vec<Revocation>)> + Sync),
+        (actor, purpose): &(Actor, Purpose),
+        is_expected: &(impl Fn(u64) -> bool + Sync),
     ) -> Result<u64, ChangeError> {
         let _changing = self.inner.changing.lock().await;
         if let Some(retry_after) = self.unsettled() {
             return Err(ChangeError::Unsettled { retry_after });
         }
-        let current = self.inner.follower.epoch();
-        if !is_expected(current) {
-            return Err(ChangeError::Stale { current });
+        let Inner { store, network, follower, .. } = &*self.inner;
+        for _ in 0..CHANGE_TRIES {
+            let in_force = &self.current().ok_or(ChangeError::Nothing)?.configuration;
+            let epoch = in_force.epoch;
+            if !is_expected(epoch) {
+                return Err(ChangeError::Stale { current: epoch });
+            }
+            let Some((settings, revoked)) = make(in_force) else { return Ok(epoch) };
+            let (before, action, reason) = (Some(json!(in_force.settings)), purpose.action, purpose.reason.as_deref());
+            let order = Order { settings, revoked, before, actor, action, reason };
+            // Made of what is in force here, so it replaces nothing else.
+            let signed = match store.sign(epoch, order, |current| current == epoch, now()).await {
+                Ok(signed) => signed,
+                Err(SignError::Stale { .. }) => {
+                    self.catch_up(epoch).await?;
+                    continue;
+                }
+                Err(SignError::Invalid(invalid)) => return Err(ChangeError::Invalid(invalid)),
+                Err(SignError::Database(error)) => return Err(ChangeError::Store(error)),
+            };
+            let epoch = signed.epoch();
+            follower.offer(signed.as_bytes(), self.peer_id()).await?;
+            if *self.is_publisher().borrow() {
+                tokio::spawn(publish(network.clone(), follower.clone(), signed));
+            }
+            return Ok(epoch);
         }
-        let in_force = self.current().ok_or(ChangeError::Nothing)?;
-        let Some(made) = make(&in_force.configuration) else { return Ok(current) };
-        let store = Arc::clone(&self.inner.store);
-        let signing = spawn_blocking(move || store.sign(current + 1, made, UnixMillis::from(SystemTime::now())));
-        let signed =
-            signing.await.map_err(|error| ChangeError::Store(io::Error::other(error)))?.map_err(
-                |error| match error {
-                    SignError::Invalid(invalid) => ChangeError::Invalid(invalid),
-                    SignError::Io(error) => ChangeError::Store(error),
+        Err(ChangeError::Stale { current: follower.epoch() })
+    }
+
+    /// Takes over what another manager of the same database has signed above `epoch`.
+    async fn catch_up(&self, epoch: u64) -> Result<(), ChangeError> {
+        if let Some(newer) = self.inner.store.newer_than(epoch).await? {
+            self.inner.follower.offer(newer.as_bytes(), self.peer_id()).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes over what other managers of the same database sign, and publishes it if that is this manager's part.
+    ///
+    /// Runs for ever with a shared database, and ends at once with one of this manager's own.
+    pub async fn follow_database(self) {
+        let Inner { store, network, follower, .. } = &*self.inner;
+        while store.database().is_shared() {
+            sleep(DATABASE_INTERVAL).await;
+            match store.newer_than(follower.epoch()).await {
+                Ok(None) => {}
+                Ok(Some(signed)) => match follower.offer(signed.as_bytes(), self.peer_id()).await {
+                    Ok(_) if *self.is_publisher().borrow() => publish(network.clone(), follower.clone(), signed).await,
+                    Ok(_) => {}
+                    Err(error) => tracing::warn!(epoch = signed.epoch(), %error, "another manager's change is refused"),
                 },
-            )?;
-        self.inner.follower.offer(signed.as_bytes(), self.peer_id()).await?;
-        tokio::spawn(publish(self.inner.network.clone(), self.inner.follower.clone(), signed));
-        Ok(current + 1)
+                Err(error) => {
+                    let error = damselfly_transport::reason::chain(&error);
+                    tracing::warn!(error, "changes of other managers cannot be read");
+                }
+            }
+        }
     }
 
     /// Keeps configurations that members know and this store does not, because it was restored from a backup.
@@ -281,21 +343,27 @@ impl State {
         let mut kept = self.inner.store.newest().epoch();
         while watch.changed().await.is_ok() {
             let Some(accepted) = watch.borrow_and_update().clone() else { continue };
-            let (epoch, signed, store) =
-                (accepted.configuration.epoch, accepted.signed.clone(), Arc::clone(&self.inner.store));
+            let epoch = accepted.configuration.epoch;
             if epoch <= kept {
                 continue;
             }
             kept = epoch;
-            match spawn_blocking(move || store.keep(&signed)).await {
-                Ok(Ok(())) => tracing::warn!(epoch, "members had a newer configuration than this store: taken over"),
+            match self.inner.store.keep(&accepted.signed, accepted.configuration.issued).await {
+                Ok(true) => tracing::warn!(epoch, "members had a newer configuration than this store: taken over"),
                 // Our own change is kept already.
-                Ok(Err(error)) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Ok(Err(error)) => tracing::error!(epoch, %error, "a configuration of the members is not kept"),
-                Err(error) => tracing::error!(epoch, %error, "a configuration of the members is not kept"),
+                Ok(false) => {}
+                Err(error) => {
+                    let error = damselfly_transport::reason::chain(&error);
+                    tracing::error!(epoch, error, "a configuration of the members is not kept");
+                }
             }
         }
     }
+}
+
+/// Other settings, and whoever is out stays out.
+fn keep_out(settings: Settings) -> impl Fn(&Configuration) -> Option<(Settings, Vec<Revocation>)> + Send + Sync {
+    move |current| Some((settings.clone(), current.revoked.clone()))
 }
 
 /// Gossips `signed`; who misses it learns by pulling.

@@ -1,7 +1,7 @@
-//! The root key and the history of signed configurations, as files.
+//! The root key, a file, and the history of signed configurations, in the database.
 //!
-//! `root.key` and `configuration/<epoch>.signed` belong together: one without the other is a lost backup or a mixed-up
-//! directory, and a manager that went on would split the cluster. So it does not start.
+//! The two belong together: one without the other is a lost backup or a mixed-up directory, and a manager that went on
+//! would split the cluster. So it does not start.
 
 use std::{
     fs, io,
@@ -14,17 +14,20 @@ use damselfly_messages::{
     record::UnixMillis,
     wire::{Invalid, Wire as _},
 };
-use damselfly_transport::program::{
-    durable,
-    identity::{self, IdentityError},
-};
+use damselfly_transport::program::identity::{self, IdentityError};
 use libp2p::identity::Keypair;
+use serde_json::json;
 
-const ROOT_KEY: &str = "root.key";
-/// The root key until the first configuration is written, so that a crash in between leaves neither alone.
+use crate::database::{
+    Database, DatabaseError,
+    audit::{self, Actor, Change},
+    configurations::{self, Signed},
+};
+
+/// The file of the root key in the data directory.
+pub const ROOT_KEY: &str = "root.key";
+/// The root key until the first configuration is kept, so that a crash in between leaves neither alone.
 const FOUNDING_KEY: &str = "root.key.founding";
-const HISTORY: &str = "configuration";
-const EXTENSION: &str = "signed";
 
 /// Why there is no usable store.
 #[derive(Debug, thiserror::Error)]
@@ -40,27 +43,38 @@ pub enum StoreError {
         /// Why.
         source: io::Error,
     },
-    /// There is a root key but no configuration.
-    #[error("{} is there, but there is no configuration in {}: restore both from one backup", key.display(), history.display())]
+    /// The database does not answer.
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    /// There is a root key but the database is empty.
+    #[error("{} is there, but the database is empty: restore the backup that holds both", key.display())]
     KeyAlone {
         /// The key file.
         key: PathBuf,
-        /// Where the configurations should be.
-        history: PathBuf,
     },
-    /// There are configurations but no root key.
-    #[error("there are configurations in {}, but {} is missing: restore both from one backup", history.display(), key.display())]
-    HistoryAlone {
+    /// The database holds a cluster but there is no root key.
+    #[error("the database holds cluster {cluster}, but {} is missing: restore the backup that holds both, or copy the key from another manager of this database", key.display())]
+    DatabaseAlone {
         /// The missing key file.
         key: PathBuf,
-        /// Where the configurations are.
-        history: PathBuf,
+        /// Whose database it is.
+        cluster: String,
     },
-    /// The newest configuration is damaged or another root's.
-    #[error("{} cannot be used: {refused}", path.display())]
+    /// Key and database belong to different clusters.
+    #[error("{} is the key of cluster {of_key}, but the database holds cluster {of_database}: restore the backup that holds both", key.display())]
+    Foreign {
+        /// The key file.
+        key: PathBuf,
+        /// Whose key it is.
+        of_key: String,
+        /// Whose database it is.
+        of_database: String,
+    },
+    /// A configuration is damaged or another root's.
+    #[error("epoch {epoch} in the database cannot be used: {refused}")]
     Refused {
-        /// The file.
-        path: PathBuf,
+        /// Which one.
+        epoch: u64,
         /// Why.
         refused: ConfigurationRefused,
     },
@@ -69,36 +83,40 @@ pub enum StoreError {
     First(#[from] Invalid),
 }
 
-/// The files of a manager.
+/// The root key and the database.
 #[derive(Debug)]
 pub struct Store {
     root: Keypair,
-    history: PathBuf,
+    database: Database,
     newest: SignedConfiguration,
     is_new: bool,
 }
 
 impl Store {
-    /// Opens the store in `data_dir`; founds the cluster with `first` settings if the directory is new.
+    /// Opens the store; founds the cluster with `first` settings if key and database are new.
     ///
     /// # Errors
     /// [`StoreError`]: nothing that is there is changed.
-    pub fn open(data_dir: &Path, first: Settings, now: UnixMillis) -> Result<Self, StoreError> {
+    pub async fn open(
+        data_dir: &Path,
+        database: Database,
+        first: Settings,
+        now: UnixMillis,
+    ) -> Result<Self, StoreError> {
         identity::prepare_data_dir(data_dir)?;
         let (key, founding) = (data_dir.join(ROOT_KEY), data_dir.join(FOUNDING_KEY));
-        let history = data_dir.join(HISTORY);
-        identity::prepare_data_dir(&history)?;
-        let epoch = newest_epoch(&history)?;
-        let is_new = epoch.is_none() || founding.try_exists().map_err(|source| failed(&founding, source))?;
-        let root = match (identity::load(&key)?, epoch) {
+        let cluster = database.meta(configurations::CLUSTER).await?;
+        let is_founding = founding.try_exists().map_err(|source| failed(&founding, source))?;
+        let root = match (identity::load(&key)?, &cluster) {
             (Some(root), Some(_)) => root,
-            (Some(_), None) => return Err(StoreError::KeyAlone { key, history }),
-            (None, _) if is_new => found(&founding, &key, &history, first, now)?,
-            (None, _) => return Err(StoreError::HistoryAlone { key, history }),
+            (Some(_), None) => return Err(StoreError::KeyAlone { key }),
+            (None, Some(cluster)) if !is_founding => {
+                return Err(StoreError::DatabaseAlone { key, cluster: cluster.clone() });
+            }
+            (None, _) => found(&founding, &key, &database, first, now).await?,
         };
-        let path = file(&history, epoch.unwrap_or(1));
-        let newest = read(&path, &root)?;
-        Ok(Self { root, history, newest, is_new: epoch.is_none() })
+        let newest = newest(&database, &root).await?;
+        Ok(Self { root, database, newest, is_new: cluster.is_none() })
     }
 
     /// The root key.
@@ -111,6 +129,11 @@ impl Store {
         ClusterId::of_root(&self.root.public())
     }
 
+    /// The database.
+    pub const fn database(&self) -> &Database {
+        &self.database
+    }
+
     /// The newest configuration when the store was opened.
     pub const fn newest(&self) -> &SignedConfiguration {
         &self.newest
@@ -121,63 +144,116 @@ impl Store {
         self.is_new
     }
 
-    /// The epochs in the history, newest first. A restored store may lack some.
+    /// At most `limit` epochs below `before`, newest first, each with what was in force or why that cannot be read. A
+    /// restored store may lack some.
     ///
     /// # Errors
-    /// [`StoreError::Io`] when the folder cannot be read.
-    pub fn epochs(&self) -> Result<Vec<u64>, StoreError> {
-        let mut epochs = epochs(&self.history)?;
-        epochs.sort_unstable_by(|left, right| right.cmp(left));
-        Ok(epochs)
+    /// [`DatabaseError`].
+    pub async fn history(&self, before: u64, limit: usize) -> Result<Vec<Past>, DatabaseError> {
+        let rows = self.database.configurations(before, limit).await?;
+        let past = |(epoch, bytes): (u64, Vec<u8>)| (epoch, verified(epoch, &bytes, &self.root).map(|(_, past)| past));
+        Ok(rows.into_iter().map(past).collect())
     }
 
     /// The configuration of an epoch in the history; `None` when there is none.
     ///
     /// # Errors
     /// [`StoreError::Refused`] when it is damaged or another root's.
-    pub fn past(&self, epoch: u64) -> Result<Option<Configuration>, StoreError> {
-        let path = file(&self.history, epoch);
-        match verified(&path, &self.root) {
-            Ok((_, configuration)) => Ok(Some(configuration)),
-            Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
+    pub async fn past(&self, epoch: u64) -> Result<Option<Configuration>, StoreError> {
+        let bytes = self.database.configuration(epoch).await?;
+        bytes.map(|bytes| verified(epoch, &bytes, &self.root).map(|(_, configuration)| configuration)).transpose()
     }
 
-    /// Signs `settings` as `epoch` and keeps them; on return they survive a power loss.
+    /// The newest configuration that any manager of this database has signed, if it is above `epoch`.
     ///
     /// # Errors
-    /// [`SignError::Invalid`] names the value and its range; [`SignError::Io`] when the epoch is taken or the disk
-    /// fails. Nothing is kept then.
-    pub fn sign(
+    /// [`StoreError`].
+    pub async fn newer_than(&self, epoch: u64) -> Result<Option<SignedConfiguration>, StoreError> {
+        let Some((newest, bytes)) = self.database.configurations(u64::MAX, 1).await?.pop() else { return Ok(None) };
+        if newest <= epoch { Ok(None) } else { Ok(Some(verified(newest, &bytes, &self.root)?.0)) }
+    }
+
+    /// Signs the settings of `order` as the epoch above `known` and above all in the database, and keeps them with an
+    /// entry in the audit; on return they survive a power loss. `is_expected` is asked about the epoch below.
+    ///
+    /// # Errors
+    /// [`SignError`]: nothing is kept.
+    pub async fn sign(
         &self,
-        epoch: u64,
-        (settings, revoked): (Settings, Vec<Revocation>),
+        known: u64,
+        order: Order<'_>,
+        is_expected: impl Fn(u64) -> bool,
         now: UnixMillis,
     ) -> Result<SignedConfiguration, SignError> {
-        let signed = sign(&self.root, epoch, (settings, revoked), now)?;
-        self.keep(&signed)?;
+        let mut writing = self.database.write().await?;
+        let kept = configurations::newest_epoch(&mut writing).await?.unwrap_or(0);
+        let current = kept.max(known);
+        if !is_expected(current) {
+            return Err(SignError::Stale { current });
+        }
+        let after = json!(order.settings);
+        let signed = sign(&self.root, current + 1, (order.settings, order.revoked), now)?;
+        let row = Signed { signed: &signed, issued: now, actor: &order.actor.name, reason: order.reason };
+        if !configurations::insert(&mut writing, row).await? {
+            return Err(SignError::Stale { current: current + 1 });
+        }
+        let target = signed.epoch().to_string();
+        let change = Change { action: order.action, target: &target, before: order.before, after: Some(after) };
+        audit::append(&mut writing, now, order.actor, change).await?;
+        writing.commit().await.map_err(DatabaseError::from)?;
         Ok(signed)
     }
 
     /// Keeps a configuration that was signed earlier, and that members still had after this store was restored.
+    /// Returns false when there is one of this epoch.
     ///
     /// # Errors
-    /// [`io::Error`], also when there is one of this epoch.
-    pub fn keep(&self, signed: &SignedConfiguration) -> io::Result<()> {
-        durable::create(&file(&self.history, signed.epoch()), signed.as_bytes(), 0o600)
+    /// [`DatabaseError`].
+    pub async fn keep(&self, signed: &SignedConfiguration, issued: UnixMillis) -> Result<bool, DatabaseError> {
+        let mut writing = self.database.write().await?;
+        let (actor, reason) = (Actor::manager(), Some("members had it"));
+        let is_kept =
+            configurations::insert(&mut writing, Signed { signed, issued, actor: &actor.name, reason }).await?;
+        writing.commit().await?;
+        Ok(is_kept)
     }
+}
+
+/// An epoch of the history and what was in force, or why that cannot be read.
+pub type Past = (u64, Result<Configuration, StoreError>);
+
+/// What is to be signed.
+#[derive(Debug)]
+pub struct Order<'a> {
+    /// The new settings.
+    pub settings: Settings,
+    /// Who is out.
+    pub revoked: Vec<Revocation>,
+    /// Those in force until now, for the audit.
+    pub before: Option<serde_json::Value>,
+    /// Who wants it.
+    pub actor: &'a Actor,
+    /// What is done, for the audit.
+    pub action: &'static str,
+    /// What for, if it is no plain change.
+    pub reason: Option<&'a str>,
 }
 
 /// Why settings were not signed.
 #[derive(Debug, thiserror::Error)]
 pub enum SignError {
+    /// Another epoch is in force than was expected.
+    #[error("epoch {current} is in force")]
+    Stale {
+        /// The epoch in force.
+        current: u64,
+    },
     /// A value is out of range.
     #[error(transparent)]
     Invalid(#[from] Invalid),
-    /// It could not be kept.
-    #[error("the configuration could not be stored")]
-    Io(#[from] io::Error),
+    /// They could not be kept.
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
 }
 
 fn failed(path: &Path, source: io::Error) -> StoreError {
@@ -185,18 +261,46 @@ fn failed(path: &Path, source: io::Error) -> StoreError {
 }
 
 /// Makes the root key and the first configuration; goes on where an earlier start was interrupted.
-fn found(founding: &Path, key: &Path, history: &Path, first: Settings, now: UnixMillis) -> Result<Keypair, StoreError> {
+async fn found(
+    founding: &Path,
+    key: &Path,
+    database: &Database,
+    first: Settings,
+    now: UnixMillis,
+) -> Result<Keypair, StoreError> {
     let root = identity::load_or_create(founding)?;
-    let path = file(history, 1);
-    if !path.try_exists().map_err(|source| failed(&path, source))? {
-        let signed = sign(&root, 1, (first, Vec::new()), now)?;
-        durable::create(&path, signed.as_bytes(), 0o600).map_err(|source| failed(&path, source))?;
+    let signed = sign(&root, 1, (first, Vec::new()), now)?;
+    let mut writing = database.write().await?;
+    if configurations::newest_epoch(&mut writing).await?.is_none() {
+        configurations::claim(&mut writing, &ClusterId::of_root(&root.public()).to_string()).await?;
+        let actor = Actor::manager();
+        let row = Signed { signed: &signed, issued: now, actor: &actor.name, reason: Some("founded") };
+        configurations::insert(&mut writing, row).await?;
+        let change = Change { action: "cluster.found", target: "1", ..Change::default() };
+        audit::append(&mut writing, now, &actor, change).await?;
+        writing.commit().await.map_err(DatabaseError::from)?;
+    } else {
+        // Ours from an interrupted start, or that of another manager, which was quicker.
+        drop(writing);
+        check_cluster(database, &root, founding).await?;
     }
-    read(&path, &root)?;
     fs::rename(founding, key).map_err(|source| failed(key, source))?;
     let folder = key.parent().unwrap_or(Path::new("."));
     fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(|source| failed(folder, source))?;
     Ok(root)
+}
+
+async fn check_cluster(database: &Database, root: &Keypair, key: &Path) -> Result<(), StoreError> {
+    let of_database = database.meta(configurations::CLUSTER).await?.unwrap_or_default();
+    let of_key = ClusterId::of_root(&root.public()).to_string();
+    if of_key == of_database { Ok(()) } else { Err(StoreError::Foreign { key: key.into(), of_key, of_database }) }
+}
+
+async fn newest(database: &Database, root: &Keypair) -> Result<SignedConfiguration, StoreError> {
+    check_cluster(database, root, Path::new(ROOT_KEY)).await?;
+    let newest = database.configurations(u64::MAX, 1).await?.pop();
+    let (epoch, bytes) = newest.ok_or(DatabaseError::Damaged { what: "configuration" })?;
+    Ok(verified(epoch, &bytes, root)?.0)
 }
 
 fn sign(
@@ -208,107 +312,16 @@ fn sign(
     Configuration { cluster: ClusterId::of_root(&root.public()), epoch, issued, settings, revoked }.sign(root)
 }
 
-fn file(history: &Path, epoch: u64) -> PathBuf {
-    history.join(format!("{epoch}.{EXTENSION}"))
-}
-
-fn newest_epoch(history: &Path) -> Result<Option<u64>, StoreError> {
-    Ok(epochs(history)?.into_iter().max())
-}
-
-fn epochs(history: &Path) -> Result<Vec<u64>, StoreError> {
-    let mut epochs = Vec::new();
-    for entry in fs::read_dir(history).map_err(|source| failed(history, source))? {
-        let path = entry.map_err(|source| failed(history, source))?.path();
-        let is_one = path.extension().is_some_and(|extension| extension == EXTENSION);
-        let epoch = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse::<u64>().ok());
-        epochs.extend(epoch.filter(|_| is_one));
-    }
-    Ok(epochs)
-}
-
-fn read(path: &Path, root: &Keypair) -> Result<SignedConfiguration, StoreError> {
-    verified(path, root).map(|(signed, _)| signed)
-}
-
-/// What a file holds, once it has proved to be this root's.
-fn verified(path: &Path, root: &Keypair) -> Result<(SignedConfiguration, Configuration), StoreError> {
-    let refused = |refused| StoreError::Refused { path: path.into(), refused };
-    let bytes = fs::read(path).map_err(|source| failed(path, source))?;
-    let signed = SignedConfiguration::from_bytes(&bytes).map_err(|invalid| refused(invalid.into()))?;
+/// What the database has for `epoch`, once it has proved to be this root's.
+fn verified(epoch: u64, bytes: &[u8], root: &Keypair) -> Result<(SignedConfiguration, Configuration), StoreError> {
+    let refused = |refused| StoreError::Refused { epoch, refused };
+    let signed = SignedConfiguration::from_bytes(bytes).map_err(|invalid| refused(invalid.into()))?;
     let configuration = Acceptance::new(ClusterId::of_root(&root.public())).verify(&signed).map_err(refused)?;
+    if signed.epoch() != epoch {
+        return Err(DatabaseError::Damaged { what: "epoch" }.into());
+    }
     Ok((signed, configuration))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn open(path: &Path) -> Result<Store, StoreError> {
-        Store::open(path, Settings::default(), UnixMillis(1))
-    }
-
-    fn folder() -> tempfile::TempDir {
-        tempfile::tempdir().expect("a folder")
-    }
-
-    #[test]
-    fn a_cluster_is_founded_once() {
-        let folder = folder();
-        let data = folder.path().join("data");
-        let store = open(&data).expect("founded");
-        assert!(store.newest().epoch() == 1 && store.is_new());
-        let second = store.sign(2, (Settings::default(), Vec::new()), UnixMillis(2)).expect("signed");
-        assert!(
-            matches!(store.sign(2, (Settings::default(), Vec::new()), UnixMillis(3)), Err(SignError::Io(_))),
-            "an epoch is used once"
-        );
-        let wrong = Settings { replicas: 9, ..Settings::default() };
-        assert!(matches!(store.sign(3, (wrong, Vec::new()), UnixMillis(3)), Err(SignError::Invalid(_))));
-        let again = open(&data).expect("opened");
-        assert_eq!((again.cluster(), again.newest()), (store.cluster(), &second));
-        assert!(!again.is_new());
-    }
-
-    #[test]
-    fn key_and_history_need_each_other() {
-        let folder = folder();
-        for (number, lost) in [ROOT_KEY, HISTORY].into_iter().enumerate() {
-            let data = folder.path().join(number.to_string());
-            open(&data).expect("founded");
-            fs::rename(data.join(lost), folder.path().join(lost)).expect("moved away");
-            let error = open(&data).expect_err("half a store");
-            match lost {
-                ROOT_KEY => assert!(matches!(error, StoreError::HistoryAlone { .. })),
-                _ => assert!(matches!(error, StoreError::KeyAlone { .. })),
-            }
-        }
-    }
-
-    #[test]
-    fn another_roots_history_and_a_torn_file_are_refused() {
-        let folder = folder();
-        let (one, two) = (folder.path().join("1"), folder.path().join("2"));
-        open(&one).expect("founded");
-        open(&two).expect("founded");
-        fs::copy(one.join(HISTORY).join("1.signed"), two.join(HISTORY).join("2.signed")).expect("copied");
-        assert!(matches!(open(&two), Err(StoreError::Refused { .. })));
-        fs::write(one.join(HISTORY).join("1.signed"), b"torn").expect("written");
-        assert!(matches!(open(&one), Err(StoreError::Refused { .. })));
-    }
-
-    #[test]
-    fn founding_goes_on_after_a_crash() {
-        let folder = folder();
-        for with_first in [false, true] {
-            let data = folder.path().join(with_first.to_string());
-            let cluster = open(&data).expect("founded").cluster();
-            fs::rename(data.join(ROOT_KEY), data.join(FOUNDING_KEY)).expect("as if not finished");
-            if !with_first {
-                fs::remove_file(data.join(HISTORY).join("1.signed")).expect("as if not written");
-            }
-            assert_eq!(open(&data).expect("founded").cluster(), cluster);
-            assert!(!data.join(FOUNDING_KEY).exists());
-        }
-    }
-}
+mod tests;

@@ -2,13 +2,12 @@
 
 use std::{
     fs,
-    net::SocketAddr,
     os::unix::fs::PermissionsExt as _,
     path::Path,
     time::{Duration, SystemTime},
 };
 
-use damselfly_manager::{config::ManagerConfig, server::Server};
+use damselfly_manager::database::audit::Actor;
 use damselfly_messages::{
     config::{SchedulerEntry, Settings},
     id::ClusterId,
@@ -19,46 +18,13 @@ use damselfly_transport::{
     network::{self, Network, NetworkConfig, Serves},
     program::{
         follower::{Follower, FollowerConfig, Role, topic},
-        http::HttpConfig,
         identity,
     },
 };
 use libp2p::{Multiaddr, identity::Keypair};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-};
+mod common;
 
-async fn start(data_dir: &Path) -> Server {
-    let config = ManagerConfig {
-        data_dir: data_dir.into(),
-        listen: vec!["/ip4/127.0.0.1/tcp/0".parse().expect("an address")],
-        join_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-        join_advertise: Vec::new(),
-        allow_loopback: true,
-        http: HttpConfig::loopback(0),
-        settings: Some(Settings { replicas: 3, ..Settings::default() }),
-    };
-    Server::start(config).await.expect("started")
-}
-
-/// The whole answer to a request with these further headers.
-async fn ask(address: SocketAddr, request: &str, headers: &[&str], body: &str) -> String {
-    let mut stream = TcpStream::connect(address).await.expect("connected");
-    let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
-    let length = body.len();
-    let text = format!(
-        "{request} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n{body}"
-    );
-    stream.write_all(text.as_bytes()).await.expect("sent");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.expect("answered");
-    answer
-}
-
-fn body(answer: &str) -> &str {
-    answer.split_once("\r\n\r\n").expect("a body").1
-}
+use common::{ask, body, sql, start};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_configuration_is_read_and_changed() {
@@ -124,9 +90,9 @@ async fn the_history_is_shown_and_rolled_back_to() {
     let first = server.state().current().expect("in force").configuration.settings.clone();
     let second = Settings { candidate_parents: 3, ..first.clone() };
     for settings in [second.clone(), Settings { heartbeat_ms: 200, lease_ms: 900, ..second }] {
-        server.state().change(settings, |_| true).await.expect("changed");
+        server.state().change(settings, Actor::manager(), |_| true).await.expect("changed");
     }
-    fs::write(data.join("configuration/2.signed"), "rot").expect("written");
+    sql(&data, "UPDATE configurations SET signed = X'00' WHERE epoch = 2").await;
     let get = async |query: &str| ask(address, &format!("GET /api/v1/config/history{query}"), &[&token], "").await;
     let json = |answer: &str| serde_json::from_str::<serde_json::Value>(body(answer)).expect("JSON");
 
@@ -172,7 +138,7 @@ async fn of_changes_at_the_same_time_one_wins() {
     let folder = tempfile::tempdir().expect("a folder");
     let server = start(&folder.path().join("data")).await;
     let state = server.state();
-    let change = || state.change(Settings::default(), |epoch| epoch == 1);
+    let change = || state.change(Settings::default(), Actor::manager(), |epoch| epoch == 1);
     let results = tokio::join!(change(), change(), change());
     let won = [results.0.is_ok(), results.1.is_ok(), results.2.is_ok()];
     assert_eq!(won.iter().filter(|won| **won).count(), 1, "{won:?}");
@@ -225,10 +191,13 @@ async fn a_restored_manager_goes_on_above_what_members_know() {
     let listen = member.listeners()[0].clone();
     let entry = SchedulerEntry { peer_id: member.peer_id(), addresses: vec![listen.clone()], weight: 1 };
     let settings = Settings { schedulers: vec![entry], ..Settings::default() };
-    assert_eq!(server.state().change(settings.clone(), |_| true).await.expect("a new cluster need not wait"), 2);
+    assert_eq!(
+        server.state().change(settings.clone(), Actor::manager(), |_| true).await.expect("a new cluster need not wait"),
+        2
+    );
     copy(&data, &backup);
     let changed = Settings { candidate_parents: 3, ..settings.clone() };
-    assert_eq!(server.state().change(changed, |_| true).await.expect("changed"), 3);
+    assert_eq!(server.state().change(changed, Actor::manager(), |_| true).await.expect("changed"), 3);
     let newest = server.state().current().expect("in force");
     follower.offer(newest.signed.as_bytes(), member.peer_id()).await.expect("taken over");
     server.stop().await;
@@ -260,7 +229,8 @@ async fn a_restored_manager_goes_on_above_what_members_know() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
     assert!(answer.contains("etag: \"4\""), "epoch 3 was used: {answer}");
-    assert!(data.join("configuration/3.signed").exists(), "what members knew is in the history");
+    let history = server.state().history(u64::MAX, 10).await.expect("read");
+    assert!(history.iter().any(|(epoch, past)| *epoch == 3 && past.is_ok()), "what members knew is in it: {history:?}");
     let newest = server.state().current().expect("in force");
     follower.offer(newest.signed.as_bytes(), server.network().peer_id()).await.expect("the member goes along");
 }
@@ -273,5 +243,5 @@ async fn a_manager_that_nobody_answers_waits_no_longer_than_a_few_seconds() {
     let server = start(&data).await;
     let left = server.state().unsettled().expect("it may have been restored");
     tokio::time::sleep(left).await;
-    assert_eq!(server.state().change(Settings::default(), |_| true).await.expect("changed"), 2);
+    assert_eq!(server.state().change(Settings::default(), Actor::manager(), |_| true).await.expect("changed"), 2);
 }

@@ -1,35 +1,34 @@
 //! `/api/v1/overview`, `/api/v1/schedulers` and `/api/v1/tasks`: what the cluster holds and does.
 
 use axum::{
-    Json,
+    Extension, Json,
     extract::{self, Path, Query, rejection::QueryRejection},
     http::StatusCode,
-    response::{IntoResponse, Response},
 };
 use damselfly_messages::{
     id::{ContentId, TaskId},
     info::{CandidateState, TaskFilter, TaskState},
     name::Name,
+    wire::Invalid,
 };
 use libp2p::PeerId;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
-use super::{
-    Problem,
-    page::{LIMIT_DEFAULT, List, check_limit, invalid},
-};
+use super::{Problem, guard::Origin, page, time::rfc3339};
 use crate::{
+    access::Caller,
     picture::{Eyes, Unseen},
     state::{ChangeError, State},
 };
 
 /// The cluster at a glance.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Overview {
     cluster_id: String,
     epoch: u64,
     version: &'static str,
-    peer_id: PeerId,
+    peer_id: String,
     hosts: usize,
     hosts_up: usize,
     seeds_up: usize,
@@ -45,8 +44,8 @@ pub(super) struct Overview {
 }
 
 /// Of all hosts together.
-#[derive(Debug, Serialize)]
-struct Rates {
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Rates {
     sent_bytes_per_second: u64,
     received_bytes_per_second: u64,
     local_bytes_per_second: u64,
@@ -68,7 +67,7 @@ pub(super) async fn overview(
         cluster_id: state.cluster().to_string(),
         epoch,
         version: env!("CARGO_PKG_VERSION"),
-        peer_id: state.peer_id(),
+        peer_id: state.peer_id().to_string(),
         hosts: picture.hosts.len(),
         hosts_up: picture.up().count(),
         seeds_up: picture.up().filter(|host| host.state.seed).count(),
@@ -88,8 +87,8 @@ pub(super) async fn overview(
 }
 
 /// A scheduler of the ring as it is shown.
-#[derive(Debug, Serialize)]
-struct Scheduler {
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Scheduler {
     peer_id: String,
     addresses: Vec<String>,
     weight: u32,
@@ -104,11 +103,18 @@ struct Scheduler {
     tombstones: Option<u64>,
 }
 
+/// The ring.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct SchedulerList {
+    items: Vec<Scheduler>,
+    next: Option<String>,
+}
+
 /// All of them: the ring has at most 256.
 pub(super) async fn schedulers(
     extract::State(state): extract::State<State>,
     extract::State(eyes): extract::State<Eyes>,
-) -> Result<Response, Problem> {
+) -> Result<Json<SchedulerList>, Problem> {
     let current = state.current().ok_or(ChangeError::Nothing)?;
     let picture = eyes.picture();
     let answer_of = |peer: &PeerId| {
@@ -132,14 +138,14 @@ pub(super) async fn schedulers(
             tombstones: counts.map(|answer| answer.tombstones),
         }
     });
-    Ok(Json(List { items: items.collect(), next: None }).into_response())
+    Ok(Json(SchedulerList { items: items.collect(), next: None }))
 }
 
 /// Which tasks.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Search {
-    limit: Option<usize>,
+    limit: Option<u32>,
     cursor: Option<String>,
     cid: Option<String>,
     tag: Option<String>,
@@ -147,8 +153,8 @@ pub(super) struct Search {
 }
 
 /// A task as it is shown. Schedulers know tasks by their IDs, so names are shown only to who asks for them.
-#[derive(Debug, Serialize)]
-struct Task {
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Task {
     task_id: String,
     cid: Option<String>,
     tag: Option<String>,
@@ -156,8 +162,8 @@ struct Task {
     candidates: Vec<Candidate>,
 }
 
-#[derive(Debug, Serialize)]
-struct Candidate {
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Candidate {
     content_id: String,
     bytes: u64,
     generation: u64,
@@ -182,13 +188,12 @@ impl Task {
 
 impl Candidate {
     fn new(state: CandidateState) -> Self {
-        let time = |at: damselfly_messages::record::UnixMillis| super::error::rfc3339(at.0);
         Self {
             content_id: state.binding.content.to_string(),
             bytes: state.binding.content_bytes,
             generation: state.binding.generation,
-            accepted: state.binding.accepted.map(time),
-            expires: state.binding.expires.map(time),
+            accepted: state.binding.accepted.map(rfc3339),
+            expires: state.binding.expires.map(rfc3339),
             state: if state.available { "available" } else { "unavailable" },
             holders: state.holders,
             peers: state.peers.iter().map(ToString::to_string).collect(),
@@ -196,16 +201,23 @@ impl Candidate {
     }
 }
 
+/// Tasks, in the order of their IDs.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct TaskList {
+    items: Vec<Task>,
+    next: Option<String>,
+}
+
 pub(super) async fn tasks(
     extract::State(eyes): extract::State<Eyes>,
     search: Result<Query<Search>, QueryRejection>,
-) -> Result<Response, Problem> {
-    let Query(search) = search.map_err(|error| Problem::new(error.status(), "invalid_query", error.body_text()))?;
-    let limit = check_limit(search.limit.unwrap_or(LIMIT_DEFAULT))?;
-    let query = |error: damselfly_messages::wire::Invalid| invalid("invalid_query", error.to_string());
+) -> Result<Json<TaskList>, Problem> {
+    let search = page::read(search)?;
+    let limit = page::limit(search.limit)? as usize;
+    let query = |error: Invalid| wrong(error.to_string());
     let content = search.content_id.as_deref().map(str::parse::<ContentId>).transpose().map_err(query)?;
     if search.cid.is_none() && search.tag.is_some() {
-        return Err(invalid("invalid_query", "a tag is part of a name: give the cid too"));
+        return Err(wrong("a tag is part of a name: give the cid too"));
     }
     if let Some(cid) = &search.cid {
         let name = Name::parse(cid, search.tag.as_deref().unwrap_or_default()).map_err(query)?;
@@ -214,28 +226,28 @@ pub(super) async fn tasks(
             content.is_none_or(|wanted| state.candidates.iter().any(|candidate| candidate.binding.content == wanted))
         };
         let items: Vec<_> = found.into_iter().filter(is_wanted).map(|state| Task::new(state, Some(&name))).collect();
-        return Ok(Json(List { items, next: None }).into_response());
+        return Ok(Json(TaskList { items, next: None }));
     }
     let after = search.cursor.as_deref().map(str::parse::<TaskId>).transpose().map_err(query)?;
     let (found, next) = eyes.tasks(after, limit, TaskFilter { task: None, content }).await?;
     let items: Vec<_> = found.into_iter().map(|state| Task::new(state, None)).collect();
-    Ok(Json(List { items, next: next.map(|task| task.to_string()) }).into_response())
+    Ok(Json(TaskList { items, next: next.map(|task| task.to_string()) }))
 }
 
 pub(super) async fn task(
     extract::State(eyes): extract::State<Eyes>,
     Path(task): Path<String>,
-) -> Result<Response, Problem> {
+) -> Result<Json<Task>, Problem> {
     let task: TaskId = task.parse().map_err(|_| Problem::not_found())?;
     match eyes.task(task).await? {
-        Some(state) => Ok(Json(Task::new(state, None)).into_response()),
+        Some(state) => Ok(Json(Task::new(state, None))),
         None => Err(Problem::not_found()),
     }
 }
 
 /// What became of a delete.
-#[derive(Debug, Serialize)]
-struct Deleted {
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Deleted {
     deleted: bool,
     /// Holders that dropped it.
     dropped: u32,
@@ -246,17 +258,26 @@ struct Deleted {
 /// In the whole cluster; what is not there is deleted already.
 pub(super) async fn delete(
     extract::State(eyes): extract::State<Eyes>,
+    Extension(caller): Extension<Caller>,
+    Extension(Origin(address)): Extension<Origin>,
     Path(task): Path<String>,
-) -> Result<Response, Problem> {
+) -> Result<Json<Deleted>, Problem> {
     let task: TaskId = task.parse().map_err(|_| Problem::not_found())?;
-    let answer = eyes.delete(task).await?;
+    let answer = eyes.delete(task, &caller.actor(address)).await?;
     let (dropped, unreachable) = (answer.dropped, answer.unreachable);
     tracing::info!(%task, dropped, unreachable, "deleted by way of the API");
-    Ok(Json(Deleted { deleted: answer.tombstone.is_some(), dropped, unreachable }).into_response())
+    Ok(Json(Deleted { deleted: answer.tombstone.is_some(), dropped, unreachable }))
+}
+
+fn wrong(detail: impl Into<String>) -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, "invalid_query", detail)
 }
 
 impl From<Unseen> for Problem {
     fn from(unseen: Unseen) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "no_scheduler", unseen.to_string())
+        match unseen {
+            Unseen::Database(error) => error.into(),
+            unseen => Self::new(StatusCode::SERVICE_UNAVAILABLE, "no_scheduler", unseen.to_string()),
+        }
     }
 }

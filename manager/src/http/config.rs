@@ -1,7 +1,7 @@
 //! `/api/v1/config`: the settings, with the epoch as their ETag.
 
 use axum::{
-    Json,
+    Extension, Json,
     body::Bytes,
     extract::{self, rejection::BytesRejection},
     http::{HeaderMap, HeaderValue, StatusCode, header},
@@ -10,8 +10,11 @@ use axum::{
 use damselfly_messages::config::Settings;
 use serde::de::DeserializeOwned;
 
-use super::Problem;
-use crate::state::{ChangeError, State};
+use super::{Problem, guard::Origin};
+use crate::{
+    access::Caller,
+    state::{ChangeError, State},
+};
 
 pub(super) async fn show(extract::State(state): extract::State<State>) -> Result<Response, Problem> {
     let current = state.current().ok_or(ChangeError::Nothing)?;
@@ -21,12 +24,14 @@ pub(super) async fn show(extract::State(state): extract::State<State>) -> Result
 
 pub(super) async fn change(
     extract::State(state): extract::State<State>,
+    Extension(caller): Extension<Caller>,
+    Extension(Origin(address)): Extension<Origin>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
     let expected = Expected::from_headers(&headers)?;
     let settings: Settings = read_body(body)?;
-    let epoch = state.change(settings.clone(), move |epoch| expected.matches(epoch)).await?;
+    let epoch = state.change(settings.clone(), caller.actor(address), move |epoch| expected.matches(epoch)).await?;
     Ok((tagged(epoch), Json(settings)).into_response())
 }
 

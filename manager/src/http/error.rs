@@ -1,6 +1,6 @@
 //! Errors as `application/problem+json`.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use axum::{
     Json,
@@ -9,11 +9,16 @@ use axum::{
 };
 use damselfly_messages::wire::Invalid;
 use serde::Serialize;
+use utoipa::ToSchema;
 
-use crate::state::ChangeError;
+use crate::{
+    access::{AccessError, LoginError, PasswordError},
+    database::{DatabaseError, credentials::TokenError, users::UserError},
+    state::ChangeError,
+};
 
 /// What a client gets instead of a result.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Problem {
     #[serde(rename = "type")]
     kind: &'static str,
@@ -47,7 +52,7 @@ impl Problem {
     }
 
     pub(super) fn unauthorized() -> Self {
-        let detail = "send `Authorization: Bearer` with a token of this manager";
+        let detail = "log in, or send `Authorization: Bearer` with a token of this manager";
         Self::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
     }
 
@@ -55,12 +60,6 @@ impl Problem {
         tracing::error!(%error, source = error.source().map(tracing::field::display), "request failed");
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", error.to_string())
     }
-}
-
-/// A moment as the API shows it.
-pub(super) fn rfc3339(unix_ms: u64) -> String {
-    let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(unix_ms));
-    humantime::format_rfc3339_millis(time.unwrap_or(SystemTime::UNIX_EPOCH)).to_string()
 }
 
 impl From<Invalid> for Problem {
@@ -84,9 +83,76 @@ impl From<ChangeError> for Problem {
             ChangeError::Invalid(invalid) => invalid.into(),
             ChangeError::NoEpoch { .. } => Self::new(StatusCode::NOT_FOUND, "no_such_epoch", error.to_string()),
             error @ (ChangeError::Store(_)
+            | ChangeError::Interrupted(_)
             | ChangeError::Refused(_)
             | ChangeError::Nothing
             | ChangeError::History(_)) => Self::internal(&error),
+        }
+    }
+}
+
+impl From<DatabaseError> for Problem {
+    fn from(error: DatabaseError) -> Self {
+        Self::internal(&error)
+    }
+}
+
+impl From<AccessError> for Problem {
+    fn from(error: AccessError) -> Self {
+        match error {
+            AccessError::Unauthorized => Self { detail: error.to_string(), ..Self::unauthorized() },
+            AccessError::Database(error) => error.into(),
+        }
+    }
+}
+
+impl From<PasswordError> for Problem {
+    fn from(error: PasswordError) -> Self {
+        match error {
+            PasswordError::Busy => Self {
+                retry_after: Some(Duration::from_secs(1)),
+                ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "busy", error.to_string())
+            },
+            PasswordError::Failed => Self::internal(&error),
+        }
+    }
+}
+
+impl From<LoginError> for Problem {
+    fn from(error: LoginError) -> Self {
+        match error {
+            LoginError::Wrong => Self::new(StatusCode::UNAUTHORIZED, "wrong_login", error.to_string()),
+            LoginError::Limited { retry_after } => Self {
+                retry_after: Some(retry_after),
+                ..Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_tries", error.to_string())
+            },
+            LoginError::Secret => Self::new(StatusCode::FORBIDDEN, "wrong_secret", error.to_string()),
+            LoginError::User(error) => error.into(),
+            LoginError::Password(error) => error.into(),
+            LoginError::Database(error) => error.into(),
+        }
+    }
+}
+
+impl From<UserError> for Problem {
+    fn from(error: UserError) -> Self {
+        let conflict = |code| Self::new(StatusCode::CONFLICT, code, error.to_string());
+        match error {
+            UserError::Exists => conflict("user_exists"),
+            UserError::Unknown => Self::new(StatusCode::NOT_FOUND, "no_such_user", error.to_string()),
+            UserError::LastAdmin => conflict("last_admin"),
+            UserError::SetUp => conflict("set_up"),
+            UserError::TooMany => conflict("too_many_users"),
+            UserError::Database(error) => error.into(),
+        }
+    }
+}
+
+impl From<TokenError> for Problem {
+    fn from(error: TokenError) -> Self {
+        match error {
+            TokenError::TooMany => Self::new(StatusCode::CONFLICT, "too_many_tokens", error.to_string()),
+            TokenError::Database(error) => error.into(),
         }
     }
 }

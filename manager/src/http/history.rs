@@ -1,47 +1,46 @@
 //! `/api/v1/config/history` and `/api/v1/config/rollback`: what was in force before.
 
 use axum::{
-    Json,
+    Extension, Json,
     body::Bytes,
     extract::{
         self, Query,
         rejection::{BytesRejection, QueryRejection},
     },
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, header},
     response::{IntoResponse, Response},
 };
 use damselfly_messages::config::Settings;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use utoipa::ToSchema;
 
-use super::{Problem, config, error::rfc3339};
-use crate::state::{Past, State};
-
-const LIMIT_DEFAULT: usize = 50;
-const LIMIT_MAX: usize = 200;
+use super::{Problem, config, guard::Origin, page, time::rfc3339};
+use crate::{access::Caller, state::State, store::Past};
 
 /// Which part of the history.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Page {
-    limit: Option<usize>,
+pub(super) struct Wanted {
+    limit: Option<u32>,
     /// The oldest epoch that has been shown.
     cursor: Option<u64>,
 }
 
 /// Epochs, newest first.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct History {
     items: Vec<Entry>,
     next: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
-struct Entry {
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Entry {
     epoch: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     issued: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
     settings: Option<Settings>,
     /// The settings that differ from the epoch before in the history.
     changed: Vec<String>,
@@ -52,16 +51,12 @@ struct Entry {
 
 pub(super) async fn show(
     extract::State(state): extract::State<State>,
-    page: Result<Query<Page>, QueryRejection>,
+    wanted: Result<Query<Wanted>, QueryRejection>,
 ) -> Result<Json<History>, Problem> {
-    let Query(page) = page.map_err(|error| Problem::new(error.status(), "invalid_query", error.body_text()))?;
-    let limit = page.limit.unwrap_or(LIMIT_DEFAULT);
-    if !(1..=LIMIT_MAX).contains(&limit) {
-        let detail = format!("limit is {limit}; allowed are 1 to {LIMIT_MAX}");
-        return Err(Problem::new(StatusCode::BAD_REQUEST, "invalid_query", detail));
-    }
+    let Wanted { limit, cursor } = page::read(wanted)?;
+    let limit = page::limit(limit)? as usize;
     // One more: the last one shown is compared with it, and it tells whether there is another page.
-    let past = state.history(page.cursor.unwrap_or(u64::MAX), limit + 1).await?;
+    let past = state.history(cursor.unwrap_or(u64::MAX), limit + 1).await?;
     let next = past.get(limit).and_then(|_| past.get(limit - 1)).map(|(epoch, _)| epoch.to_string());
     let items = past.iter().take(limit).enumerate().map(|(at, entry)| describe(entry, past.get(at + 1))).collect();
     Ok(Json(History { items, next }))
@@ -71,7 +66,7 @@ fn describe((epoch, configuration): &Past, older: Option<&Past>) -> Entry {
     match configuration {
         Ok(configuration) => Entry {
             epoch: *epoch,
-            issued: Some(rfc3339(configuration.issued.0)),
+            issued: Some(rfc3339(configuration.issued)),
             settings: Some(configuration.settings.clone()),
             changed: older
                 .and_then(|(_, older)| older.as_ref().ok())
@@ -96,15 +91,17 @@ fn differences(older: &Settings, newer: &Settings) -> Vec<String> {
 }
 
 /// What to go back to.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct RollBack {
+pub(super) struct RollBack {
     epoch: u64,
 }
 
 /// An epoch to go back to says itself what is wanted, so If-Match may be left out.
 pub(super) async fn roll_back(
     extract::State(state): extract::State<State>,
+    Extension(caller): Extension<Caller>,
+    Extension(Origin(address)): Extension<Origin>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
@@ -113,6 +110,7 @@ pub(super) async fn roll_back(
         false => config::Expected::Any,
     };
     let RollBack { epoch } = config::read_body(body)?;
-    let (epoch, settings) = state.roll_back(epoch, move |current| expected.matches(current)).await?;
+    let (epoch, settings) =
+        state.roll_back(epoch, caller.actor(address), move |current| expected.matches(current)).await?;
     Ok((config::tagged(epoch), Json(settings)).into_response())
 }

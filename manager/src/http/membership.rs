@@ -3,14 +3,13 @@
 use std::time::Duration;
 
 use axum::{
-    Json,
+    Extension, Json,
     body::Bytes,
     extract::{
         self, Path, Query,
         rejection::{BytesRejection, QueryRejection},
     },
     http::StatusCode,
-    response::{IntoResponse, Response},
 };
 use damselfly_messages::{
     membership::{Role, Roles, Tags, TokenId},
@@ -18,17 +17,14 @@ use damselfly_messages::{
 };
 use libp2p::PeerId;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
-use super::{
-    Problem,
-    config::read_body,
-    error::rfc3339,
-    page::{Page, invalid, list, page},
-};
+use super::{Problem, config::read_body, guard::Origin, page, time::rfc3339, users::invalid};
 use crate::{
+    access::Caller,
+    database::{join_tokens::JoinToken, members::Member, now},
     membership::Membership,
     picture::{Eyes, HostView},
-    registry::{Member, TokenRecord},
 };
 
 /// Longest life of a join token: a year.
@@ -36,15 +32,32 @@ const TTL_MAX: u64 = 365 * 24 * 3600;
 const USES_MAX: u32 = 100_000;
 const REASON_MAX: usize = 500;
 
+/// Which part of a list.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Wanted {
+    limit: Option<u32>,
+    cursor: Option<String>,
+}
+
+/// Join tokens, newest first.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct JoinTokenList {
+    items: Vec<Token>,
+    next: Option<String>,
+}
+
 /// A join token as it is shown.
-#[derive(Debug, Serialize)]
-struct Token {
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = JoinToken)]
+pub(super) struct Token {
     id: String,
-    roles: Vec<Role>,
+    roles: Vec<String>,
     tags: Tags,
     uses: u32,
     uses_left: u32,
     created: String,
+    created_by: String,
     expires: String,
     withdrawn: bool,
     /// Only when it is made.
@@ -53,17 +66,28 @@ struct Token {
 }
 
 impl Token {
-    fn new(id: String, record: TokenRecord, token: Option<String>) -> Self {
-        let (created, expires) = (rfc3339(record.created_unix_ms), rfc3339(record.expires_unix_ms));
-        let TokenRecord { roles, tags, uses, uses_left, withdrawn, .. } = record;
-        Self { id, roles, tags, uses, uses_left, created, expires, withdrawn, token }
+    fn new(token: JoinToken, revealed: Option<String>) -> Self {
+        Self {
+            id: hex::encode(token.id),
+            roles: token.roles,
+            tags: token.tags,
+            uses: token.uses,
+            uses_left: token.uses_left,
+            created: rfc3339(token.created),
+            created_by: token.created_by,
+            expires: rfc3339(token.expires),
+            withdrawn: token.revoked.is_some(),
+            token: revealed,
+        }
     }
 }
 
 /// What a join token is to be.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct NewToken {
+#[schema(as = NewJoinToken)]
+pub(super) struct NewToken {
+    #[schema(value_type = Vec<String>)]
     roles: Vec<Role>,
     #[serde(default)]
     tags: Tags,
@@ -83,7 +107,7 @@ const fn one_hour() -> u64 {
 
 impl NewToken {
     fn check(&self) -> Result<(), Problem> {
-        let invalid = |detail: String| Err(invalid("invalid_token", detail));
+        let invalid = |detail: String| Err(Problem::new(StatusCode::BAD_REQUEST, "invalid_token", detail));
         let too_long = |text: &String| text.len() > TAG_TEXT_MAX;
         if self.roles.is_empty() || self.roles.contains(&Role::Manager) {
             return invalid("roles must be some of node, seed, scheduler".into());
@@ -100,48 +124,51 @@ impl NewToken {
 
 pub(super) async fn make_token(
     extract::State(membership): extract::State<Membership>,
+    Extension(caller): Extension<Caller>,
+    Extension(Origin(address)): Extension<Origin>,
     body: Result<Bytes, BytesRejection>,
-) -> Result<Response, Problem> {
+) -> Result<(StatusCode, Json<Token>), Problem> {
     let new: NewToken = read_body(body)?;
     new.check()?;
-    let (roles, lifetime) = (Roles::of(new.roles), Duration::from_secs(new.ttl_seconds));
-    let made = membership.make_token(roles, new.tags, new.uses, lifetime).await;
-    let (token, record) = made.map_err(|error| Problem::internal(&error))?;
-    let shown = Token::new(token.id.to_string(), record, Some(token.reveal()));
-    Ok((StatusCode::CREATED, Json(shown)).into_response())
+    let (granted, lifetime) = ((Roles::of(new.roles), new.tags), Duration::from_secs(new.ttl_seconds));
+    let (token, made) = membership.make_token(granted, new.uses, lifetime, &caller.actor(address)).await?;
+    Ok((StatusCode::CREATED, Json(Token::new(made, Some(token.reveal())))))
 }
 
 pub(super) async fn tokens(
     extract::State(membership): extract::State<Membership>,
-    asked: Result<Query<Page>, QueryRejection>,
-) -> Result<Response, Problem> {
-    let (limit, cursor) = page(asked)?;
-    let found = membership.registry().tokens(&cursor.unwrap_or_default(), limit + 1);
-    Ok(list(found, limit, |(id, _)| id.clone(), |(id, record)| Token::new(id, record, None)).into_response())
+    wanted: Result<Query<Wanted>, QueryRejection>,
+) -> Result<Json<JoinTokenList>, Problem> {
+    let Wanted { limit, cursor } = page::read(wanted)?;
+    let found = membership.database().join_tokens(&page::page(limit, cursor)?).await?;
+    let items = found.items.into_iter().map(|token| Token::new(token, None)).collect();
+    Ok(Json(JoinTokenList { items, next: found.next }))
 }
 
 pub(super) async fn withdraw(
     extract::State(membership): extract::State<Membership>,
+    Extension(caller): Extension<Caller>,
+    Extension(Origin(address)): Extension<Origin>,
     Path(id): Path<String>,
 ) -> Result<StatusCode, Problem> {
-    let id: TokenId = id.parse().map_err(|_| Problem::not_found())?;
-    match membership.withdraw(id).await {
-        Ok(true) => Ok(StatusCode::NO_CONTENT),
-        Ok(false) => Err(Problem::not_found()),
-        Err(error) => Err(Problem::internal(&error)),
+    let TokenId(id) = id.parse().map_err(|_| Problem::not_found())?;
+    match membership.database().revoke_join_token(&id, &caller.actor(address), now()).await? {
+        true => Ok(StatusCode::NO_CONTENT),
+        false => Err(Problem::not_found()),
     }
 }
 
 /// Whom to put out.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct NewRevocation {
+pub(super) struct NewRevocation {
     peer_id: String,
     reason: String,
 }
 
-#[derive(Debug, Serialize)]
-struct Revocation {
+/// A host that was put out.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Revocation {
     peer_id: String,
     at: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -152,48 +179,60 @@ struct Revocation {
 
 pub(super) async fn revoke(
     extract::State(membership): extract::State<Membership>,
+    Extension(caller): Extension<Caller>,
+    Extension(Origin(address)): Extension<Origin>,
     body: Result<Bytes, BytesRejection>,
-) -> Result<Response, Problem> {
+) -> Result<(StatusCode, Json<Revocation>), Problem> {
     let NewRevocation { peer_id, reason } = read_body(body)?;
-    let peer: PeerId = peer_id.parse().map_err(|_| invalid("invalid_peer_id", format!("{peer_id:?} is no peer ID")))?;
+    let peer: PeerId = peer_id.parse().map_err(|_| invalid(format!("peer_id: {peer_id:?} is no peer ID")))?;
     if reason.trim().is_empty() || reason.len() > REASON_MAX {
-        return Err(invalid("invalid_reason", format!("reason must have 1 to {REASON_MAX} bytes")));
+        return Err(invalid(format!("reason must have 1 to {REASON_MAX} bytes")));
     }
-    let epoch = membership.revoke(peer, reason.clone()).await?;
-    let at = membership.revoked().into_iter().find(|revoked| revoked.peer == peer).map_or(0, |revoked| revoked.at.0);
+    let epoch = membership.revoke(peer, reason.clone(), caller.actor(address)).await?;
+    let at = membership.revoked().into_iter().find(|revoked| revoked.peer == peer).map_or(now(), |revoked| revoked.at);
     let shown = Revocation { peer_id, at: rfc3339(at), reason: Some(reason), epoch: Some(epoch) };
-    Ok((StatusCode::CREATED, Json(shown)).into_response())
+    Ok((StatusCode::CREATED, Json(shown)))
+}
+
+/// Hosts that were put out, by PeerId.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct RevocationList {
+    items: Vec<Revocation>,
+    next: Option<String>,
 }
 
 pub(super) async fn revocations(
     extract::State(membership): extract::State<Membership>,
-    asked: Result<Query<Page>, QueryRejection>,
-) -> Result<Response, Problem> {
-    let (limit, cursor) = page(asked)?;
-    let mut found = membership.revoked();
-    found.sort_by_key(|revoked| revoked.peer.to_string());
-    let cursor = cursor.unwrap_or_default();
-    found.retain(|revoked| revoked.peer.to_string() > cursor);
-    let reason = |peer: &PeerId| membership.registry().member(peer).and_then(|member| member.revoked_because);
-    Ok(list(
-        found,
-        limit,
-        |revoked| revoked.peer.to_string(),
-        |revoked| Revocation {
-            peer_id: revoked.peer.to_string(),
-            at: rfc3339(revoked.at.0),
-            reason: reason(&revoked.peer),
-            epoch: None,
-        },
-    )
-    .into_response())
+    wanted: Result<Query<Wanted>, QueryRejection>,
+) -> Result<Json<RevocationList>, Problem> {
+    let Wanted { limit, cursor } = page::read(wanted)?;
+    let (limit, cursor) = (page::limit(limit)? as usize, cursor.unwrap_or_default());
+    let mut found: Vec<_> =
+        membership.revoked().into_iter().map(|revoked| (revoked.peer.to_string(), revoked.at)).collect();
+    found.sort();
+    found.retain(|(peer, _)| *peer > cursor);
+    let next = found.get(limit).and_then(|_| found.get(limit - 1)).map(|(peer, _)| peer.clone());
+    let mut items = Vec::new();
+    for (peer_id, at) in found.into_iter().take(limit) {
+        let member = membership.database().member(&peer_id).await?;
+        let reason = member.and_then(|member| member.revoked).map(|revoked| revoked.reason);
+        items.push(Revocation { peer_id, at: rfc3339(at), reason, epoch: None });
+    }
+    Ok(Json(RevocationList { items, next }))
+}
+
+/// Members, by PeerId.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct HostList {
+    items: Vec<Host>,
+    next: Option<String>,
 }
 
 /// A host as it is shown.
-#[derive(Debug, Serialize)]
-struct Host {
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Host {
     peer_id: String,
-    roles: Vec<Role>,
+    roles: Vec<String>,
     tags: Tags,
     addresses: Vec<String>,
     version: String,
@@ -209,8 +248,8 @@ struct Host {
 }
 
 /// What a host said with its last heartbeat.
-#[derive(Debug, Serialize)]
-struct Live {
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Live {
     heard_seconds_ago: u64,
     epoch: u64,
     version: String,
@@ -248,33 +287,46 @@ impl Live {
 }
 
 impl Host {
-    fn new(peer: PeerId, member: Member, view: Option<&HostView>) -> Self {
+    fn new(member: Member, view: Option<&HostView>) -> Self {
         Self {
             up: view.is_some_and(|view| view.is_up),
             live: view.map(Live::new),
-            peer_id: peer.to_string(),
+            peer_id: member.peer_id,
             roles: member.roles,
             tags: member.tags,
-            addresses: member.addresses.iter().map(ToString::to_string).collect(),
+            addresses: member.addresses,
             version: member.version,
-            joined: rfc3339(member.joined_unix_ms),
-            renewed: rfc3339(member.renewed_unix_ms),
-            expires: rfc3339(member.expires_unix_ms),
-            revoked: member.revoked_unix_ms.is_some(),
+            joined: rfc3339(member.joined),
+            renewed: rfc3339(member.renewed),
+            expires: rfc3339(member.not_after),
+            revoked: member.revoked.is_some(),
         }
     }
+}
+
+/// Which hosts.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WantedHosts {
+    limit: Option<u32>,
+    cursor: Option<String>,
+    role: Option<String>,
 }
 
 pub(super) async fn hosts(
     extract::State(membership): extract::State<Membership>,
     extract::State(eyes): extract::State<Eyes>,
-    asked: Result<Query<Page>, QueryRejection>,
-) -> Result<Response, Problem> {
-    let (limit, cursor) = page(asked)?;
-    let after = cursor.map(|cursor| cursor.parse::<PeerId>()).transpose();
-    let after = after.map_err(|_| invalid("invalid_query", "the cursor is none that was given out"))?;
-    let found = membership.registry().members(after, limit + 1);
+    wanted: Result<Query<WantedHosts>, QueryRejection>,
+) -> Result<Json<HostList>, Problem> {
+    let WantedHosts { limit, cursor, role } = page::read(wanted)?;
+    if let Some(role) = &role {
+        role.parse::<Role>().map_err(|error| Problem::new(StatusCode::BAD_REQUEST, "invalid_query", error.reason))?;
+    }
+    let found = membership.database().members(&page::page(limit, cursor)?, role.as_deref()).await?;
     let picture = eyes.picture();
-    let show = |(peer, member)| Host::new(peer, member, picture.hosts.get(&peer));
-    Ok(list(found, limit, |(peer, _)| peer.to_string(), show).into_response())
+    let show = |member: Member| {
+        let view = member.peer_id.parse().ok().and_then(|peer: PeerId| picture.hosts.get(&peer));
+        Host::new(member, view)
+    };
+    Ok(Json(HostList { items: found.items.into_iter().map(show).collect(), next: found.next }))
 }

@@ -1,53 +1,56 @@
 //! The manager over HTTP: `/api/v1/…`.
+//!
+//! [`routes`] is the one table of what there is and who may use it; [`guard`] stands before each route.
 
-use axum::{
-    Router,
-    extract::FromRef,
-    middleware,
-    routing::{delete, get, post},
-};
+use axum::{Router, extract::FromRef, middleware};
 
-mod auth;
+mod audit;
 mod cluster;
 mod config;
 mod error;
+mod guard;
+mod headers;
 mod history;
 mod membership;
+mod openapi;
 mod page;
+mod routes;
+mod session;
+mod time;
+mod tokens;
+mod users;
 
-pub use auth::AdminToken;
 pub use error::Problem;
 
-use crate::{membership::Membership, picture::Eyes, state::State};
+use crate::{access::Access, membership::Membership, picture::Eyes, state::State};
 
-/// What the routes need.
-#[derive(Clone, FromRef)]
-pub struct Api {
+/// Where the routes begin.
+const PREFIX: &str = "/api/v1";
+
+/// What routes work with.
+#[derive(Debug, Clone, FromRef)]
+pub struct App {
     /// The configuration.
     pub state: State,
+    /// Who may do what.
+    pub access: Access,
     /// Who belongs to the cluster.
     pub membership: Membership,
-    /// What the cluster does.
+    /// What the cluster holds and does.
     pub eyes: Eyes,
 }
 
-/// Every route of the API; each needs the token.
-pub fn api(api: Api, token: AdminToken) -> Router {
-    let routes = Router::new()
-        .route("/overview", get(cluster::overview))
-        .route("/schedulers", get(cluster::schedulers))
-        .route("/tasks", get(cluster::tasks))
-        .route("/tasks/{task_id}", get(cluster::task).delete(cluster::delete))
-        .route("/config", get(config::show).put(config::change))
-        .route("/config/history", get(history::show))
-        .route("/config/rollback", post(history::roll_back))
-        .route("/join-tokens", get(membership::tokens).post(membership::make_token))
-        .route("/join-tokens/{id}", delete(membership::withdraw))
-        .route("/revocations", get(membership::revocations).post(membership::revoke))
-        .route("/hosts", get(membership::hosts))
+/// Every route of the API, each behind its guard.
+pub fn api(app: App) -> Router {
+    let mut router = Router::new();
+    for route in routes::table() {
+        let guard = middleware::from_fn_with_state((app.access.clone(), route.needs), guard::admit);
+        router = router.route(route.path, route.handler.route_layer(guard));
+    }
+    let router =
+        router.fallback(guard::not_found).method_not_allowed_fallback(guard::method_not_allowed).with_state(app);
+    Router::new()
+        .nest(PREFIX, router)
         .fallback(async || Problem::not_found())
-        .method_not_allowed_fallback(async || Problem::method_not_allowed())
-        .with_state(api)
-        .layer(middleware::from_fn_with_state(token, auth::require));
-    Router::new().nest("/api/v1", routes).fallback(async || Problem::not_found())
+        .layer(middleware::map_response(headers::secure))
 }

@@ -1,59 +1,32 @@
-//! Lists in parts.
+//! Which part of a list is asked for.
 
 use axum::{
-    Json,
     extract::{Query, rejection::QueryRejection},
     http::StatusCode,
 };
-use serde::{Deserialize, Serialize};
 
 use super::Problem;
+use crate::database::{LIMIT_MAX, Page};
 
-/// Items of a part when nothing is said.
-pub(super) const LIMIT_DEFAULT: usize = 50;
-/// Most items of a part.
-pub(super) const LIMIT_MAX: usize = 200;
+const LIMIT_DEFAULT: u32 = 50;
 
-/// Which part of a list.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Page {
-    limit: Option<usize>,
-    cursor: Option<String>,
+/// A query, with a reason when it is none.
+pub(super) fn read<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Problem> {
+    let Query(query) = query.map_err(|error| Problem::new(error.status(), "invalid_query", error.body_text()))?;
+    Ok(query)
 }
 
-/// A part of a list, and where the next one begins.
-#[derive(Debug, Serialize)]
-pub(super) struct List<T> {
-    pub(super) items: Vec<T>,
-    pub(super) next: Option<String>,
-}
-
-/// The limit and the cursor of a request.
-pub(super) fn page(page: Result<Query<Page>, QueryRejection>) -> Result<(usize, Option<String>), Problem> {
-    let Query(page) = page.map_err(|error| Problem::new(error.status(), "invalid_query", error.body_text()))?;
-    Ok((check_limit(page.limit.unwrap_or(LIMIT_DEFAULT))?, page.cursor))
-}
-
-pub(super) fn check_limit(limit: usize) -> Result<usize, Problem> {
+/// How many items a page has.
+pub(super) fn limit(limit: Option<u32>) -> Result<u32, Problem> {
+    let limit = limit.unwrap_or(LIMIT_DEFAULT);
     if (1..=LIMIT_MAX).contains(&limit) {
         return Ok(limit);
     }
-    Err(invalid("invalid_query", format!("limit is {limit}; allowed are 1 to {LIMIT_MAX}")))
+    let detail = format!("limit is {limit}; allowed are 1 to {LIMIT_MAX}");
+    Err(Problem::new(StatusCode::BAD_REQUEST, "invalid_query", detail))
 }
 
-pub(super) fn invalid(code: &'static str, detail: impl Into<String>) -> Problem {
-    Problem::new(StatusCode::BAD_REQUEST, code, detail)
-}
-
-/// One more than asked for tells whether there is another part.
-pub(super) fn list<T, R>(
-    mut found: Vec<T>,
-    limit: usize,
-    cursor: impl Fn(&T) -> String,
-    show: impl Fn(T) -> R,
-) -> Json<List<R>> {
-    let next = found.get(limit).and_then(|_| found.get(limit - 1)).map(cursor);
-    found.truncate(limit);
-    Json(List { items: found.into_iter().map(show).collect(), next })
+/// A page of a list.
+pub(super) fn page(wanted: Option<u32>, cursor: Option<impl ToString>) -> Result<Page, Problem> {
+    Ok(Page::new(limit(wanted)?, cursor.map(|cursor| cursor.to_string())))
 }

@@ -1,18 +1,10 @@
-//! Who may use the API.
+//! The token in the data directory, for programs on the manager's own host.
 
 use std::{fmt, fs, io, path::Path, sync::Arc};
 
-use axum::{
-    extract::{Request, State},
-    http::{HeaderMap, header},
-    middleware::Next,
-    response::Response,
-};
 use damselfly_transport::program::durable;
 use rand::Rng as _;
 use subtle::ConstantTimeEq as _;
-
-use super::Problem;
 
 const FILE: &str = "admin_token";
 const TOKEN_BYTES: usize = 32;
@@ -45,10 +37,8 @@ impl AdminToken {
     }
 
     /// Takes the same time for every wrong token of the right length.
-    fn admits(&self, headers: &HeaderMap) -> bool {
-        let Some(value) = headers.get(header::AUTHORIZATION) else { return false };
-        let Some((scheme, token)) = value.to_str().ok().and_then(|value| value.split_once(' ')) else { return false };
-        scheme.eq_ignore_ascii_case("bearer") && token.trim().as_bytes().ct_eq(self.0.as_bytes()).into()
+    pub(super) fn is(&self, token: &str) -> bool {
+        token.as_bytes().ct_eq(self.0.as_bytes()).into()
     }
 }
 
@@ -56,13 +46,4 @@ impl fmt::Debug for AdminToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("AdminToken")
     }
-}
-
-/// Lets only requests with the token through.
-pub(super) async fn require(
-    State(token): State<AdminToken>,
-    request: Request,
-    next: Next,
-) -> Result<Response, Problem> {
-    if token.admits(request.headers()) { Ok(next.run(request).await) } else { Err(Problem::unauthorized()) }
 }

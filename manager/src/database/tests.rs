@@ -1,0 +1,289 @@
+//! One suite for both databases.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use serde_json::json;
+
+use super::{
+    audit::{Actor, Filter},
+    join_tokens::{NewJoinToken, Refused},
+    leader::Leader,
+    members::{Joining, RenewError},
+    users::{NewUser, UserChange, UserError},
+    *,
+};
+use crate::access::Role;
+
+/// A PostgreSQL of a test's own, on a socket in a folder of its own.
+pub(crate) struct Server {
+    folder: tempfile::TempDir,
+    programs: PathBuf,
+}
+
+impl Server {
+    /// `None` where PostgreSQL is not installed.
+    pub(crate) fn start() -> Option<Self> {
+        let versions = fs::read_dir("/usr/lib/postgresql").ok()?;
+        let programs = versions.filter_map(|entry| Some(entry.ok()?.path().join("bin"))).max()?;
+        if !programs.join("initdb").exists() {
+            return None;
+        }
+        let folder = tempfile::tempdir().expect("a folder");
+        if is_root() {
+            let owned = Command::new("chown").arg("postgres").arg(folder.path()).status().expect("run");
+            assert!(owned.success(), "no user postgres");
+        }
+        let server = Self { folder, programs };
+        let (data, socket) = (server.folder.path().join("data"), server.folder.path());
+        server.run("initdb", &format!("-A trust -U postgres -N -D {}", data.display()));
+        let options = format!("-c listen_addresses= -c fsync=off -c unix_socket_directories={}", socket.display());
+        let log = socket.join("log");
+        server.run("pg_ctl", &format!("-w -D {} -l {} -o '{options}' start", data.display(), log.display()));
+        Some(server)
+    }
+
+    pub(crate) fn url(&self) -> DatabaseUrl {
+        let socket = self.folder.path().display().to_string().replace('/', "%2F");
+        format!("postgres://postgres@{socket}/postgres").into()
+    }
+
+    fn run(&self, program: &str, arguments: &str) {
+        let line = format!("cd / && {} {arguments} >/dev/null 2>&1", self.programs.join(program).display());
+        let mut command = match is_root() {
+            true => Command::new("su"),
+            false => Command::new("sh"),
+        };
+        if is_root() {
+            command.args(["postgres", "-s", "/bin/sh"]);
+        }
+        assert!(command.args(["-c", &line]).status().expect("run").success(), "{line}");
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.run("pg_ctl", &format!("-m immediate -D {} stop", self.folder.path().join("data").display()));
+    }
+}
+
+fn is_root() -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
+}
+
+async fn sqlite(folder: &Path) -> Database {
+    Database::open(Place::Sqlite(folder.join("a b.db"))).await.expect("opened")
+}
+
+/// What is the same with both.
+async fn suite(database: &Database) {
+    join_tokens(database).await;
+    racing(database).await;
+    members(database).await;
+    audit(database).await;
+    users(database).await;
+    again(database).await;
+}
+
+fn actor() -> Actor {
+    Actor { name: "ada".to_owned(), address: Some("192.0.2.7".to_owned()) }
+}
+
+fn token(id: u8, uses: u32, expires: u64) -> NewJoinToken {
+    let tags = BTreeMap::from([("rack".to_owned(), "r1".to_owned())]);
+    let roles = vec!["node".to_owned()];
+    NewJoinToken { id: [id; 16], verifier: [9; 32], roles, tags, uses, expires: UnixMillis(expires) }
+}
+
+fn joining(peer_id: &str, serial: u64) -> Joining {
+    let addresses = vec!["/ip4/192.0.2.1/tcp/1".to_owned()];
+    Joining { peer_id: peer_id.to_owned(), serial, not_after: UnixMillis(500), addresses, version: "1".to_owned() }
+}
+
+async fn join_tokens(database: &Database) {
+    for (id, uses, expires) in [(1, 2, 100), (2, 1, 100), (3, 1, 10), (4, 1, 100)] {
+        database.create_join_token(token(id, uses, expires), &actor(), UnixMillis(1)).await.expect("made");
+    }
+    assert!(database.revoke_join_token(&[4; 16], &actor(), UnixMillis(2)).await.expect("revoked"));
+    assert!(!database.revoke_join_token(&[4; 16], &actor(), UnixMillis(3)).await.expect("once"));
+    let consume =
+        async |id: u8, peer: &str, now| database.consume_join_token(&[id; 16], joining(peer, 7), UnixMillis(now)).await;
+    let member = consume(1, "peer-a", 20).await.expect("joined");
+    assert_eq!((member.tags["rack"].as_str(), member.serial, member.joined.0), ("r1", 7, 20));
+    assert_eq!(member.roles, ["node"]);
+    consume(2, "peer-b", 99).await.expect("joined");
+    assert!(matches!(consume(9, "peer-c", 20).await, Err(Refused::Unknown)));
+    assert!(matches!(consume(3, "peer-c", 10).await, Err(Refused::Expired)), "at its end");
+    assert!(matches!(consume(4, "peer-c", 20).await, Err(Refused::Revoked)));
+    assert!(matches!(consume(2, "peer-c", 20).await, Err(Refused::UsedUp)));
+    assert!(database.member("peer-c").await.expect("read").is_none(), "refused is not a member");
+    let used = database.join_token(&[1; 16]).await.expect("read").expect("there");
+    assert_eq!((used.uses, used.uses_left, used.created_by.as_str()), (2, 1, "ada"));
+
+    let page = database.join_tokens(&Page::new(3, None)).await.expect("read");
+    assert_eq!(page.items.iter().map(|token| token.id[0]).collect::<Vec<_>>(), [4, 3, 2], "newest first");
+    let rest = database.join_tokens(&Page::new(3, page.next)).await.expect("read");
+    assert_eq!((rest.items[0].id[0], rest.items.len(), rest.next), (1, 1, None));
+}
+
+/// More at once than the token has uses.
+async fn racing(database: &Database) {
+    database.create_join_token(token(20, 3, 1000), &actor(), UnixMillis(1)).await.expect("made");
+    let mut joins = tokio::task::JoinSet::new();
+    for number in 0..8 {
+        let database = database.clone();
+        joins.spawn(async move {
+            let serial = database.next_serial().await.expect("a number");
+            let who = joining(&format!("racer-{number}"), serial);
+            (serial, database.consume_join_token(&[20; 16], who, UnixMillis(2)).await)
+        });
+    }
+    let done = joins.join_all().await;
+    let joined = done.iter().filter(|(_, joined)| joined.is_ok()).count();
+    assert_eq!(joined, 3);
+    assert!(done.iter().all(|(_, joined)| matches!(joined, Ok(_) | Err(Refused::UsedUp))), "{done:?}");
+    let serials: std::collections::BTreeSet<_> = done.iter().map(|(serial, _)| *serial).collect();
+    assert_eq!(serials, (1..=8).collect(), "each serial is given out once");
+}
+
+async fn members(database: &Database) {
+    database.create_join_token(token(30, 9, 1000), &actor(), UnixMillis(1)).await.expect("made");
+    let renewing = Joining { not_after: UnixMillis(900), version: "2".to_owned(), ..joining("peer-a", 8) };
+    let renewed = database.renew_member(renewing, UnixMillis(50)).await.expect("renewed");
+    assert_eq!(database.member("peer-a").await.expect("read"), Some(renewed.clone()));
+    assert_eq!((renewed.joined.0, renewed.renewed.0, renewed.serial), (20, 50, 8));
+    assert!(matches!(database.renew_member(joining("nobody", 9), UnixMillis(50)).await, Err(RenewError::Unknown)));
+
+    let revoke = async |peer: &str, reason: &str, at| {
+        database.revoke_member(peer, reason, &actor(), UnixMillis(at)).await.expect("done")
+    };
+    assert!(revoke("nobody", "x", 60).await.is_none());
+    assert_eq!(revoke("peer-a", "stolen", 60).await.expect("revoked").revoked.expect("told").reason, "stolen");
+    let again = revoke("peer-a", "again", 70).await.expect("there").revoked.expect("told");
+    assert_eq!((again.reason.as_str(), again.at.0, again.by.as_str()), ("stolen", 60, "ada"));
+    assert!(matches!(database.renew_member(joining("peer-a", 9), UnixMillis(80)).await, Err(RenewError::Revoked)));
+    let back = database.consume_join_token(&[30; 16], joining("peer-a", 9), UnixMillis(80)).await;
+    assert!(matches!(back, Err(Refused::MemberRevoked)), "another token does not help: {back:?}");
+    assert_eq!(database.join_token(&[30; 16]).await.expect("read").expect("there").uses_left, 9, "nor is it used");
+    assert_eq!(database.revoked_members(UnixMillis(60), 9).await.expect("read").len(), 1);
+    assert_eq!(database.revoked_members(UnixMillis(61), 9).await.expect("read").len(), 0);
+
+    let mut names = Vec::new();
+    let mut after = None;
+    loop {
+        let page = database.members(&Page::new(2, after), Some("node")).await.expect("read");
+        names.extend(page.items.into_iter().map(|member| member.peer_id));
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!(names.len(), 5, "two peers and three racers: {names:?}");
+    assert!(names.is_sorted());
+    assert!(database.members(&Page::new(9, None), Some("nod")).await.expect("read").items.is_empty());
+}
+
+async fn audit(database: &Database) {
+    let filter = |action: &str| Filter { action: Some(action.to_owned()), actor: None };
+    let joins = database.audit(&Page::new(50, None), &filter("member.join")).await.expect("read");
+    assert_eq!(joins.items.len(), 5, "one for each that joined");
+    let revoked = database.audit(&Page::new(50, None), &filter("member.revoke")).await.expect("read");
+    assert_eq!((revoked.items.len(), &revoked.items[0].after), (1, &Some(json!({ "reason": "stolen" }))));
+    let of_ada = Filter { actor: Some("ada".to_owned()), action: None };
+    let first = database.audit(&Page::new(2, None), &of_ada).await.expect("read");
+    let second = database.audit(&Page::new(2, first.next), &of_ada).await.expect("read");
+    assert!(first.items[1].id > second.items[0].id);
+}
+
+async fn users(database: &Database) {
+    let (actor, now) = (actor(), UnixMillis(5));
+    let new = |name, role| NewUser { name, role, password: "hash" };
+    database.create_first_user(new("ada", Role::Admin), &actor, now).await.expect("made");
+    let second = database.create_first_user(new("eve", Role::Admin), &actor, now).await;
+    assert!(matches!(second, Err(UserError::SetUp)));
+    database.create_user(new("bob", Role::Admin), &actor, now).await.expect("made");
+    assert!(matches!(database.create_user(new("bob", Role::Viewer), &actor, now).await, Err(UserError::Exists)));
+
+    // Each could go while the other one stays; not both.
+    let demoted = UserChange { role: Some(Role::Viewer), ..UserChange::default() };
+    let results =
+        tokio::join!(database.change_user("ada", demoted, &actor, now), database.delete_user("bob", &actor, now));
+    let kept = [matches!(results.0, Err(UserError::LastAdmin)), matches!(results.1, Err(UserError::LastAdmin))];
+    assert_eq!(kept.iter().filter(|kept| **kept).count(), 1, "{results:?}");
+    let last = if kept[0] { "ada" } else { "bob" };
+    let disabled = UserChange { is_disabled: Some(true), ..UserChange::default() };
+    assert!(matches!(database.change_user(last, disabled, &actor, now).await, Err(UserError::LastAdmin)));
+    assert!(matches!(database.delete_user("nobody", &actor, now).await, Err(UserError::Unknown)));
+}
+
+/// Opening it again changes nothing.
+async fn again(database: &Database) {
+    let other = Database::open(database.place().clone()).await.expect("opened");
+    assert!(other.member("peer-a").await.expect("read").is_some());
+    assert_eq!(other.next_serial().await.expect("a number"), 9);
+    other.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sqlite_does_what_is_asked() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let database = sqlite(folder.path()).await;
+    suite(&database).await;
+    let mode: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&database.pool).await.expect("read");
+    let sync: i64 = sqlx::query_scalar("PRAGMA synchronous").fetch_one(&database.pool).await.expect("read");
+    let keys: i64 = sqlx::query_scalar("PRAGMA foreign_keys").fetch_one(&database.pool).await.expect("read");
+    assert_eq!((mode.as_str(), sync, keys), ("wal", 2, 1));
+    assert!(*Leader::start(&database).is_publisher().borrow());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgres_does_what_is_asked() {
+    let Some(server) = Server::start() else { return eprintln!("PostgreSQL is not installed: nothing tested") };
+    let database = Database::open(Place::Postgres(server.url())).await.expect("opened");
+    suite(&database).await;
+    database.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_managers_one_publishes_and_the_other_takes_over() {
+    let Some(server) = Server::start() else { return eprintln!("PostgreSQL is not installed: nothing tested") };
+    let database = Database::open(Place::Postgres(server.url())).await.expect("opened");
+    let first = Leader::start(&database);
+    let limit = std::time::Duration::from_secs(10);
+    let mut is_first = first.is_publisher();
+    tokio::time::timeout(limit, is_first.wait_for(|is| *is)).await.expect("in time").expect("it runs");
+    let second = Leader::start(&database);
+    let mut is_second = second.is_publisher();
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    assert!(*is_first.borrow() && !*is_second.borrow());
+
+    // The server ends the connection of the first, as it does when its host is gone.
+    let end = "SELECT CAST(pg_terminate_backend(pid) AS TEXT) FROM pg_locks WHERE locktype = 'advisory'";
+    sqlx::query(end).fetch_all(&database.pool).await.expect("done");
+    let takes_over = async {
+        tokio::select! {
+            told = is_second.wait_for(|is| *is) => drop(told.expect("it runs")),
+            told = is_first.wait_for(|is| !*is) => drop(told.expect("it runs")),
+        }
+    };
+    tokio::time::timeout(limit, takes_over).await.expect("in time");
+    drop(first);
+    tokio::time::timeout(limit, is_second.wait_for(|is| *is)).await.expect("in time").expect("it runs");
+}
+
+#[test]
+fn the_migrations_differ_in_the_type_of_bytes_only() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");
+    let mut files: Vec<_> = fs::read_dir(folder.join("sqlite")).expect("there").collect();
+    assert_eq!(files.len(), fs::read_dir(folder.join("postgres")).expect("there").count());
+    for file in files.drain(..) {
+        let name = file.expect("an entry").file_name();
+        let read = |kind: &str| fs::read_to_string(folder.join(kind).join(&name)).expect("read");
+        assert_eq!(read("sqlite").replace("BLOB", "BYTEA"), read("postgres"));
+    }
+}

@@ -1,0 +1,172 @@
+//! The one table of routes: what there is, what each needs, and what the documentation says of it.
+//!
+//! The router is made from it, so there is no route without an entry.
+
+use axum::{
+    http::Method,
+    routing::{MethodRouter, delete, get, patch, post},
+};
+
+use super::{App, audit, cluster, config, history, membership, openapi, session, tokens, users};
+use crate::access::Role;
+
+/// Who may use a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Needs {
+    /// Anybody, also who has not shown who it is.
+    Nothing,
+    /// Who has this role or a higher one.
+    Role(Role),
+    /// Who has this role, and the user whose name ends the path.
+    SelfOr(Role),
+}
+
+/// A route.
+pub(super) struct Route {
+    pub(super) method: Method,
+    /// Below `/api/v1`.
+    pub(super) path: &'static str,
+    pub(super) needs: Needs,
+    pub(super) summary: &'static str,
+    /// The schema of the body.
+    pub(super) takes: Option<&'static str>,
+    /// The parameters in the query.
+    pub(super) query: &'static [&'static str],
+    /// The status of success, and the schema of the answer.
+    pub(super) answers: (u16, Option<&'static str>),
+    pub(super) handler: MethodRouter<App>,
+}
+
+impl Route {
+    fn new(
+        method: Method,
+        path: &'static str,
+        needs: Needs,
+        summary: &'static str,
+        handler: MethodRouter<App>,
+    ) -> Self {
+        Self { method, path, needs, summary, takes: None, query: &[], answers: (200, None), handler }
+    }
+
+    fn takes(self, schema: &'static str) -> Self {
+        Self { takes: Some(schema), ..self }
+    }
+
+    fn query(self, query: &'static [&'static str]) -> Self {
+        Self { query, ..self }
+    }
+
+    fn answers(self, status: u16, schema: impl Into<Option<&'static str>>) -> Self {
+        Self { answers: (status, schema.into()), ..self }
+    }
+}
+
+/// Every route.
+pub(super) fn table() -> Vec<Route> {
+    use Needs::{Nothing, SelfOr};
+    const VIEWER: Needs = Needs::Role(Role::Viewer);
+    const OPERATOR: Needs = Needs::Role(Role::Operator);
+    const ADMIN: Needs = Needs::Role(Role::Admin);
+    const PAGE: &[&str] = &["limit", "cursor"];
+    let route = Route::new;
+    vec![
+        route(Method::GET, "/overview", VIEWER, "The cluster at a glance.", get(cluster::overview))
+            .answers(200, "Overview"),
+        route(Method::GET, "/schedulers", VIEWER, "The ring.", get(cluster::schedulers)).answers(200, "SchedulerList"),
+        route(Method::GET, "/hosts", VIEWER, "Members, and what each said last.", get(membership::hosts))
+            .query(&["limit", "cursor", "role"])
+            .answers(200, "HostList"),
+        route(Method::GET, "/tasks", VIEWER, "Tasks, by name, content, or one after the other.", get(cluster::tasks))
+            .query(&["limit", "cursor", "cid", "tag", "content_id"])
+            .answers(200, "TaskList"),
+        route(Method::GET, "/tasks/{task_id}", VIEWER, "A task and its holders.", get(cluster::task))
+            .answers(200, "Task"),
+        route(
+            Method::DELETE,
+            "/tasks/{task_id}",
+            OPERATOR,
+            "Deletes a task in the whole cluster.",
+            delete(cluster::delete),
+        )
+        .answers(200, "Deleted"),
+        route(Method::GET, "/join-tokens", ADMIN, "Join tokens, newest first.", get(membership::tokens))
+            .query(PAGE)
+            .answers(200, "JoinTokenList"),
+        route(
+            Method::POST,
+            "/join-tokens",
+            ADMIN,
+            "Makes a join token; its secret is shown once.",
+            post(membership::make_token),
+        )
+        .takes("NewJoinToken")
+        .answers(201, "JoinToken"),
+        route(Method::DELETE, "/join-tokens/{id}", ADMIN, "Takes a join token back.", delete(membership::withdraw))
+            .answers(204, None),
+        route(Method::GET, "/revocations", VIEWER, "Hosts that were put out.", get(membership::revocations))
+            .query(PAGE)
+            .answers(200, "RevocationList"),
+        route(Method::POST, "/revocations", ADMIN, "Puts a host out, for good.", post(membership::revoke))
+            .takes("NewRevocation")
+            .answers(201, "Revocation"),
+        route(Method::GET, "/config", VIEWER, "The settings in force; their epoch is the ETag.", get(config::show))
+            .answers(200, "Settings"),
+        route(
+            Method::PUT,
+            "/config",
+            OPERATOR,
+            "Replaces the settings. Needs If-Match.",
+            axum::routing::put(config::change),
+        )
+        .takes("Settings")
+        .answers(200, "Settings"),
+        route(Method::GET, "/config/history", VIEWER, "What was in force, newest first.", get(history::show))
+            .query(PAGE)
+            .answers(200, "History"),
+        route(
+            Method::POST,
+            "/config/rollback",
+            OPERATOR,
+            "Brings the settings of an epoch back.",
+            post(history::roll_back),
+        )
+        .takes("RollBack")
+        .answers(200, "Settings"),
+        route(Method::POST, "/setup", Nothing, "Makes the first admin, once.", post(session::set_up))
+            .takes("SetUp")
+            .answers(201, "User"),
+        route(Method::POST, "/session", Nothing, "Logs in.", post(session::log_in))
+            .takes("LogIn")
+            .answers(200, "Session"),
+        route(Method::GET, "/session", VIEWER, "Who asks, and what it may do.", get(session::show))
+            .answers(200, "Session"),
+        route(Method::DELETE, "/session", VIEWER, "Logs out.", delete(session::log_out)).answers(204, None),
+        route(Method::GET, "/users", ADMIN, "All users by name.", get(users::list))
+            .query(PAGE)
+            .answers(200, "UserList"),
+        route(Method::POST, "/users", ADMIN, "Makes a user.", post(users::create))
+            .takes("NewUser")
+            .answers(201, "User"),
+        route(
+            Method::PATCH,
+            "/users/{name}",
+            SelfOr(Role::Admin),
+            "Changes a user, or one's own password.",
+            patch(users::change),
+        )
+        .takes("UserChange")
+        .answers(200, "User"),
+        route(Method::DELETE, "/users/{name}", ADMIN, "Deletes a user.", delete(users::remove)).answers(204, None),
+        route(Method::GET, "/tokens", VIEWER, "One's own tokens; everybody's for an admin.", get(tokens::list))
+            .query(PAGE)
+            .answers(200, "TokenList"),
+        route(Method::POST, "/tokens", VIEWER, "Makes a token; it is shown once.", post(tokens::create))
+            .takes("NewToken")
+            .answers(201, "MadeToken"),
+        route(Method::DELETE, "/tokens/{id}", VIEWER, "Revokes a token.", delete(tokens::revoke)).answers(204, None),
+        route(Method::GET, "/audit", OPERATOR, "Who changed what, newest first.", get(audit::list))
+            .query(&["limit", "cursor", "actor", "action"])
+            .answers(200, "AuditList"),
+        route(Method::GET, "/openapi.json", VIEWER, "This document.", get(openapi::show)),
+    ]
+}
