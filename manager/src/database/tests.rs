@@ -1,13 +1,10 @@
 //! One suite for both databases.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use serde_json::json;
+
+mod postgres;
 
 use super::{
     audit::{Actor, Filter},
@@ -18,63 +15,7 @@ use super::{
     *,
 };
 use crate::access::Role;
-
-/// A PostgreSQL of a test's own, on a socket in a folder of its own.
-pub(crate) struct Server {
-    folder: tempfile::TempDir,
-    programs: PathBuf,
-}
-
-impl Server {
-    /// `None` where PostgreSQL is not installed.
-    pub(crate) fn start() -> Option<Self> {
-        let versions = fs::read_dir("/usr/lib/postgresql").ok()?;
-        let programs = versions.filter_map(|entry| Some(entry.ok()?.path().join("bin"))).max()?;
-        if !programs.join("initdb").exists() {
-            return None;
-        }
-        let folder = tempfile::tempdir().expect("a folder");
-        if is_root() {
-            let owned = Command::new("chown").arg("postgres").arg(folder.path()).status().expect("run");
-            assert!(owned.success(), "no user postgres");
-        }
-        let server = Self { folder, programs };
-        let (data, socket) = (server.folder.path().join("data"), server.folder.path());
-        server.run("initdb", &format!("-A trust -U postgres -N -D {}", data.display()));
-        let options = format!("-c listen_addresses= -c fsync=off -c unix_socket_directories={}", socket.display());
-        let log = socket.join("log");
-        server.run("pg_ctl", &format!("-w -D {} -l {} -o '{options}' start", data.display(), log.display()));
-        Some(server)
-    }
-
-    pub(crate) fn url(&self) -> DatabaseUrl {
-        let socket = self.folder.path().display().to_string().replace('/', "%2F");
-        format!("postgres://postgres@{socket}/postgres").into()
-    }
-
-    fn run(&self, program: &str, arguments: &str) {
-        let line = format!("cd / && {} {arguments} >/dev/null 2>&1", self.programs.join(program).display());
-        let mut command = match is_root() {
-            true => Command::new("su"),
-            false => Command::new("sh"),
-        };
-        if is_root() {
-            command.args(["postgres", "-s", "/bin/sh"]);
-        }
-        assert!(command.args(["-c", &line]).status().expect("run").success(), "{line}");
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.run("pg_ctl", &format!("-m immediate -D {} stop", self.folder.path().join("data").display()));
-    }
-}
-
-fn is_root() -> bool {
-    use std::os::unix::fs::MetadataExt as _;
-    fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
-}
+use postgres::Server;
 
 async fn sqlite(folder: &Path) -> Database {
     Database::open(Place::Sqlite(folder.join("a b.db"))).await.expect("opened")
@@ -82,12 +23,25 @@ async fn sqlite(folder: &Path) -> Database {
 
 /// What is the same with both.
 async fn suite(database: &Database) {
+    turns(database).await;
     join_tokens(database).await;
     racing(database).await;
     members(database).await;
     audit(database).await;
     users(database).await;
     again(database).await;
+}
+
+/// Who writes waits for who writes already.
+async fn turns(database: &Database) {
+    let first = database.write().await.expect("nobody else writes");
+    let other = database.clone();
+    let second = tokio::spawn(async move { other.write().await.expect("in time").rollback().await });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!second.is_finished());
+    database.member("anybody").await.expect("reading goes on");
+    first.rollback().await.expect("given up");
+    second.await.expect("no panic").expect("given up");
 }
 
 fn actor() -> Actor {
@@ -238,13 +192,17 @@ async fn sqlite_does_what_is_asked() {
     let sync: i64 = sqlx::query_scalar("PRAGMA synchronous").fetch_one(&database.pool).await.expect("read");
     let keys: i64 = sqlx::query_scalar("PRAGMA foreign_keys").fetch_one(&database.pool).await.expect("read");
     assert_eq!((mode.as_str(), sync, keys), ("wal", 2, 1));
+    for file in fs::read_dir(folder.path()).expect("a folder") {
+        let mode = file.expect("a file").metadata().expect("there").permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600, "others read nothing");
+    }
     assert!(*Leader::start(&database).is_publisher().borrow());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgres_does_what_is_asked() {
     let Some(server) = Server::start() else { return eprintln!("PostgreSQL is not installed: nothing tested") };
-    let database = Database::open(Place::Postgres(server.url())).await.expect("opened");
+    let database = Database::open(Place::Postgres(server.url().into())).await.expect("opened");
     suite(&database).await;
     database.close().await;
 }
@@ -252,7 +210,7 @@ async fn postgres_does_what_is_asked() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_two_managers_one_publishes_and_the_other_takes_over() {
     let Some(server) = Server::start() else { return eprintln!("PostgreSQL is not installed: nothing tested") };
-    let database = Database::open(Place::Postgres(server.url())).await.expect("opened");
+    let database = Database::open(Place::Postgres(server.url().into())).await.expect("opened");
     let first = Leader::start(&database);
     let limit = std::time::Duration::from_secs(10);
     let mut is_first = first.is_publisher();
@@ -274,6 +232,14 @@ async fn of_two_managers_one_publishes_and_the_other_takes_over() {
     tokio::time::timeout(limit, takes_over).await.expect("in time");
     drop(first);
     tokio::time::timeout(limit, is_second.wait_for(|is| *is)).await.expect("in time").expect("it runs");
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_is_said_so_without_the_password() {
+    let url = DatabaseUrl::from("postgres://df:hunter2@127.0.0.1:1/df".to_owned());
+    let error = Database::open(Place::Postgres(url)).await.expect_err("nobody listens");
+    let text = format!("{} {error:?}", damselfly_transport::reason::chain(&error));
+    assert!(text.contains("refused") && !text.contains("hunter2"), "{text}");
 }
 
 #[test]
