@@ -19,7 +19,6 @@ use damselfly_transport::{
     program::follower::Follower,
 };
 use libp2p::PeerId;
-use serde_json::json;
 use tokio::{
     sync::{Mutex, watch},
     time::sleep,
@@ -195,8 +194,7 @@ impl State {
     ) -> Result<u64, ChangeError> {
         let state = self.clone();
         let change = tokio::spawn(async move {
-            let before = state.current().map(|current| json!(current.configuration.settings));
-            let order = Order { settings, before, actor: &actor, reason: reason.as_deref() };
+            let order = Order { settings, actor: &actor, reason: reason.as_deref() };
             state.try_change(order, is_expected).await
         });
         change.await.unwrap_or_else(|error| Err(ChangeError::Interrupted(io::Error::other(error))))

@@ -186,6 +186,10 @@ impl Store {
         if !is_expected(current) {
             return Err(SignError::Stale { current });
         }
+        let before = configurations::get(&mut writing, current).await?;
+        // What cannot be read is changed all the same; the history tells what is wrong with it.
+        let before = before.and_then(|bytes| verified(current, &bytes, &self.root).ok());
+        let before = before.map(|(_, configuration)| json!(configuration.settings));
         let after = json!(order.settings);
         let signed = sign(&self.root, current + 1, order.settings, now)?;
         let row = Signed { signed: &signed, issued: now, actor: &order.actor.name, reason: order.reason };
@@ -194,7 +198,7 @@ impl Store {
         }
         let target = signed.epoch().to_string();
         let action = order.reason.map_or("config.change", |_| "config.rollback");
-        let change = Change { action, target: &target, before: order.before, after: Some(after) };
+        let change = Change { action, target: &target, before, after: Some(after) };
         audit::append(&mut writing, now, order.actor, change).await?;
         writing.commit().await.map_err(DatabaseError::from)?;
         Ok(signed)
@@ -223,8 +227,6 @@ pub type Past = (u64, Result<Configuration, StoreError>);
 pub struct Order<'a> {
     /// The new settings.
     pub settings: Settings,
-    /// Those in force until now, for the audit.
-    pub before: Option<serde_json::Value>,
     /// Who wants it.
     pub actor: &'a Actor,
     /// What for, if it is no plain change.

@@ -8,6 +8,7 @@ mod postgres;
 
 use super::{
     audit::{Actor, Filter},
+    credentials::{NewAccessToken, TokenError},
     join_tokens::{NewJoinToken, Refused},
     leader::Leader,
     members::{Joining, RenewError},
@@ -29,6 +30,7 @@ async fn suite(database: &Database) {
     members(database).await;
     audit(database).await;
     users(database).await;
+    credentials(database).await;
     again(database).await;
 }
 
@@ -173,6 +175,56 @@ async fn users(database: &Database) {
     let disabled = UserChange { is_disabled: Some(true), ..UserChange::default() };
     assert!(matches!(database.change_user(last, disabled, &actor, now).await, Err(UserError::LastAdmin)));
     assert!(matches!(database.delete_user("nobody", &actor, now).await, Err(UserError::Unknown)));
+}
+
+async fn credentials(database: &Database) {
+    let user = Actor { name: "cy".to_owned(), address: None };
+    let new = NewUser { name: "cy", role: Role::Operator, password: "hash" };
+    database.create_user(new, &user, UnixMillis(5)).await.expect("made");
+    let begin = async |number: u8, now, since| {
+        let since = UnixMillis(since);
+        database.begin_session(&[number; 32], &user, UnixMillis(now), since, since).await.expect("begun");
+    };
+    let lasts = async |number: u8| database.session(&[number; 32]).await.expect("read").is_some();
+    for number in 0..17 {
+        begin(number, 100 + u64::from(number), 0).await;
+    }
+    assert!(!lasts(0).await && lasts(1).await && lasts(16).await, "the oldest ends for the seventeenth");
+    database.touch_session(&[2; 32], UnixMillis(500)).await.expect("used");
+    database.touch_session(&[2; 32], UnixMillis(400)).await.expect("used");
+    let session = database.session(&[2; 32]).await.expect("read").expect("there");
+    assert_eq!((session.used.0, session.created.0, session.role), (500, 102, Role::Operator));
+    begin(99, 600, 110).await;
+    assert!(!lasts(9).await && lasts(10).await, "what is over is forgotten");
+    database.end_session(&[10; 32]).await.expect("ended");
+    assert!(!lasts(10).await);
+
+    let token = |number: u8, expires| NewAccessToken {
+        hash: [number; 32],
+        user: "cy".to_owned(),
+        label: "CI".to_owned(),
+        role: Role::Admin,
+        expires: UnixMillis(expires),
+    };
+    for number in 0..64 {
+        database.create_access_token(token(number, 50), &user, UnixMillis(1)).await.expect("made");
+    }
+    let further = database.create_access_token(token(64, 90), &user, UnixMillis(49)).await;
+    assert!(matches!(further, Err(TokenError::TooMany)), "{further:?}");
+    let made = database.create_access_token(token(64, 90), &user, UnixMillis(50)).await.expect("expired ones go");
+    let found = database.access_token(&[64; 32]).await.expect("read").expect("there");
+    assert_eq!((found.id, found.role), (made.id, Role::Operator), "no more than its user may");
+    let tokens = database.access_tokens(&Page::new(9, None), Some("cy")).await.expect("read");
+    assert_eq!((tokens.items.len(), &tokens.items[0]), (1, &made));
+    let revoke =
+        async |user_name| database.revoke_access_token(made.id, user_name, &user, UnixMillis(60)).await.expect("done");
+    assert!(!revoke(Some("eve")).await && revoke(Some("cy")).await && !revoke(None).await);
+    assert!(database.access_token(&[64; 32]).await.expect("read").is_none());
+    let next = database.create_access_token(token(65, 90), &user, UnixMillis(60)).await.expect("made");
+    assert!(next.id > made.id, "an id is not used again");
+
+    database.delete_user("cy", &user, UnixMillis(70)).await.expect("deleted");
+    assert!(!lasts(99).await && database.access_token(&[65; 32]).await.expect("read").is_none(), "all of it goes");
 }
 
 /// Opening it again changes nothing.
