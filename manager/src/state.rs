@@ -229,7 +229,9 @@ impl State {
             match store.newer_than(follower.epoch()).await {
                 Ok(None) => {}
                 Ok(Some(signed)) => match follower.offer(signed.as_bytes(), self.peer_id()).await {
-                    Ok(_) if *self.is_publisher().borrow() => publish(network.clone(), follower.clone(), signed).await,
+                    Ok(_) if *self.is_publisher().borrow() => {
+                        tokio::spawn(publish(network.clone(), follower.clone(), signed));
+                    }
                     Ok(_) => {}
                     Err(error) => tracing::warn!(epoch = signed.epoch(), %error, "another manager's change is refused"),
                 },
