@@ -129,6 +129,18 @@ async fn members(database: &Database) {
     assert_eq!(database.revoked_members(UnixMillis(60), 9).await.expect("read").len(), 1);
     assert_eq!(database.revoked_members(UnixMillis(61), 9).await.expect("read").len(), 0);
 
+    // Who joins again is the same member with another token's roles and a new credential.
+    let other = NewJoinToken { roles: vec!["scheduler".to_owned()], ..token(31, 1, 1000) };
+    database.create_join_token(other, &actor(), UnixMillis(1)).await.expect("made");
+    let joining = Joining { not_after: UnixMillis(901), version: "3".to_owned(), ..joining("peer-b", 12) };
+    let again = database.consume_join_token(&[31; 16], joining, UnixMillis(90)).await.expect("joined");
+    assert_eq!((again.joined.0, again.renewed.0, again.not_after.0, again.serial), (99, 90, 901, 12));
+    assert_eq!(
+        (again.version.as_str(), again.token_id, &again.roles[..]),
+        ("3", [31; 16], &["scheduler".to_owned()][..])
+    );
+    assert!(database.member("peer-b").await.expect("read") == Some(again));
+
     let mut names = Vec::new();
     let mut after = None;
     loop {
@@ -139,7 +151,7 @@ async fn members(database: &Database) {
             break;
         }
     }
-    assert_eq!(names.len(), 5, "two peers and three racers: {names:?}");
+    assert_eq!(names.len(), 4, "a peer and three racers: {names:?}");
     assert!(names.is_sorted());
     assert!(database.members(&Page::new(9, None), Some("nod")).await.expect("read").items.is_empty());
 }
@@ -147,7 +159,8 @@ async fn members(database: &Database) {
 async fn audit(database: &Database) {
     let filter = |action: &str| Filter { action: Some(action.to_owned()), actor: None };
     let joins = database.audit(&Page::new(50, None), &filter("member.join")).await.expect("read");
-    assert_eq!(joins.items.len(), 5, "one for each that joined");
+    assert_eq!(joins.items.len(), 6, "one for each that joined, two for who did so twice");
+    assert_eq!(joins.items[0].before.as_ref().expect("it was a member")["roles"], json!(["node"]));
     let revoked = database.audit(&Page::new(50, None), &filter("member.revoke")).await.expect("read");
     assert_eq!((revoked.items.len(), &revoked.items[0].after), (1, &Some(json!({ "reason": "stolen" }))));
     let of_ada = Filter { actor: Some("ada".to_owned()), action: None };
