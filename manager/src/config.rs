@@ -19,7 +19,7 @@ const JOIN_PORT: u16 = 4402;
 /// The port for HTTP.
 const HTTP_PORT: u16 = 4401;
 /// The database's file in the data directory.
-const DATABASE: &str = "manager.db";
+pub const DATABASE: &str = "manager.db";
 
 /// The configuration file of dfmanager.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

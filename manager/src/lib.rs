@@ -1,9 +1,11 @@
 //! dfmanager: signs and publishes the cluster's configuration.
 //!
 //! [`database`] keeps everything but the keys, [`store`] signs and keeps configurations, [`state`] decides about
-//! changes, [`membership`] about hosts, [`access`] about who may ask for them, [`http`] is how they are asked for, and [`server`] puts it together.
+//! changes, [`membership`] about hosts, [`access`] about who may ask for them, [`http`] is how they are asked for,
+//! [`server`] puts it together, and [`backup`] copies it.
 
 pub mod access;
+pub mod backup;
 pub mod config;
 pub mod database;
 pub mod http;

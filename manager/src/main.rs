@@ -2,8 +2,8 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use clap::Parser;
-use damselfly_manager::{config::ManagerConfig, server::Server};
+use clap::{Parser, Subcommand};
+use damselfly_manager::{backup, config::ManagerConfig, server::Server};
 use damselfly_transport::program::{
     config::{self, Override},
     lifecycle::{self, Signals},
@@ -55,6 +55,25 @@ struct Arguments {
     /// Allows HTTP on an address that other hosts reach, without encryption.
     #[arg(long)]
     insecure_http: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What dfmanager does instead of running. Its settings come before the command.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Copies keys and database into a new directory; the manager may run.
+    Backup {
+        /// The directory, which must not exist.
+        #[arg(long, value_name = "DIR")]
+        output: PathBuf,
+    },
+    /// Brings a backup back into a data directory that has no keys and no database.
+    Restore {
+        /// The directory that `backup` made.
+        #[arg(long, value_name = "DIR")]
+        from: PathBuf,
+    },
 }
 
 #[tokio::main]
@@ -80,6 +99,18 @@ async fn run(arguments: Arguments, overrides: Vec<Override>) -> anyhow::Result<E
     if arguments.print_config {
         print!("{}", loaded.print());
         return Ok(ExitCode::SUCCESS);
+    }
+    match arguments.command {
+        Some(Command::Backup { output }) => {
+            backup::backup(&loaded.config, &output).await?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Some(Command::Restore { from }) => {
+            let restored = backup::restore(&loaded.config, &from).await?;
+            println!("cluster {} at epoch {}", restored.cluster, restored.epoch);
+            return Ok(ExitCode::SUCCESS);
+        }
+        None => {}
     }
     logging::init(arguments.log_format);
     let mut signals = Signals::catch()?;

@@ -193,8 +193,8 @@ impl Server {
     }
 }
 
-/// Makes the data directory this process's own.
-fn lock(data_dir: &Path) -> Result<File, ServerError> {
+/// Makes the data directory this process's own, as long as the file is open.
+pub(crate) fn lock(data_dir: &Path) -> Result<File, ServerError> {
     identity::prepare_data_dir(data_dir)?;
     let path = data_dir.join(LOCK);
     let failed = |source| ServerError::Lock { path: path.clone(), source };

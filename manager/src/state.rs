@@ -22,7 +22,6 @@ use damselfly_transport::{
     program::follower::Follower,
 };
 use libp2p::PeerId;
-use serde_json::json;
 use tokio::{
     sync::{Mutex, watch},
     time::sleep,
@@ -283,8 +282,8 @@ impl State {
                 return Err(ChangeError::Stale { current: epoch });
             }
             let Some((settings, revoked)) = make(in_force) else { return Ok(epoch) };
-            let (before, action, reason) = (Some(json!(in_force.settings)), purpose.action, purpose.reason.as_deref());
-            let order = Order { settings, revoked, before, actor, action, reason };
+            let (action, reason) = (purpose.action, purpose.reason.as_deref());
+            let order = Order { settings, revoked, actor, action, reason };
             // Made of what is in force here, so it replaces nothing else.
             let signed = match store.sign(epoch, order, |current| current == epoch, now()).await {
                 Ok(signed) => signed,
@@ -323,7 +322,9 @@ impl State {
             match store.newer_than(follower.epoch()).await {
                 Ok(None) => {}
                 Ok(Some(signed)) => match follower.offer(signed.as_bytes(), self.peer_id()).await {
-                    Ok(_) if *self.is_publisher().borrow() => publish(network.clone(), follower.clone(), signed).await,
+                    Ok(_) if *self.is_publisher().borrow() => {
+                        tokio::spawn(publish(network.clone(), follower.clone(), signed));
+                    }
                     Ok(_) => {}
                     Err(error) => tracing::warn!(epoch = signed.epoch(), %error, "another manager's change is refused"),
                 },

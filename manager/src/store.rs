@@ -191,6 +191,10 @@ impl Store {
         if !is_expected(current) {
             return Err(SignError::Stale { current });
         }
+        let before = configurations::get(&mut writing, current).await?;
+        // What cannot be read is changed all the same; the history tells what is wrong with it.
+        let before = before.and_then(|bytes| verified(current, &bytes, &self.root).ok());
+        let before = before.map(|(_, configuration)| json!(configuration.settings));
         let after = json!(order.settings);
         let signed = sign(&self.root, current + 1, (order.settings, order.revoked), now)?;
         let row = Signed { signed: &signed, issued: now, actor: &order.actor.name, reason: order.reason };
@@ -198,7 +202,7 @@ impl Store {
             return Err(SignError::Stale { current: current + 1 });
         }
         let target = signed.epoch().to_string();
-        let change = Change { action: order.action, target: &target, before: order.before, after: Some(after) };
+        let change = Change { action: order.action, target: &target, before, after: Some(after) };
         audit::append(&mut writing, now, order.actor, change).await?;
         writing.commit().await.map_err(DatabaseError::from)?;
         Ok(signed)
@@ -229,8 +233,6 @@ pub struct Order<'a> {
     pub settings: Settings,
     /// Who is out.
     pub revoked: Vec<Revocation>,
-    /// Those in force until now, for the audit.
-    pub before: Option<serde_json::Value>,
     /// Who wants it.
     pub actor: &'a Actor,
     /// What is done, for the audit.

@@ -6,7 +6,8 @@ use damselfly_transport::program::durable;
 use rand::Rng as _;
 use subtle::ConstantTimeEq as _;
 
-const FILE: &str = "admin_token";
+/// Its file in the data directory.
+pub const FILE: &str = "admin_token";
 const TOKEN_BYTES: usize = 32;
 
 /// The token that may do everything; it lies in `admin_token` in the data directory.

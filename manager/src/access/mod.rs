@@ -18,7 +18,7 @@ mod role;
 mod secret;
 mod setup;
 
-pub use admin_token::AdminToken;
+pub use admin_token::{AdminToken, FILE as ADMIN_TOKEN};
 pub use names::{check_label, check_name, check_password};
 pub use passwords::{PasswordError, Passwords};
 pub use role::Role;

@@ -50,6 +50,15 @@ pub async fn newest_epoch(writing: &mut Writing) -> Result<Option<u64>, Database
     newest.map(|epoch| u64::try_from(epoch).map_err(|_| DatabaseError::Damaged { what: "epoch" })).transpose()
 }
 
+/// The signed bytes of `epoch`, as they stay until `writing` ends.
+///
+/// # Errors
+/// [`DatabaseError`].
+pub async fn get(writing: &mut Writing, epoch: u64) -> Result<Option<Vec<u8>>, DatabaseError> {
+    let query = sqlx::query_scalar("SELECT signed FROM configurations WHERE epoch = $1").bind(epoch_column(epoch));
+    Ok(query.fetch_optional(&mut **writing).await?)
+}
+
 /// Makes the database that of `cluster`.
 ///
 /// # Errors

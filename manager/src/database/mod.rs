@@ -5,7 +5,10 @@
 
 use std::{
     fmt,
-    path::PathBuf,
+    fs::OpenOptions,
+    io,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
     sync::Once,
     time::{Duration, SystemTime},
 };
@@ -13,10 +16,11 @@ use std::{
 use damselfly_messages::record::UnixMillis;
 use serde::{Serialize, de::DeserializeOwned};
 use sqlx::{
-    Any, AnyPool, Executor as _, Row as _, Transaction,
+    Any, AnyConnection, AnyPool, Connection as _, Executor as _, Row as _, Transaction,
     any::{AnyPoolOptions, AnyRow},
     migrate::{MigrateError, Migrator},
 };
+use tokio::time::timeout;
 
 pub mod audit;
 pub mod configurations;
@@ -26,7 +30,7 @@ pub mod leader;
 pub mod members;
 mod page;
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;
 mod url;
 pub mod users;
 
@@ -70,6 +74,17 @@ pub enum OpenError {
     /// It cannot be reached.
     #[error("the database cannot be opened")]
     Connect(#[source] sqlx::Error),
+    /// It does not answer.
+    #[error("the database did not answer within {ACQUIRE_TIMEOUT:?}")]
+    Silent,
+    /// The file cannot be made.
+    #[error("cannot use {}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// Its tables cannot be brought to this version.
     #[error("the database cannot be brought to this version; was it made by a newer one?")]
     Migrate(#[from] MigrateError),
@@ -102,6 +117,12 @@ impl Database {
             }
             Place::Postgres(url) => (url.reveal().to_owned(), &[STATEMENT_TIMEOUT], &POSTGRES),
         };
+        if let Place::Sqlite(path) = &place {
+            make_private(path).map_err(|source| OpenError::File { path: path.clone(), source })?;
+        }
+        // A pool tries for as long as it may, and then does not say why it failed.
+        let first = timeout(ACQUIRE_TIMEOUT, AnyConnection::connect(&url)).await;
+        drop(first.map_err(|_| OpenError::Silent)?.map_err(OpenError::Connect)?.close().await);
         let options = AnyPoolOptions::new().max_connections(CONNECTIONS_MAX).acquire_timeout(ACQUIRE_TIMEOUT);
         let options = options.after_connect(move |connection, _| {
             Box::pin(async move {
@@ -150,6 +171,16 @@ impl Database {
         Ok(sqlx::query_scalar("SELECT value FROM meta WHERE key = $1").bind(key).fetch_optional(&self.pool).await?)
     }
 
+    /// Writes all of it, as it is at one moment, into a new file at `path`. Only SQLite can.
+    ///
+    /// # Errors
+    /// [`DatabaseError`], also when there is something at `path`.
+    pub async fn snapshot(&self, path: &Path) -> Result<(), DatabaseError> {
+        let path = path.to_str().ok_or(DatabaseError::Damaged { what: "path" })?;
+        sqlx::query("VACUUM INTO $1").bind(path).execute(&self.pool).await?;
+        Ok(())
+    }
+
     /// Waits for what is under way, and closes the connections.
     pub async fn close(&self) {
         self.pool.close().await;
@@ -165,6 +196,11 @@ impl fmt::Debug for Database {
 fn install_drivers() {
     static ONCE: Once = Once::new();
     ONCE.call_once(sqlx::any::install_default_drivers);
+}
+
+/// Makes the file, if there is none, for its owner only; what SQLite puts beside it gets the same permissions.
+fn make_private(path: &Path) -> io::Result<()> {
+    OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path).map(drop)
 }
 
 /// The present time, as the tables have it.

@@ -1,16 +1,14 @@
 //! One suite for both databases.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use serde_json::json;
 
+mod postgres;
+
 use super::{
     audit::{Actor, Filter},
+    credentials::{NewAccessToken, TokenError},
     join_tokens::{NewJoinToken, Refused},
     leader::Leader,
     members::{Joining, RenewError},
@@ -18,63 +16,7 @@ use super::{
     *,
 };
 use crate::access::Role;
-
-/// A PostgreSQL of a test's own, on a socket in a folder of its own.
-pub(crate) struct Server {
-    folder: tempfile::TempDir,
-    programs: PathBuf,
-}
-
-impl Server {
-    /// `None` where PostgreSQL is not installed.
-    pub(crate) fn start() -> Option<Self> {
-        let versions = fs::read_dir("/usr/lib/postgresql").ok()?;
-        let programs = versions.filter_map(|entry| Some(entry.ok()?.path().join("bin"))).max()?;
-        if !programs.join("initdb").exists() {
-            return None;
-        }
-        let folder = tempfile::tempdir().expect("a folder");
-        if is_root() {
-            let owned = Command::new("chown").arg("postgres").arg(folder.path()).status().expect("run");
-            assert!(owned.success(), "no user postgres");
-        }
-        let server = Self { folder, programs };
-        let (data, socket) = (server.folder.path().join("data"), server.folder.path());
-        server.run("initdb", &format!("-A trust -U postgres -N -D {}", data.display()));
-        let options = format!("-c listen_addresses= -c fsync=off -c unix_socket_directories={}", socket.display());
-        let log = socket.join("log");
-        server.run("pg_ctl", &format!("-w -D {} -l {} -o '{options}' start", data.display(), log.display()));
-        Some(server)
-    }
-
-    pub(crate) fn url(&self) -> DatabaseUrl {
-        let socket = self.folder.path().display().to_string().replace('/', "%2F");
-        format!("postgres://postgres@{socket}/postgres").into()
-    }
-
-    fn run(&self, program: &str, arguments: &str) {
-        let line = format!("cd / && {} {arguments} >/dev/null 2>&1", self.programs.join(program).display());
-        let mut command = match is_root() {
-            true => Command::new("su"),
-            false => Command::new("sh"),
-        };
-        if is_root() {
-            command.args(["postgres", "-s", "/bin/sh"]);
-        }
-        assert!(command.args(["-c", &line]).status().expect("run").success(), "{line}");
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.run("pg_ctl", &format!("-m immediate -D {} stop", self.folder.path().join("data").display()));
-    }
-}
-
-fn is_root() -> bool {
-    use std::os::unix::fs::MetadataExt as _;
-    fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
-}
+use postgres::Server;
 
 async fn sqlite(folder: &Path) -> Database {
     Database::open(Place::Sqlite(folder.join("a b.db"))).await.expect("opened")
@@ -82,12 +24,26 @@ async fn sqlite(folder: &Path) -> Database {
 
 /// What is the same with both.
 async fn suite(database: &Database) {
+    turns(database).await;
     join_tokens(database).await;
     racing(database).await;
     members(database).await;
     audit(database).await;
     users(database).await;
+    credentials(database).await;
     again(database).await;
+}
+
+/// Who writes waits for who writes already.
+async fn turns(database: &Database) {
+    let first = database.write().await.expect("nobody else writes");
+    let other = database.clone();
+    let second = tokio::spawn(async move { other.write().await.expect("in time").rollback().await });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!second.is_finished());
+    database.member("anybody").await.expect("reading goes on");
+    first.rollback().await.expect("given up");
+    second.await.expect("no panic").expect("given up");
 }
 
 fn actor() -> Actor {
@@ -173,6 +129,18 @@ async fn members(database: &Database) {
     assert_eq!(database.revoked_members(UnixMillis(60), 9).await.expect("read").len(), 1);
     assert_eq!(database.revoked_members(UnixMillis(61), 9).await.expect("read").len(), 0);
 
+    // Who joins again is the same member with another token's roles and a new credential.
+    let other = NewJoinToken { roles: vec!["scheduler".to_owned()], ..token(31, 1, 1000) };
+    database.create_join_token(other, &actor(), UnixMillis(1)).await.expect("made");
+    let joining = Joining { not_after: UnixMillis(901), version: "3".to_owned(), ..joining("peer-b", 12) };
+    let again = database.consume_join_token(&[31; 16], joining, UnixMillis(90)).await.expect("joined");
+    assert_eq!((again.joined.0, again.renewed.0, again.not_after.0, again.serial), (99, 90, 901, 12));
+    assert_eq!(
+        (again.version.as_str(), again.token_id, &again.roles[..]),
+        ("3", [31; 16], &["scheduler".to_owned()][..])
+    );
+    assert!(database.member("peer-b").await.expect("read") == Some(again));
+
     let mut names = Vec::new();
     let mut after = None;
     loop {
@@ -183,7 +151,7 @@ async fn members(database: &Database) {
             break;
         }
     }
-    assert_eq!(names.len(), 5, "two peers and three racers: {names:?}");
+    assert_eq!(names.len(), 4, "a peer and three racers: {names:?}");
     assert!(names.is_sorted());
     assert!(database.members(&Page::new(9, None), Some("nod")).await.expect("read").items.is_empty());
 }
@@ -191,7 +159,8 @@ async fn members(database: &Database) {
 async fn audit(database: &Database) {
     let filter = |action: &str| Filter { action: Some(action.to_owned()), actor: None };
     let joins = database.audit(&Page::new(50, None), &filter("member.join")).await.expect("read");
-    assert_eq!(joins.items.len(), 5, "one for each that joined");
+    assert_eq!(joins.items.len(), 6, "one for each that joined, two for who did so twice");
+    assert_eq!(joins.items[0].before.as_ref().expect("it was a member")["roles"], json!(["node"]));
     let revoked = database.audit(&Page::new(50, None), &filter("member.revoke")).await.expect("read");
     assert_eq!((revoked.items.len(), &revoked.items[0].after), (1, &Some(json!({ "reason": "stolen" }))));
     let of_ada = Filter { actor: Some("ada".to_owned()), action: None };
@@ -221,6 +190,56 @@ async fn users(database: &Database) {
     assert!(matches!(database.delete_user("nobody", &actor, now).await, Err(UserError::Unknown)));
 }
 
+async fn credentials(database: &Database) {
+    let user = Actor { name: "cy".to_owned(), address: None };
+    let new = NewUser { name: "cy", role: Role::Operator, password: "hash" };
+    database.create_user(new, &user, UnixMillis(5)).await.expect("made");
+    let begin = async |number: u8, now, since| {
+        let since = UnixMillis(since);
+        database.begin_session(&[number; 32], &user, UnixMillis(now), since, since).await.expect("begun");
+    };
+    let lasts = async |number: u8| database.session(&[number; 32]).await.expect("read").is_some();
+    for number in 0..17 {
+        begin(number, 100 + u64::from(number), 0).await;
+    }
+    assert!(!lasts(0).await && lasts(1).await && lasts(16).await, "the oldest ends for the seventeenth");
+    database.touch_session(&[2; 32], UnixMillis(500)).await.expect("used");
+    database.touch_session(&[2; 32], UnixMillis(400)).await.expect("used");
+    let session = database.session(&[2; 32]).await.expect("read").expect("there");
+    assert_eq!((session.used.0, session.created.0, session.role), (500, 102, Role::Operator));
+    begin(99, 600, 110).await;
+    assert!(!lasts(9).await && lasts(10).await, "what is over is forgotten");
+    database.end_session(&[10; 32]).await.expect("ended");
+    assert!(!lasts(10).await);
+
+    let token = |number: u8, expires| NewAccessToken {
+        hash: [number; 32],
+        user: "cy".to_owned(),
+        label: "CI".to_owned(),
+        role: Role::Admin,
+        expires: UnixMillis(expires),
+    };
+    for number in 0..64 {
+        database.create_access_token(token(number, 50), &user, UnixMillis(1)).await.expect("made");
+    }
+    let further = database.create_access_token(token(64, 90), &user, UnixMillis(49)).await;
+    assert!(matches!(further, Err(TokenError::TooMany)), "{further:?}");
+    let made = database.create_access_token(token(64, 90), &user, UnixMillis(50)).await.expect("expired ones go");
+    let found = database.access_token(&[64; 32]).await.expect("read").expect("there");
+    assert_eq!((found.id, found.role), (made.id, Role::Operator), "no more than its user may");
+    let tokens = database.access_tokens(&Page::new(9, None), Some("cy")).await.expect("read");
+    assert_eq!((tokens.items.len(), &tokens.items[0]), (1, &made));
+    let revoke =
+        async |user_name| database.revoke_access_token(made.id, user_name, &user, UnixMillis(60)).await.expect("done");
+    assert!(!revoke(Some("eve")).await && revoke(Some("cy")).await && !revoke(None).await);
+    assert!(database.access_token(&[64; 32]).await.expect("read").is_none());
+    let next = database.create_access_token(token(65, 90), &user, UnixMillis(60)).await.expect("made");
+    assert!(next.id > made.id, "an id is not used again");
+
+    database.delete_user("cy", &user, UnixMillis(70)).await.expect("deleted");
+    assert!(!lasts(99).await && database.access_token(&[65; 32]).await.expect("read").is_none(), "all of it goes");
+}
+
 /// Opening it again changes nothing.
 async fn again(database: &Database) {
     let other = Database::open(database.place().clone()).await.expect("opened");
@@ -238,13 +257,17 @@ async fn sqlite_does_what_is_asked() {
     let sync: i64 = sqlx::query_scalar("PRAGMA synchronous").fetch_one(&database.pool).await.expect("read");
     let keys: i64 = sqlx::query_scalar("PRAGMA foreign_keys").fetch_one(&database.pool).await.expect("read");
     assert_eq!((mode.as_str(), sync, keys), ("wal", 2, 1));
+    for file in fs::read_dir(folder.path()).expect("a folder") {
+        let mode = file.expect("a file").metadata().expect("there").permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600, "others read nothing");
+    }
     assert!(*Leader::start(&database).is_publisher().borrow());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgres_does_what_is_asked() {
     let Some(server) = Server::start() else { return eprintln!("PostgreSQL is not installed: nothing tested") };
-    let database = Database::open(Place::Postgres(server.url())).await.expect("opened");
+    let database = Database::open(Place::Postgres(server.url().into())).await.expect("opened");
     suite(&database).await;
     database.close().await;
 }
@@ -252,7 +275,7 @@ async fn postgres_does_what_is_asked() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_two_managers_one_publishes_and_the_other_takes_over() {
     let Some(server) = Server::start() else { return eprintln!("PostgreSQL is not installed: nothing tested") };
-    let database = Database::open(Place::Postgres(server.url())).await.expect("opened");
+    let database = Database::open(Place::Postgres(server.url().into())).await.expect("opened");
     let first = Leader::start(&database);
     let limit = std::time::Duration::from_secs(10);
     let mut is_first = first.is_publisher();
@@ -274,6 +297,14 @@ async fn of_two_managers_one_publishes_and_the_other_takes_over() {
     tokio::time::timeout(limit, takes_over).await.expect("in time");
     drop(first);
     tokio::time::timeout(limit, is_second.wait_for(|is| *is)).await.expect("in time").expect("it runs");
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_is_said_so_without_the_password() {
+    let url = DatabaseUrl::from("postgres://df:hunter2@127.0.0.1:1/df".to_owned());
+    let error = Database::open(Place::Postgres(url)).await.expect_err("nobody listens");
+    let text = format!("{} {error:?}", damselfly_transport::reason::chain(&error));
+    assert!(text.contains("refused") && !text.contains("hunter2"), "{text}");
 }
 
 #[test]

@@ -40,7 +40,9 @@ pub(super) struct AuditEntry {
     action: String,
     target: String,
     from_address: Option<String>,
+    #[schema(value_type = Option<Object>)]
     before: Option<Value>,
+    #[schema(value_type = Option<Object>)]
     after: Option<Value>,
 }
 

@@ -1,6 +1,6 @@
 //! The manager over HTTP: `/api/v1/…`.
 //!
-//! [`routes`] is the one table of what there is and who may use it; [`guard`] stands before each route.
+//! `routes` is the one table of what there is and who may use it; `guard` stands before each route.
 
 use axum::{Router, extract::FromRef, middleware};
 

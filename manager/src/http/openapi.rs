@@ -121,3 +121,26 @@ fn content(schema: &str) -> Value {
 fn reference(schema: &str) -> Value {
     json!({ "$ref": format!("#/components/schemas/{schema}") })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_document_is_sound() {
+        let document = document();
+        serde_json::from_value::<utoipa::openapi::OpenApi>(document.clone()).expect("OpenAPI");
+        let text = document.to_string();
+        let mut references = 0;
+        for reference in text.split("\"$ref\":\"#").skip(1).filter_map(|rest| rest.split('"').next()) {
+            assert!(document.pointer(reference).is_some(), "{reference} is nowhere");
+            references += 1;
+        }
+        assert!(references > routes::table().len(), "{references}");
+        for route in routes::table() {
+            let place = format!("{PREFIX}{}", route.path).replace('/', "~1");
+            let method = route.method.as_str().to_ascii_lowercase();
+            assert!(document.pointer(&format!("/paths/{place}/{method}/responses/default")).is_some(), "{place}");
+        }
+    }
+}

@@ -16,14 +16,7 @@ fn folder() -> tempfile::TempDir {
 
 fn order(actor: &Actor, replicas: u32) -> Order<'_> {
     let settings = Settings { replicas, ..Settings::default() };
-    Order {
-        settings,
-        revoked: Vec::new(),
-        before: Some(json!({ "old": true })),
-        actor,
-        action: "config.change",
-        reason: None,
-    }
+    Order { settings, revoked: Vec::new(), actor, action: "config.change", reason: None }
 }
 
 #[tokio::test]
@@ -44,14 +37,22 @@ async fn a_cluster_is_founded_once() {
     assert_eq!((again.cluster(), again.newest()), (store.cluster(), &above));
     assert!(!again.is_new());
     assert_eq!(second.epoch(), 2);
+    let any = again.sign(1, order(&actor, 3), |_| true, UnixMillis(4)).await.expect("signed");
+    assert_eq!(any.epoch(), 9, "another manager of this database was ahead");
 
     let audit = again.database().audit(&Page::new(9, None), &Filter::default()).await.expect("read");
     let told: Vec<_> =
         audit.items.iter().map(|entry| (entry.actor.as_str(), &entry.action[..], &entry.target[..])).collect();
-    let expected = [("eve", "config.change", "8"), ("eve", "config.change", "2"), ("(manager)", "cluster.found", "1")];
+    let expected = [
+        ("eve", "config.change", "9"),
+        ("eve", "config.change", "8"),
+        ("eve", "config.change", "2"),
+        ("(manager)", "cluster.found", "1"),
+    ];
     assert_eq!(told, expected, "and nothing of what was refused");
-    let newest = &audit.items[0];
-    assert_eq!(newest.before, Some(json!({ "old": true })));
+    let newest = &audit.items[1];
+    assert_eq!(newest.before, None, "epoch 7 is not in the database");
+    assert_eq!(audit.items[2].before, Some(json!(Settings::default())));
     assert_eq!(newest.after.as_ref().expect("told")["replicas"], 2);
     assert_eq!(newest.from_address.as_deref(), Some("192.0.2.1"));
 }
