@@ -3,8 +3,8 @@
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
-    Router,
-    extract::{DefaultBodyLimit, Request},
+    Extension, Router,
+    extract::{ConnectInfo, DefaultBodyLimit, Request},
     http::StatusCode,
     middleware::{self, Next},
     response::{IntoResponse, Response},
@@ -135,7 +135,10 @@ async fn accept(listener: TcpListener, routes: Router, stop: CancellationToken) 
             () = stop.cancelled() => break,
             Some(_) = connections.join_next() => {}
             (accepted, place) = next(&listener, &places) => match (accepted, place) {
-                (Ok(stream), Some(place)) => drop(connections.spawn(serve(stream, place, routes.clone(), stop.clone()))),
+                (Ok((stream, from)), Some(place)) => {
+                    let routes = routes.clone().layer(Extension(ConnectInfo(from)));
+                    connections.spawn(serve(stream, place, routes, stop.clone()));
+                }
                 (Err(error), _) => {
                     tracing::warn!(%error, "no HTTP connection accepted");
                     // Out of descriptors, most likely: trying at once would spin.
@@ -152,9 +155,9 @@ async fn accept(listener: TcpListener, routes: Router, stop: CancellationToken) 
 async fn next(
     listener: &TcpListener,
     places: &Arc<Semaphore>,
-) -> (io::Result<TcpStream>, Option<OwnedSemaphorePermit>) {
+) -> (io::Result<(TcpStream, SocketAddr)>, Option<OwnedSemaphorePermit>) {
     let place = Arc::clone(places).acquire_owned().await.ok();
-    (listener.accept().await.map(|(stream, _)| stream), place)
+    (listener.accept().await, place)
 }
 
 async fn serve(stream: TcpStream, _place: OwnedSemaphorePermit, routes: Router, stop: CancellationToken) {

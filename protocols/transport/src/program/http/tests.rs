@@ -71,3 +71,11 @@ async fn bounds_bodies_and_heads_and_answers_what_is_under_way() {
     assert!(slow.await.expect("no panic").ends_with("slow"));
     assert!(TcpStream::connect(address).await.is_err());
 }
+
+#[tokio::test]
+async fn routes_learn_who_asks() {
+    let who = async |Extension(ConnectInfo(from)): Extension<ConnectInfo<SocketAddr>>| from.ip().to_string();
+    let server = HttpServer::start(&HttpConfig::default(), Router::new().route("/who", get(who))).await;
+    let answer = ask(server.expect("started").address(), &head("/who")).await;
+    assert!(answer.ends_with("127.0.0.1"), "{answer}");
+}
