@@ -3,7 +3,7 @@
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric as _},
-    metrics::{gauge::ConstGauge, info::Info},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge, info::Info},
     registry::Registry,
 };
 
@@ -39,6 +39,12 @@ impl Collector for Membership {
             let gauge = ConstGauge::new(value);
             let descriptor = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
             gauge.encode(descriptor)?;
+        }
+        let refusals = self.network.admission().refusals();
+        let help = "Connections that were not admitted, by reason";
+        let mut family = encoder.encode_descriptor("admission_refusals", help, None, MetricType::Counter)?;
+        for (reason, count) in refusals {
+            ConstCounter::new(count).encode(family.encode_family(&[("reason", reason)])?)?;
         }
         Ok(())
     }
