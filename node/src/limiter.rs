@@ -3,7 +3,7 @@
 use std::{
     fmt,
     str::FromStr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -63,9 +63,9 @@ impl<'de> Deserialize<'de> for Rate {
     }
 }
 
-/// A rate limit that any number of tasks share; cheap to clone.
+/// A rate limit that any number of tasks share, and that may change; cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct Limiter(Option<Arc<Mutex<Bucket>>>);
+pub struct Limiter(Arc<Mutex<Option<Bucket>>>);
 
 #[derive(Debug)]
 struct Bucket {
@@ -77,19 +77,37 @@ struct Bucket {
 impl Limiter {
     /// A limiter to `rate`; `None` never waits.
     pub fn new(rate: Option<Rate>) -> Self {
-        Self(rate.map(|rate| Arc::new(Mutex::new(Bucket { rate: rate.0 as f64, free_at: Instant::now() }))))
+        let this = Self::default();
+        this.set(rate);
+        this
     }
 
-    /// Whether it ever waits.
-    pub const fn is_limited(&self) -> bool {
-        self.0.is_some()
+    /// Limits to another rate from now on. Who waits already waits as long as it was told.
+    pub fn set(&self, rate: Option<Rate>) {
+        let mut bucket = self.lock();
+        match (&mut *bucket, rate) {
+            (Some(bucket), Some(rate)) => bucket.rate = rate.0 as f64,
+            (bucket, rate) => {
+                *bucket = rate.map(|rate| Bucket { rate: rate.0 as f64, free_at: Instant::now() });
+            }
+        }
+    }
+
+    /// Whether it waits at present.
+    pub fn is_limited(&self) -> bool {
+        self.lock().is_some()
     }
 
     /// Waits until `bytes` more may pass. Callers pass in the order in which they came.
     pub async fn pass(&self, bytes: usize) {
-        let Some(bucket) = &self.0 else { return };
-        let until = bucket.lock().unwrap_or_else(PoisonError::into_inner).take(bytes, Instant::now());
-        tokio::time::sleep_until(until).await;
+        let until = self.lock().as_mut().map(|bucket| bucket.take(bytes, Instant::now()));
+        if let Some(until) = until {
+            tokio::time::sleep_until(until).await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Bucket>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -124,5 +142,20 @@ mod tests {
         }
         let took = start.elapsed().as_secs_f64();
         assert!((1.9..2.1).contains(&took), "{took} s for 2,000 bytes");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_limit_may_change() {
+        let limiter = Limiter::new(None);
+        let start = Instant::now();
+        limiter.pass(1_000_000).await;
+        limiter.set(Rate::from_bytes(1000));
+        limiter.pass(1000).await;
+        limiter.set(Rate::from_bytes(500));
+        limiter.pass(1000).await;
+        limiter.set(None);
+        limiter.pass(1_000_000).await;
+        let took = start.elapsed().as_secs_f64();
+        assert!((2.9..3.1).contains(&took) && !limiter.is_limited(), "{took} s");
     }
 }

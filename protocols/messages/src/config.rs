@@ -48,6 +48,11 @@ pub struct Settings {
     pub candidate_parents: u32,
     /// Parents that a downloader fetches from at a time: 1–64.
     pub concurrent_parents: u32,
+    /// Most bytes per second that each node sends to peers: 0 for no limit, else 65,536 to 1 TiB. A node's own limit counts
+    /// too.
+    pub upload_bytes_per_second: u64,
+    /// The same of what it receives.
+    pub download_bytes_per_second: u64,
     /// Milliseconds that a credential holds: 1 second to 90 days. It is renewed after a fourteenth of that.
     pub credential_ms: u64,
     /// Milliseconds for which members go on whose credential has expired, with an alarm: 0 to 365 days.
@@ -63,6 +68,8 @@ impl Default for Settings {
             lease_ms: 30_000,
             candidate_parents: 16,
             concurrent_parents: 8,
+            upload_bytes_per_second: 0,
+            download_bytes_per_second: 0,
             credential_ms: 14 * DAY_MS,
             grace_ms: 7 * DAY_MS,
         }
@@ -98,6 +105,14 @@ impl Settings {
         in_range("lease_ms", self.lease_ms, 3 * self.heartbeat_ms, 3_600_000)?;
         in_range("candidate_parents", self.candidate_parents.into(), 1, 64)?;
         in_range("concurrent_parents", self.concurrent_parents.into(), 1, 64)?;
+        for (what, rate) in [
+            ("upload_bytes_per_second", self.upload_bytes_per_second),
+            ("download_bytes_per_second", self.download_bytes_per_second),
+        ] {
+            if rate > 0 {
+                in_range(what, rate, 64 << 10, 1 << 40)?;
+            }
+        }
         in_range("credential_ms", self.credential_ms, 1_000, 90 * DAY_MS)?;
         in_range("grace_ms", self.grace_ms, 0, 365 * DAY_MS)?;
         let mut seen = HashSet::new();

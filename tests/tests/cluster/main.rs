@@ -3,6 +3,7 @@
 mod conflict;
 mod delete;
 mod eyes;
+mod limits;
 mod manager;
 mod membership;
 mod parents;
