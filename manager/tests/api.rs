@@ -245,3 +245,19 @@ async fn a_manager_that_nobody_answers_waits_no_longer_than_a_few_seconds() {
     tokio::time::sleep(left).await;
     assert_eq!(server.state().change(Settings::default(), Actor::manager(), |_| true).await.expect("changed"), 2);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_tell_what_is_seen() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().join("data");
+    let server = start(&data).await;
+    let token = format!("authorization: Bearer {}", fs::read_to_string(data.join("admin_token")).expect("read"));
+    let answer = ask(server.http_address(), "GET /api/v1/events", &[&token], "").await;
+    assert!(answer.contains("event: overview") && answer.contains("\"epoch\":1"), "{answer}");
+    let audit = ask(server.http_address(), "GET /api/v1/audit", &[&token], "").await;
+    assert!(audit.contains("cluster.found"), "{audit}");
+    let headers = [token.as_str(), "content-type: application/json"];
+    ask(server.http_address(), "POST /api/v1/join-tokens", &headers, "{\"roles\":[\"node\"]}").await;
+    let audit = ask(server.http_address(), "GET /api/v1/audit?action=join_token.create", &[&token], "").await;
+    assert!(audit.contains("\"from_address\":\"127.0.0.1\"") && !audit.contains("dfj1_"), "{audit}");
+}

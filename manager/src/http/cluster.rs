@@ -7,7 +7,7 @@ use axum::{
 };
 use damselfly_messages::{
     id::{ContentId, TaskId},
-    info::{CandidateState, TaskFilter, TaskState},
+    info::{CandidateState, HostReport, TaskFilter, TaskState},
     name::Name,
     wire::Invalid,
 };
@@ -18,7 +18,7 @@ use utoipa::ToSchema;
 use super::{Problem, guard::Origin, page, time::rfc3339};
 use crate::{
     access::Caller,
-    picture::{Eyes, Unseen},
+    picture::{Eyes, Picture, Unseen},
     state::{ChangeError, State},
 };
 
@@ -55,35 +55,40 @@ pub(super) async fn overview(
     extract::State(state): extract::State<State>,
     extract::State(eyes): extract::State<Eyes>,
 ) -> Json<Overview> {
-    let picture = eyes.picture();
-    let current = state.current();
-    let epoch = current.as_ref().map_or(0, |accepted| accepted.configuration.epoch);
-    let replicas = current.as_ref().map_or(1, |accepted| accepted.configuration.settings.replicas);
-    let sum = |of: fn(&damselfly_messages::info::HostReport) -> u64| {
-        picture.up().map(|host| of(&host.state.report)).fold(0, u64::saturating_add)
-    };
-    let answered = || picture.schedulers.iter().filter_map(|(_, answer)| answer.as_ref());
-    Json(Overview {
-        cluster_id: state.cluster().to_string(),
-        epoch,
-        version: env!("CARGO_PKG_VERSION"),
-        peer_id: state.peer_id().to_string(),
-        hosts: picture.hosts.len(),
-        hosts_up: picture.up().count(),
-        seeds_up: picture.up().filter(|host| host.state.seed).count(),
-        schedulers: picture.schedulers.len(),
-        schedulers_up: answered().count(),
-        tasks: picture.tasks(replicas),
-        downloads: picture.up().map(|host| u64::from(host.state.downloads)).sum(),
-        contents: sum(|report| report.contents),
-        stored_bytes: sum(|report| report.stored_bytes),
-        roll_out_percent: picture.roll_out(epoch),
-        rates: Rates {
-            sent_bytes_per_second: picture.rates.sent as u64,
-            received_bytes_per_second: picture.rates.received as u64,
-            local_bytes_per_second: picture.rates.local as u64,
-        },
-    })
+    Json(Overview::of(&state, &eyes.picture()))
+}
+
+impl Overview {
+    /// What a look has shown.
+    pub(super) fn of(state: &State, picture: &Picture) -> Self {
+        let current = state.current();
+        let epoch = current.as_ref().map_or(0, |accepted| accepted.configuration.epoch);
+        let replicas = current.as_ref().map_or(1, |accepted| accepted.configuration.settings.replicas);
+        let sum =
+            |of: fn(&HostReport) -> u64| picture.up().map(|host| of(&host.state.report)).fold(0, u64::saturating_add);
+        let answered = || picture.schedulers.iter().filter_map(|(_, answer)| answer.as_ref());
+        Self {
+            cluster_id: state.cluster().to_string(),
+            epoch,
+            version: env!("CARGO_PKG_VERSION"),
+            peer_id: state.peer_id().to_string(),
+            hosts: picture.hosts.len(),
+            hosts_up: picture.up().count(),
+            seeds_up: picture.up().filter(|host| host.state.seed).count(),
+            schedulers: picture.schedulers.len(),
+            schedulers_up: answered().count(),
+            tasks: picture.tasks(replicas),
+            downloads: picture.up().map(|host| u64::from(host.state.downloads)).sum(),
+            contents: sum(|report| report.contents),
+            stored_bytes: sum(|report| report.stored_bytes),
+            roll_out_percent: picture.roll_out(epoch),
+            rates: Rates {
+                sent_bytes_per_second: picture.rates.sent as u64,
+                received_bytes_per_second: picture.rates.received as u64,
+                local_bytes_per_second: picture.rates.local as u64,
+            },
+        }
+    }
 }
 
 /// A scheduler of the ring as it is shown.

@@ -8,6 +8,7 @@ mod audit;
 mod cluster;
 mod config;
 mod error;
+mod events;
 mod guard;
 mod headers;
 mod history;

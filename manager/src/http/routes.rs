@@ -7,7 +7,7 @@ use axum::{
     routing::{MethodRouter, delete, get, patch, post},
 };
 
-use super::{App, audit, cluster, config, history, membership, openapi, session, tokens, users};
+use super::{App, audit, cluster, config, events, history, membership, openapi, session, tokens, users};
 use crate::access::Role;
 
 /// Who may use a route.
@@ -167,6 +167,13 @@ pub(super) fn table() -> Vec<Route> {
         route(Method::GET, "/audit", OPERATOR, "Who changed what, newest first.", get(audit::list))
             .query(&["limit", "cursor", "actor", "action"])
             .answers(200, "AuditList"),
+        route(
+            Method::GET,
+            "/events",
+            VIEWER,
+            "The overview whenever it changes, as server-sent events.",
+            get(events::stream),
+        ),
         route(Method::GET, "/openapi.json", VIEWER, "This document.", get(openapi::show)),
     ]
 }

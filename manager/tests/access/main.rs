@@ -125,6 +125,7 @@ const ROUTES: &[(&str, &str, &str)] = &[
     ("POST", "/tokens", "viewer"),
     ("DELETE", "/tokens/{id}", "viewer"),
     ("GET", "/audit", "operator"),
+    ("GET", "/events", "viewer"),
     ("GET", "/openapi.json", "viewer"),
     // The last one: it ends the session of who asks.
     ("DELETE", "/session", "viewer"),

@@ -43,9 +43,15 @@ pub async fn ask(address: SocketAddr, request: &str, headers: &[&str], body: &st
         "{request} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n{body}"
     );
     stream.write_all(text.as_bytes()).await.expect("sent");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.expect("answered");
-    answer
+    let mut answer = Vec::new();
+    // A stream of events has no end: its first event is the answer.
+    while stream.read_buf(&mut answer).await.expect("answered") > 0 {
+        let text = String::from_utf8_lossy(&answer);
+        if text.contains("content-type: text/event-stream") && text.matches("\n\n").count() > 0 {
+            break;
+        }
+    }
+    String::from_utf8(answer).expect("text")
 }
 
 /// What follows the headers.
