@@ -1,7 +1,8 @@
 //! The first admin: made by who can read a file of the manager's.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, IsTerminal as _},
     net::SocketAddr,
     path::{Path, PathBuf},
 };
@@ -40,7 +41,8 @@ impl Setup {
         Ok(Self { path, secret: kept.map_or_else(|| Secret::generate(""), Secret::from), is_new })
     }
 
-    /// Writes the link, and shows it the first time, on stderr only: logs are read by more people.
+    /// Writes the link, and shows it the first time to who sits before a terminal: logs are read by more people, and told
+    /// only where it is.
     ///
     /// # Errors
     /// [`io::Error`] when the file cannot be written.
@@ -48,7 +50,12 @@ impl Setup {
         let link = format!("http://{http}/setup{PARAMETER}{}", self.secret.reveal());
         durable::replace(&self.path, link.as_bytes(), 0o600)?;
         if self.is_new {
-            eprintln!("dfmanager: make the first admin at {link}\n(also in {})", self.path.display());
+            match io::stderr().is_terminal() {
+                true => eprintln!("dfmanager: make the first admin at {link}\n(also in {})", self.path.display()),
+                false => {
+                    tracing::info!(file = %self.path.display(), "there is no user yet: the file has the link for the first admin")
+                }
+            }
         }
         Ok(())
     }

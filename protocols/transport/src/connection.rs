@@ -28,7 +28,7 @@ use crate::{
 pub const SETUP_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The same for a connection from outside, which may be a stranger's.
-pub const INBOUND_SETUP_TIMEOUT: Duration = Duration::from_secs(5);
+pub const INBOUND_SETUP_TIMEOUT: Duration = Duration::from_millis(4_500);
 
 /// How much is read at a time from a socket on which contents move. rustls asks for 4 KiB, and a system call for each made
 /// a transfer a quarter slower.
