@@ -8,6 +8,7 @@ use std::{
 };
 
 use damselfly_messages::{
+    membership::Role,
     record::UnixMillis,
     scheduler::{Request, RequestBody},
 };
@@ -132,7 +133,7 @@ impl Service {
             return;
         }
         let peer = inbound.peer();
-        self.resolve_addresses(peer, &mut request.body);
+        self.check_heartbeat(peer, &mut request.body);
         let kind = metrics::kind(&request.body);
         let ask = AskId(self.asked);
         self.asked += 1;
@@ -142,11 +143,13 @@ impl Service {
         self.metrics.on_handled(kind, began.elapsed());
     }
 
-    fn resolve_addresses(&self, peer: PeerId, body: &mut RequestBody) {
+    /// Puts in where the host is seen, and takes out what its credential does not say.
+    fn check_heartbeat(&self, peer: PeerId, body: &mut RequestBody) {
         if let RequestBody::AnnounceHost(host) = body {
             let observed = self.network.remote_address(&peer);
             let announced = std::mem::take(&mut host.addresses);
             host.addresses = reachable(announced, observed.as_ref(), self.policy);
+            host.seed &= self.network.admission().roles(&peer).contains(Role::Seed);
         }
     }
 

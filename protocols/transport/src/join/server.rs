@@ -34,6 +34,8 @@ use crate::{
 
 /// Connections at once; more wait in the system's queue.
 const CONCURRENT: usize = 64;
+/// Of these, connections of one address; of loopback, where a whole testnet may be, all.
+const CONCURRENT_PER_IP: u32 = 8;
 /// Refused requests of one address within [`FAILURES_WITHIN`]; above it nothing is looked at.
 const FAILURES_MAX: u32 = 20;
 const FAILURES_WITHIN: Duration = Duration::from_secs(60);
@@ -113,6 +115,7 @@ impl JoinServer {
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     let places = Arc::new(Semaphore::new(CONCURRENT));
     let mut meetings = JoinSet::new();
+    let present = Present::default();
     loop {
         // Never closed.
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
@@ -125,6 +128,10 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
             }
         };
         while meetings.try_join_next().is_some() {}
+        let Some(guest) = present.enter(from.ip().to_canonical()) else {
+            tracing::debug!(%from, "too many connections of one address");
+            continue;
+        };
         let shared = Arc::clone(&shared);
         meetings.spawn(async move {
             let met = timeout(WITHIN, shared.meet(socket, from)).await;
@@ -133,7 +140,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
                 Ok(Err(error)) => tracing::debug!(%from, reason = chain(&*error), "a newcomer was lost"),
                 Err(_) => tracing::debug!(%from, "a newcomer took too long"),
             }
-            drop(place);
+            drop((place, guest));
         });
     }
 }
@@ -173,6 +180,38 @@ impl Shared {
     }
 }
 
+/// How many are there, per address.
+#[derive(Debug, Clone, Default)]
+struct Present(Arc<Mutex<HashMap<IpAddr, u32>>>);
+
+/// One of them; leaves when it is dropped.
+#[derive(Debug)]
+struct Guest(Present, IpAddr);
+
+impl Present {
+    fn enter(&self, ip: IpAddr) -> Option<Guest> {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(ip).or_default();
+        if *count >= CONCURRENT_PER_IP && !ip.is_loopback() {
+            return None;
+        }
+        *count += 1;
+        Some(Guest(self.clone(), ip))
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let mut counts = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.1) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.1);
+            }
+        }
+    }
+}
+
 /// Refused requests per address.
 #[derive(Debug, Default)]
 struct Failures(Mutex<HashMap<IpAddr, (u32, Instant)>>);
@@ -198,5 +237,21 @@ impl Failures {
             (*count, *since) = (0, Instant::now());
         }
         *count += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_address_does_not_take_every_place() {
+        let (present, ip) = (Present::default(), IpAddr::from([10, 0, 0, 1]));
+        let mut guests: Vec<_> = (0..CONCURRENT_PER_IP).filter_map(|_| present.enter(ip)).collect();
+        assert!(guests.len() == 8 && present.enter(ip).is_none() && present.enter([10, 0, 0, 2].into()).is_some());
+        guests.pop();
+        assert!(present.enter(ip).is_some(), "a place became free");
+        drop(guests);
+        assert!(present.0.lock().expect("sound").is_empty(), "nobody is remembered");
     }
 }
