@@ -230,12 +230,12 @@ impl Eyes {
         if answers.is_empty() { Err(Unseen::NoScheduler) } else { Ok(merged(answers, limit)) }
     }
 
-    /// Deletes a task in the whole cluster, as an owner of it does, and notes that in the audit.
+    /// Deletes a task in the whole cluster, as its owners do, and notes that in the audit.
     ///
     /// # Errors
     /// [`Unseen`]: it is as before.
     pub async fn delete(&self, task: TaskId, actor: &Actor) -> Result<DeleteAnswer, Unseen> {
-        let answer = self.delete_somewhere(task).await?;
+        let answer = self.delete_everywhere(task).await?;
         if answer.tombstone.is_some() {
             let after = json!({ "dropped": answer.dropped, "unreachable": answer.unreachable });
             let target = task.to_string();
@@ -248,19 +248,18 @@ impl Eyes {
         Ok(answer)
     }
 
-    async fn delete_somewhere(&self, task: TaskId) -> Result<DeleteAnswer, Unseen> {
+    /// At every owner, so that none says any more that the task is there. What the first says counts that had it.
+    async fn delete_everywhere(&self, task: TaskId) -> Result<DeleteAnswer, Unseen> {
         let accepted = self.state.current().ok_or(Unseen::NoScheduler)?;
-        let mut last = String::new();
-        let mut nothing = None;
+        let (mut last, mut done, mut nothing) = (String::new(), None, None);
         for owner in accepted.ring.owners(&task) {
             match self.delete_at(owner, task, &accepted).await {
-                Ok(answer) if answer.tombstone.is_some() => return Ok(answer),
-                // Another owner may have heard of it.
+                Ok(answer) if answer.tombstone.is_some() => done = done.or(Some(answer)),
                 Ok(answer) => nothing = Some(answer),
                 Err(reason) => last = reason,
             }
         }
-        nothing.ok_or(Unseen::NoOwner(last))
+        done.or(nothing).ok_or(Unseen::NoOwner(last))
     }
 
     async fn delete_at(&self, owner: PeerId, task: TaskId, accepted: &Accepted) -> Result<DeleteAnswer, String> {

@@ -67,6 +67,7 @@ async fn the_manager_sees_hosts_schedulers_and_tasks_and_deletes() -> anyhow::Re
         let answer = cluster.manage("DELETE", &format!("tasks/{task_id}"), None).await?;
         let deleted: Value = serde_json::from_str(&answer.body)?;
         ensure!(deleted["deleted"] == true && deleted["dropped"] == 2 && deleted["unreachable"] == 0, "{deleted}");
+        ensure!(get(cluster, "tasks?cid=models/one").await?["items"].as_array().is_some_and(Vec::is_empty), "at once");
         gone_everywhere(cluster, "models/one").await?;
         let again = cluster.manage("DELETE", &format!("tasks/{task_id}"), None).await?;
         ensure!(again.status == 200, "what is not there is deleted already: {}", again.body);
