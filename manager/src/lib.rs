@@ -7,6 +7,7 @@
 pub mod access;
 pub mod backup;
 pub mod config;
+pub mod console;
 pub mod database;
 pub mod http;
 pub mod membership;

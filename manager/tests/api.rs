@@ -261,3 +261,18 @@ async fn events_tell_what_is_seen() {
     let audit = ask(server.http_address(), "GET /api/v1/audit?action=join_token.create", &[&token], "").await;
     assert!(audit.contains("\"from_address\":\"127.0.0.1\"") && !audit.contains("dfj1_"), "{audit}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_console_takes_nothing_from_elsewhere() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let server = start(&folder.path().join("data")).await;
+    for (path, kind) in
+        [("/", "text/html"), ("/setup", "text/html"), ("/console.js", "text/javascript"), ("/console.css", "text/css")]
+    {
+        let answer = ask(server.http_address(), &format!("GET {path}"), &[], "").await;
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains(kind), "{path}: {answer}");
+        assert!(answer.contains("content-security-policy: default-src 'self'"), "{path}: {answer}");
+        let page = body(&answer);
+        assert!(!page.contains("://") && !page.contains("innerHTML"), "{path}: from elsewhere, or markup from data");
+    }
+}

@@ -23,7 +23,7 @@ mod users;
 
 pub use error::Problem;
 
-use crate::{access::Access, membership::Membership, picture::Eyes, state::State};
+use crate::{access::Access, console, membership::Membership, picture::Eyes, state::State};
 
 /// Where the routes begin.
 const PREFIX: &str = "/api/v1";
@@ -52,6 +52,7 @@ pub fn api(app: App) -> Router {
         router.fallback(guard::not_found).method_not_allowed_fallback(guard::method_not_allowed).with_state(app);
     Router::new()
         .nest(PREFIX, router)
+        .merge(console::routes())
         .fallback(async || Problem::not_found())
         .layer(middleware::map_response(headers::secure))
 }
