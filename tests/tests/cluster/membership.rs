@@ -254,3 +254,36 @@ async fn a_credential_is_renewed_and_without_a_manager_it_ends() -> anyhow::Resu
     })
     .await
 }
+
+#[tokio::test]
+async fn with_grace_an_expired_host_goes_on_with_an_alarm() -> anyhow::Result<()> {
+    Cluster::run(Options { nodes: 1, ..Options::default() }, async |cluster| {
+        cluster
+            .change_settings(|settings| {
+                settings.credential_ms = 2_000;
+                settings.grace_ms = 600_000;
+            })
+            .await?;
+        let short = cluster.add_node(&[]).await?;
+        let file = cluster.file("file", 1 << 20)?;
+        short.import("file", &file).await?.ok()?;
+        cluster.manager().kill().await?;
+        until("it gives the alarm", SETTLED, async || {
+            ensure!(short.program().log().contains("the credential has expired"), "no alarm");
+            Ok(())
+        })
+        .await?;
+        exports(cluster, cluster.node(0), "file", &file).await?;
+        // Also after a restart, without anybody who could renew it.
+        short.program().kill().await?;
+        short.program().start_ready().await?;
+        let other = cluster.file("other", 1 << 10)?;
+        until("it imports", SETTLED, async || short.import("other", &other).await?.ok().map(drop)).await?;
+        until("others have it", SETTLED, async || exports(cluster, cluster.node(0), "other", &other).await.map(drop))
+            .await?;
+        let token = cluster.join_token(&["node"], 1, 600).await;
+        ensure!(token.is_err(), "who is to answer?");
+        Ok(())
+    })
+    .await
+}
