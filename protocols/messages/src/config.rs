@@ -188,6 +188,8 @@ impl Configuration {
     /// [`Invalid`]: a value is out of range, the whole is too long, or the key cannot sign.
     pub fn sign(&self, root: &Keypair) -> Result<SignedConfiguration, Invalid> {
         self.settings.validate()?;
+        // What no member would accept is not signed.
+        in_range("revocations", self.revoked.len() as u64, 0, REVOKED_MAX as u64)?;
         let settings =
             serde_json::to_vec(&self.settings).map_err(|error| Invalid::new("settings", error.to_string()))?;
         let body = pb::Configuration {

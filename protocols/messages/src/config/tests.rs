@@ -74,3 +74,16 @@ fn gossip_of_a_long_configuration_is_a_hint() {
     let short = Gossip::of(&configuration(&root, 1).sign(&root).expect("valid"));
     assert_eq!(Gossip::from_bytes(&short.to_bytes()), Ok(short));
 }
+
+#[test]
+fn what_nobody_would_accept_is_not_signed() {
+    let root = Keypair::generate_ed25519();
+    let revoked = |count| {
+        let at = UnixMillis(1);
+        let revoked = (0..count).map(|_| Revocation { peer: PeerId::random(), at }).collect();
+        Configuration { revoked, ..configuration(&root, 1) }.sign(&root)
+    };
+    let most = revoked(REVOKED_MAX).expect("as many as there may be");
+    assert!(Acceptance::new(ClusterId::of_root(&root.public())).offer(&most).is_ok());
+    assert!(revoked(REVOKED_MAX + 1).is_err());
+}
