@@ -15,7 +15,7 @@ function make(tag, properties = {}, ...children) {
     else if (value !== undefined && value !== false) element.setAttribute(name, value === true ? "" : value);
   }
   element.append(...children.filter(child => child !== null && child !== undefined).map(child =>
-    child instanceof Node ? child : String(child)));
+    typeof child === "object" ? child : String(child)));
   return element;
 }
 
@@ -23,7 +23,7 @@ function table(heads, rows) {
   if (rows.length === 0) return make("p", { class: "quiet" }, "There is none.");
   const head = make("tr", {}, ...heads.map(text => make("th", { scope: "col" }, text)));
   const body = rows.map(cells => make("tr", {}, ...cells.map(cell =>
-    cell instanceof HTMLTableCellElement ? cell : make("td", {}, cell ?? "–"))));
+    cell?.nodeName === "TD" ? cell : make("td", {}, cell ?? "–"))));
   return make("div", { class: "scroll" }, make("table", {}, make("thead", {}, head), make("tbody", {}, ...body)));
 }
 
