@@ -37,6 +37,8 @@ use crate::{
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// A scheduler is asked for at most so many parts of its hosts.
 const PARTS_MAX: usize = 16;
+/// Hosts that are remembered: as many as two schedulers keep. A scheduler that invents some shows no more.
+const HOSTS_MAX: usize = 40_000;
 /// A host that was not heard of for so long is not shown any more.
 const HOSTS_SHOWN: Duration = Duration::from_secs(24 * 3600);
 
@@ -277,6 +279,7 @@ impl Eyes {
 fn see(hosts: &mut BTreeMap<PeerId, HostView>, state: HostState) {
     let Some(heard) = Instant::now().checked_sub(state.heard_ago) else { return };
     let is_up = !state.suspect;
+    let is_full = hosts.len() >= HOSTS_MAX;
     match hosts.get_mut(&state.peer) {
         Some(known) => {
             known.is_up |= is_up;
@@ -284,6 +287,7 @@ fn see(hosts: &mut BTreeMap<PeerId, HostView>, state: HostState) {
                 (known.state, known.heard) = (state, heard);
             }
         }
+        None if is_full => {}
         None => drop(hosts.insert(state.peer, HostView { state, heard, is_up })),
     }
 }
@@ -370,6 +374,18 @@ mod tests {
         let heard_ago = Duration::ZERO;
         let (peer, version) = (PeerId::random(), String::new());
         HostState { peer, epoch, version, seed: false, suspect, heard_ago, children: 0, downloads: 0, report }
+    }
+
+    #[test]
+    fn invented_hosts_fill_no_memory() {
+        let mut hosts = BTreeMap::new();
+        let known = host(1, 0, false);
+        see(&mut hosts, known.clone());
+        for _ in 0..HOSTS_MAX {
+            see(&mut hosts, host(1, 0, false));
+        }
+        see(&mut hosts, HostState { epoch: 2, ..known.clone() });
+        assert_eq!((hosts.len(), hosts[&known.peer].state.epoch), (HOSTS_MAX, 2), "who is known is heard");
     }
 
     #[test]
