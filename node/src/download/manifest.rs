@@ -3,7 +3,10 @@
 //! Its length is a claim until the last piece has verified, which the plan asks for first: of who gave the manifest, so
 //! that it is clear who lied.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use damselfly_messages::{
     id::ContentId,
@@ -56,7 +59,19 @@ impl Shared {
         Err(FetchError::NoSource(reasons.join("; ")))
     }
 
+    /// Asks a parent, and once more when its connection breaks at once: that says nothing of the parent.
     async fn manifest_of(&self, wanted: &Wanted, parent: &Parent) -> Result<First, ParentError> {
+        let begun = Instant::now();
+        match self.try_manifest_of(wanted, parent).await {
+            Err(ParentError::Unreachable(reason)) if begun.elapsed() < CONNECT_WITHIN => {
+                tracing::debug!(parent = %parent.peer, reason, "the manifest is asked for once more");
+                self.try_manifest_of(wanted, parent).await
+            }
+            result => result,
+        }
+    }
+
+    async fn try_manifest_of(&self, wanted: &Wanted, parent: &Parent) -> Result<First, ParentError> {
         let content = wanted.binding.content;
         let connected = self.network.connect(parent.peer, parent.addresses.clone(), CONNECT_WITHIN).await;
         connected.map_err(|error| ParentError::Unreachable(error.to_string()))?;
