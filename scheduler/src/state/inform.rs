@@ -30,11 +30,16 @@ impl State {
     }
 
     fn inform_of_hosts(&self, after: Option<PeerId>, now: Now) -> HostsAnswer {
-        let mut hosts: Vec<_> = self.hosts.iter().map(|(_, host)| host).collect();
-        hosts.retain(|host| after.is_none_or(|after| host.peer.to_bytes() > after.to_bytes()));
-        hosts.sort_by_cached_key(|host| host.peer.to_bytes());
+        let after = after.map(PeerId::to_bytes);
+        let hosts = self.hosts.iter().map(|(_, host)| (host.peer.to_bytes(), host));
+        let mut hosts: Vec<_> = hosts.filter(|(key, _)| after.as_ref().is_none_or(|after| key > after)).collect();
         let more = hosts.len() > HOSTS_MAX;
-        hosts.truncate(HOSTS_MAX);
+        if more {
+            // Only the first ones are told, so only they are sorted.
+            hosts.select_nth_unstable_by(HOSTS_MAX, |(one, _), (other, _)| one.cmp(other));
+            hosts.truncate(HOSTS_MAX);
+        }
+        hosts.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
         let gauges = self.gauges();
         HostsAnswer {
             epoch: self.eras.epoch(),
@@ -45,7 +50,7 @@ impl State {
             hosts: gauges.hosts as u64,
             warm: self.eras.is_warm_throughout(now.at),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            items: hosts.into_iter().map(|host| describe(host, now)).collect(),
+            items: hosts.into_iter().map(|(_, host)| describe(host, now)).collect(),
             more,
         }
     }
