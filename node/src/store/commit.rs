@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use damselfly_messages::id::ContentId;
 
 use super::{
-    Inner,
+    Inner, Temporary,
     changes::Changes,
     disk::{At, Folder},
     error::StoreError,
@@ -165,7 +165,7 @@ impl Inner {
         if from == Folder::Partial && under_way.contains_key(&id) {
             return None;
         }
-        let target = if to == Folder::Incoming { self.temporary("gone") } else { to.of(id) };
+        let target = if to == Folder::Incoming { self.temporary(Temporary::Gone) } else { to.of(id) };
         match self.disk.rename(&from.of(id), &target) {
             Ok(()) => (to == Folder::Incoming).then_some(target),
             Err(error) => {

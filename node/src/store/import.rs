@@ -5,7 +5,7 @@ use std::{fmt, fs::File, sync::Arc};
 use damselfly_messages::manifest::Manifest;
 
 use super::{
-    Inner, Store,
+    Inner, Store, Temporary,
     copy::{Input, OnProgress, Sums, copy, go_on},
     disk::{At, DiskFile},
     error::{ImportError, StoreError, out_of_space},
@@ -45,7 +45,7 @@ impl Store {
     /// [`StoreError::NoSpace`] when so many bytes would break the free-space floor.
     pub fn begin_import(&self, bytes_hint: Option<u64>) -> Result<Import, StoreError> {
         self.inner.check_space(bytes_hint.unwrap_or(0))?;
-        let at = self.inner.temporary("import");
+        let at = self.inner.temporary(Temporary::Import);
         let file = self.inner.disk.create(&at).map_err(io_error("create", &at))?;
         Ok(Import { file: Incoming { at, file, store: self.inner.clone() }, sha256: false })
     }

@@ -265,7 +265,7 @@ impl Store {
 
     /// Whether `target` lies where it can share blocks with the store. Tried with a file without any.
     pub fn can_clone_to(&self, target: &std::fs::File) -> bool {
-        let at = self.inner.temporary("probe");
+        let at = self.inner.temporary(Temporary::Probe);
         let Ok(probe) = self.inner.disk.create(&at) else { return false };
         let can = probe.clone_to(target);
         // What is left in `incoming/` goes with the next start.
@@ -333,9 +333,37 @@ impl Inner {
     }
 
     /// A name in `incoming/` that was not used since the store was opened.
-    fn temporary(&self, kind: &str) -> At {
+    fn temporary(&self, kind: Temporary) -> At {
         let number = self.temporaries.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        Folder::Incoming.at(format!("{kind}-{number}"))
+        Folder::Incoming.at(format!("{}{number}", kind.prefix()))
+    }
+}
+
+/// A file in `incoming/`: the rest of one is cleaned up at the next start.
+#[derive(Debug, Clone, Copy)]
+enum Temporary {
+    /// An import under way.
+    Import,
+    /// To be unlinked in a moment.
+    Gone,
+    /// Made to see whether blocks can be shared.
+    Probe,
+}
+
+impl Temporary {
+    const ALL: [Self; 3] = [Self::Import, Self::Gone, Self::Probe];
+
+    const fn prefix(self) -> &'static str {
+        match self {
+            Self::Import => "import-",
+            Self::Gone => "gone-",
+            Self::Probe => "probe-",
+        }
+    }
+
+    /// Whether a file of this name is one.
+    fn is_one(name: &str) -> bool {
+        Self::ALL.into_iter().any(|kind| name.starts_with(kind.prefix()))
     }
 }
 

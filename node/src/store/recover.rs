@@ -19,6 +19,7 @@ use damselfly_messages::id::ContentId;
 use rustix::fs::OFlags;
 
 use super::{
+    Temporary,
     disk::{At, Disk, Entry, Folder, parse_name},
     error::{OpenError, StoreError},
     index::{FORMAT, Found, Index, index_file},
@@ -195,8 +196,7 @@ impl Walk<'_> {
         for entry in list(self.disk, Folder::Incoming)? {
             let at = Folder::Incoming.at(entry.name);
             let name = at.name.to_string_lossy();
-            let ours = name.starts_with("import-") || name.starts_with("gone-");
-            if ours && entry.bytes.is_some() { self.clean(at)? } else { self.set_aside(&at)? }
+            if Temporary::is_one(&name) && entry.bytes.is_some() { self.clean(at)? } else { self.set_aside(&at)? }
         }
         let complete = self.complete()?;
         let partial = self.partial(&complete)?;

@@ -229,3 +229,17 @@ fn start_with_ten_thousand_contents() {
     eprintln!("start: {:?}, {} contents, {} syncs", began.elapsed(), opened.contents, store.syncs());
     assert_eq!(opened.contents, 10_000);
 }
+
+#[test]
+fn whatever_a_kill_leaves_in_incoming_is_cleaned_up() {
+    let (directory, store) = fresh();
+    let left: Vec<_> = crate::store::Temporary::ALL.into_iter().map(|kind| store.inner.temporary(kind).name).collect();
+    drop(store);
+    let root = directory.path().join("store");
+    for name in &left {
+        fs::write(root.join("incoming").join(name), "half").expect("written");
+    }
+    let (_store, opened) = Store::open(&root, options()).expect("opens");
+    assert!(opened.set_aside.is_empty() && opened.cleaned.len() == left.len(), "{opened:?}");
+    assert_eq!(fs::read_dir(root.join("incoming")).expect("there").count(), 0, "of {left:?}");
+}
