@@ -24,8 +24,9 @@ use crate::blocking::blocking;
 
 /// A scheduler that cannot be reached is tried again after this.
 const RECONNECT: Duration = Duration::from_millis(500);
-/// A host keeps in touch with so many schedulers even when they are to know nothing of it.
-const SCHEDULERS_MIN: usize = 2;
+/// A host keeps in touch with so many schedulers even when they are to know nothing of it: with all of a cluster of usual
+/// size, so that it knows which of them live.
+const SCHEDULERS_MIN: usize = 8;
 
 /// Schedulers that cannot be reached get stand-ins after this time: a restart is over sooner.
 const STAND_IN_AFTER: Duration = Duration::from_secs(3);
