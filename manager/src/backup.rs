@@ -18,8 +18,9 @@ use crate::{
     access::ADMIN_TOKEN,
     config::{DATABASE, ManagerConfig},
     database::{Database, DatabaseError, OpenError, Place, now},
+    keys::ROOT_KEY,
     server::{self, ServerError},
-    store::{ROOT_KEY, Store, StoreError},
+    store::{Store, StoreError},
 };
 
 /// The keys in a data directory; the root key last, because a directory without it is seen to be unfinished.

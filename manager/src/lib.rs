@@ -1,6 +1,6 @@
 //! dfmanager: signs and publishes the cluster's configuration.
 //!
-//! [`database`] keeps everything but the keys, [`store`] signs and keeps configurations, [`state`] decides about
+//! [`database`] keeps everything but the [`keys`], [`store`] signs and keeps configurations, [`state`] decides about
 //! changes, [`membership`] about hosts, [`access`] about who may ask for them, [`http`] is how they are asked for,
 //! [`server`] puts it together, and [`backup`] copies it.
 
@@ -10,6 +10,7 @@ pub mod config;
 pub mod console;
 pub mod database;
 pub mod http;
+pub mod keys;
 pub mod membership;
 pub mod picture;
 pub mod server;

@@ -1,17 +1,13 @@
 //! Makes hosts members, keeps them, and puts them out.
 
-use std::{
-    net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use damselfly_messages::{
     config::{Revocation, SchedulerEntry, SignedConfiguration},
     membership::{
-        Issuer, IssuerCertificate, JoinToken, Refused, Role, Roles, Secret, SignedCredential, TOKEN_ID_BYTES, Tags,
-        TokenId, Trust, Verifier,
+        Issuer, IssuerCertificate, JoinToken, Refused, Role, Roles, Roots, Secret, SignedCredential, TOKEN_ID_BYTES,
+        Tags, TokenId, Trust, Verifier,
         join::{Refusal, RefusalCode, RequestBody},
     },
     record::UnixMillis,
@@ -24,7 +20,7 @@ use damselfly_transport::{
     network::Network,
     reason::chain,
 };
-use libp2p::{Multiaddr, PeerId, identity::Keypair, multiaddr::Protocol};
+use libp2p::{Multiaddr, PeerId, multiaddr::Protocol};
 
 use crate::{
     database::{
@@ -34,13 +30,12 @@ use crate::{
         members::{Joining, RenewError},
         now,
     },
+    keys::ISSUER_LIFETIME,
     state::{ChangeError, State},
 };
 
 /// What a host is told that was revoked.
 const PUT_OUT: &str = "this host was put out of the cluster";
-/// How long the root lets a manager issue credentials; it is certified again every day.
-pub const ISSUER_LIFETIME: Duration = Duration::from_secs(90 * 24 * 3600);
 const CERTIFIED_EVERY: Duration = Duration::from_secs(24 * 3600);
 /// A scheduler that joined is dialled for so long before it is given up.
 const HEALTHY_WITHIN: Duration = Duration::from_secs(120);
@@ -55,9 +50,6 @@ pub struct Membership {
 
 #[derive(Debug)]
 struct Inner {
-    root: Keypair,
-    key: Keypair,
-    issuer: Mutex<Issuer>,
     database: Database,
     state: State,
     network: Network,
@@ -66,62 +58,47 @@ struct Inner {
     addresses: Vec<(PeerId, Multiaddr)>,
 }
 
-/// What this manager signs with.
-#[derive(Debug)]
-pub struct Keys {
-    /// The cluster's root.
-    pub root: Keypair,
-    /// The manager's own key.
-    pub key: Keypair,
-    /// The same, certified by the root.
-    pub issuer: Issuer,
-}
-
-/// Certifies this manager's key.
-///
-/// # Errors
-/// [`Invalid`] when the root cannot sign.
-pub fn certify(root: &Keypair, key: &Keypair) -> Result<Issuer, Invalid> {
-    Issuer::certify(root, key.clone(), now(), ISSUER_LIFETIME)
-}
-
 impl Membership {
-    /// The membership of the cluster of these keys, which is joined at `addresses`.
-    pub fn new(
-        Keys { root, key, issuer }: Keys,
-        (state, network): (State, Network),
-        policy: DialPolicy,
-        addresses: Vec<Multiaddr>,
-    ) -> Self {
-        let us = key.public().to_peer_id();
+    /// The membership of this manager's cluster, which is joined at `addresses`.
+    pub fn new((state, network): (State, Network), policy: DialPolicy, addresses: Vec<Multiaddr>) -> Self {
+        let us = network.peer_id();
         let addresses = addresses.into_iter().filter_map(|address| Some((us, address.with_p2p(us).ok()?))).collect();
-        let (issuer, database) = (Mutex::new(issuer), state.database().clone());
-        Self { inner: Arc::new(Inner { root, key, issuer, database, state, network, policy, addresses }) }
+        let database = state.database().clone();
+        Self { inner: Arc::new(Inner { database, state, network, policy, addresses }) }
     }
 
-    /// Has the root certify this manager anew every day, until the program ends.
+    /// Has the root certify this manager anew every day, and shows every new certificate, until the program ends.
     pub async fn keep_certified(self) {
+        let keys = self.inner.state.keys();
+        let mut certified = keys.watch();
         loop {
-            tokio::time::sleep(CERTIFIED_EVERY).await;
-            let Inner { root, key, issuer, network, .. } = &*self.inner;
-            let renewed = certify(root, key).and_then(|certified| {
-                let (roles, us) = (Roles::just(Role::Manager), key.public().to_peer_id());
-                let own = certified.issue(us, (roles, &Tags::new()), 0, (now(), ISSUER_LIFETIME))?.0;
-                Ok((certified, own))
-            });
-            match renewed {
-                Ok((certified, own)) => {
-                    *issuer.lock().unwrap_or_else(PoisonError::into_inner) = certified;
-                    network.admission().present(own);
-                    self.inner.state.follower().show_renewed().await;
-                }
-                Err(error) => tracing::error!(%error, "this manager is not certified anew"),
+            let renewed = tokio::select! {
+                changed = certified.changed() => match changed {
+                    Ok(()) => {
+                        let issuer = certified.borrow_and_update().clone();
+                        self.show_certified(&issuer).await
+                    }
+                    Err(_) => return,
+                },
+                () = tokio::time::sleep(CERTIFIED_EVERY) => keys.certify(now()),
+            };
+            if let Err(error) = renewed {
+                tracing::error!(%error, "this manager is not certified anew");
             }
         }
     }
 
+    async fn show_certified(&self, issuer: &Issuer) -> Result<(), Invalid> {
+        let Inner { state, network, .. } = &*self.inner;
+        let granted = (Roles::just(Role::Manager), &Tags::new());
+        let (own, _) = issuer.issue(network.peer_id(), granted, 0, (now(), ISSUER_LIFETIME))?;
+        network.admission().present(own);
+        state.follower().show_renewed().await;
+        Ok(())
+    }
+
     fn issuer(&self) -> Issuer {
-        self.inner.issuer.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.inner.state.keys().issuer()
     }
 
     /// Tokens and members.
@@ -142,7 +119,7 @@ impl Membership {
     ) -> Result<(JoinToken, Made), DatabaseError> {
         let now = now();
         let token = JoinToken {
-            cluster: self.inner.state.cluster(),
+            roots: self.roots(),
             id: TokenId(rand::random::<[u8; TOKEN_ID_BYTES]>()),
             secret: Secret(rand::random()),
             roles,
@@ -181,6 +158,12 @@ impl Membership {
         Ok(epoch)
     }
 
+    /// The roots in force.
+    fn roots(&self) -> Roots {
+        let current = self.inner.state.current();
+        current.map_or_else(|| self.issuer().roots().clone(), |accepted| accepted.configuration.roots.clone())
+    }
+
     fn lifetime(&self) -> Duration {
         let current = self.inner.state.current();
         current.map_or(Duration::ZERO, |accepted| Duration::from_millis(accepted.configuration.settings.credential_ms))
@@ -217,17 +200,20 @@ impl Membership {
         // Whether it has expired is of no account: the key is proved, and the host is not revoked.
         let trust = Trust::new(self.inner.state.cluster());
         let at = shown.claim().map(|claim| claim.not_before);
-        let credential = at.map_err(Refused::from).and_then(|at| trust.admit(&asked.peer, shown, at));
-        let credential = credential.map_err(|refused| Refusal::new(RefusalCode::Malformed, refused.to_string()))?;
+        let admitted = at.map_err(Refused::from).and_then(|at| trust.admit(&asked.peer, shown, at));
+        let admitted = admitted.map_err(|refused| Refusal::new(RefusalCode::Malformed, refused.to_string()))?;
         let now = now();
         let serial = self.inner.database.next_serial().await.map_err(unavailable)?;
         match self.inner.database.renew_member(self.joining(asked, serial, now), now).await {
             Ok(member) => self.issue(asked.peer, (roles(&member.roles), &member.tags), serial, now),
             // The database was restored from before it joined; its credential proves that it did.
-            Err(RenewError::Unknown) => {
+            Err(RenewError::Unknown) if self.roots().accepts(&admitted.root) => {
                 tracing::warn!(peer = %asked.peer, "a member is renewed that the database does not know");
+                let credential = &admitted.credential;
                 self.issue(asked.peer, (credential.roles, &credential.tags), serial, now)
             }
+            // Who has a root key that was retired, perhaps because it was stolen, proves nothing with it.
+            Err(RenewError::Unknown) => Err(Refusal::new(RefusalCode::Malformed, Refused::RootRetired.to_string())),
             Err(RenewError::Revoked) => Err(Refusal::new(RefusalCode::Revoked, PUT_OUT)),
             Err(RenewError::Database(error)) => Err(unavailable(error)),
         }

@@ -10,7 +10,6 @@ use std::{
 
 use damselfly_messages::{
     config::ConfigurationRefused,
-    id::ClusterId,
     membership::{self, Issuer},
     wire::Invalid,
 };
@@ -22,7 +21,7 @@ use damselfly_transport::{
     program::{
         follower::{self, Follower, FollowerConfig, Role},
         http::{HttpError, HttpServer, Monitoring, monitoring},
-        identity::{self, IdentityError, KEY_FILE},
+        identity::{self, IdentityError},
         metrics,
     },
 };
@@ -37,7 +36,8 @@ use crate::{
     config::ManagerConfig,
     database::{Database, OpenError, now},
     http::{self, App},
-    membership::{ISSUER_LIFETIME, Keys, Membership, certify, join_addresses},
+    keys::ISSUER_LIFETIME,
+    membership::{Membership, join_addresses},
     picture::Eyes,
     state::State,
     store::{Store, StoreError},
@@ -125,9 +125,9 @@ impl Server {
         let (http_config, policy) = (config.http.clone(), policy(&config));
         let (join_listen, join_advertise) = (config.join_listen, config.join_advertise.clone());
         let access = Access::open(&config.data_dir, store.database().clone()).await.map_err(ServerError::Access)?;
-        let (root, cluster) = (store.root().clone(), store.cluster());
-        let root_key = root.clone();
-        let (key, issuer, network, inbox) = spawn_blocking(move || start_network(&config, (&root, &cluster))).await??;
+        let (key, issuer) = (store.keys().own().clone(), store.keys().issuer());
+        let own = key.clone();
+        let (network, inbox) = spawn_blocking(move || start_network(&config, own, &issuer)).await??;
         let followed =
             FollowerConfig { cluster: store.cluster(), role: Role::Manager, bootstrap: Vec::new(), stored: None };
         let follower =
@@ -141,14 +141,14 @@ impl Server {
             true => join_addresses(join_listen.ip(), port, &network.listeners(), policy),
             false => join_advertise,
         };
-        let keys = Keys { root: root_key, key: key.clone(), issuer };
-        let membership = Membership::new(keys, (state.clone(), network.clone()), policy, join_at);
+        let membership = Membership::new((state.clone(), network.clone()), policy, join_at);
         let join = JoinServer::start(listener, &key, Arc::new(membership.clone()))
             .map_err(|source| ServerError::JoinListener { address: join_listen, source })?;
         let eyes = Eyes::new(state.clone(), network.clone());
         let tasks = vec![
             tokio::spawn(state.clone().keep_what_members_know()),
             tokio::spawn(state.clone().follow_database()),
+            tokio::spawn(state.clone().retire_roots()),
             tokio::spawn(membership.clone().keep_certified()),
             tokio::spawn(eyes.clone().look()),
         ];
@@ -210,24 +210,18 @@ const fn policy(config: &ManagerConfig) -> DialPolicy {
     if config.allow_loopback { DialPolicy::Local } else { DialPolicy::Routable }
 }
 
-/// Certifies this manager and starts its network.
-fn start_network(
-    config: &ManagerConfig,
-    (root, cluster): (&Keypair, &ClusterId),
-) -> Result<(Keypair, Issuer, Network, Inbox), ServerError> {
-    let key = identity::load_or_create(&Path::new(&config.data_dir).join(KEY_FILE))?;
-    let issuer = certify(root, &key)?;
+/// Starts the network of this manager, whose key is certified.
+fn start_network(config: &ManagerConfig, key: Keypair, issuer: &Issuer) -> Result<(Network, Inbox), ServerError> {
     let us = key.public().to_peer_id();
-    let (network, inbox) = network::start(NetworkConfig {
-        admission: Admission::issued(&issuer, us, [membership::Role::Manager], ISSUER_LIFETIME)?,
-        keypair: key.clone(),
+    Ok(network::start(NetworkConfig {
+        admission: Admission::issued(issuer, us, [membership::Role::Manager], ISSUER_LIFETIME)?,
+        keypair: key,
         listen: config.listen.clone(),
         serves: Serves { config: true, ..Serves::default() },
-        topic: Some(follower::topic(cluster)),
+        topic: Some(follower::topic(&issuer.cluster())),
         limits: Default::default(),
         dial_loopback: config.allow_loopback,
-    })?;
-    Ok((key, issuer, network, inbox))
+    })?)
 }
 
 fn monitored(network: &Network, follower: &Follower, state: &State) -> Monitoring {

@@ -24,13 +24,18 @@ use damselfly_transport::{
 use libp2p::PeerId;
 use tokio::{
     sync::{Mutex, watch},
+    task::JoinError,
     time::sleep,
 };
 
 use crate::{
     database::{Database, DatabaseError, audit::Actor, leader::Leader, now},
+    keys::Keys,
     store::{Order, Past, SignError, Store, StoreError},
 };
+
+mod roots;
+use roots::RootChange;
 
 /// How often a change is gossiped when no member listens at that moment.
 const PUBLISH_TRIES: u32 = 5;
@@ -53,6 +58,14 @@ const CHANGE_TRIES: u32 = 5;
 struct Purpose {
     action: &'static str,
     reason: Option<String>,
+    roots: RootChange,
+}
+
+impl Purpose {
+    /// Of a change that leaves the roots as they are.
+    const fn new(action: &'static str, reason: Option<String>) -> Self {
+        Self { action, reason, roots: RootChange::None }
+    }
 }
 
 /// A handle to the manager's state.
@@ -99,6 +112,9 @@ pub enum ChangeError {
     /// The change ended early; only a defect gets here.
     #[error("the change was interrupted")]
     Interrupted(#[source] io::Error),
+    /// The root key cannot be used or exchanged.
+    #[error("the root key cannot be used: {0}")]
+    Root(String),
     /// It is stored but not in force here; only a defect gets here.
     #[error("the new configuration is not accepted")]
     Refused(#[from] ConfigurationRefused),
@@ -116,6 +132,12 @@ pub enum ChangeError {
     History(#[from] StoreError),
 }
 
+impl ChangeError {
+    fn panicked(error: JoinError) -> Self {
+        Self::Interrupted(io::Error::other(error))
+    }
+}
+
 impl State {
     /// The state in `store`, whose newest configuration `follower` has taken over.
     pub fn new(store: Store, network: Network, follower: Follower) -> Self {
@@ -128,6 +150,11 @@ impl State {
     /// The cluster.
     pub fn cluster(&self) -> ClusterId {
         self.inner.cluster
+    }
+
+    /// What is signed with.
+    pub fn keys(&self) -> &Keys {
+        self.inner.store.keys()
     }
 
     /// The manager's own identity.
@@ -179,7 +206,7 @@ impl State {
         actor: Actor,
         is_expected: impl Fn(u64) -> bool + Send + Sync + 'static,
     ) -> Result<u64, ChangeError> {
-        let purpose = Purpose { action: "config.change", reason: None };
+        let purpose = Purpose::new("config.change", None);
         self.order(keep_out(settings), (actor, purpose), is_expected).await
     }
 
@@ -201,7 +228,7 @@ impl State {
             revoked.push(Revocation { peer, at: now() });
             Some((settings, revoked))
         };
-        let purpose = Purpose { action: "config.revoke", reason: Some(format!("{peer}: {reason}")) };
+        let purpose = Purpose::new("config.revoke", Some(format!("{peer}: {reason}")));
         self.order(revoke, (actor, purpose), |_| true).await
     }
 
@@ -220,7 +247,7 @@ impl State {
                 settings.schedulers.push(added.clone());
                 Some((settings, current.revoked.clone()))
             };
-            let purpose = Purpose { action: "ring.add", reason: Some(entry.peer_id.to_string()) };
+            let purpose = Purpose::new("ring.add", Some(entry.peer_id.to_string()));
             match self.order(add, (Actor::manager(), purpose), |_| true).await {
                 Err(ChangeError::Unsettled { retry_after }) => sleep(retry_after).await,
                 done => return done,
@@ -240,7 +267,7 @@ impl State {
     ) -> Result<(u64, Settings), ChangeError> {
         let past = self.inner.store.past(epoch).await?;
         let settings = past.ok_or(ChangeError::NoEpoch { epoch })?.settings;
-        let purpose = Purpose { action: "config.rollback", reason: Some(format!("back to epoch {epoch}")) };
+        let purpose = Purpose::new("config.rollback", Some(format!("back to epoch {epoch}")));
         Ok((self.order(keep_out(settings.clone()), (actor, purpose), is_expected).await?, settings))
     }
 
@@ -282,8 +309,11 @@ impl State {
                 return Err(ChangeError::Stale { current: epoch });
             }
             let Some((settings, revoked)) = make(in_force) else { return Ok(epoch) };
+            let next = self.next_root(purpose.roots).await?;
+            let roots = purpose.roots.after(&in_force.roots, next.as_ref());
             let (action, reason) = (purpose.action, purpose.reason.as_deref());
-            let order = Order { settings, revoked, actor, action, reason };
+            let new = next.as_ref().map(|(next, retired)| (next, *retired));
+            let order = Order { settings, revoked, roots, next: new, actor, action, reason };
             // Made of what is in force here, so it replaces nothing else.
             let signed = match store.sign(epoch, order, |current| current == epoch, now()).await {
                 Ok(signed) => signed,
@@ -292,9 +322,13 @@ impl State {
                     continue;
                 }
                 Err(SignError::Invalid(invalid)) => return Err(ChangeError::Invalid(invalid)),
+                Err(error @ SignError::OtherRoot) => return Err(ChangeError::Root(error.to_string())),
                 Err(SignError::Database(error)) => return Err(ChangeError::Store(error)),
             };
             let epoch = signed.epoch();
+            if let Some((next, _)) = next {
+                self.follow_root(next).await?;
+            }
             follower.offer(signed.as_bytes(), self.peer_id()).await?;
             if *self.is_publisher().borrow() {
                 tokio::spawn(publish(network.clone(), follower.clone(), signed));

@@ -1,4 +1,4 @@
-//! The root key, a file, and the history of signed configurations, in the database.
+//! The keys and the history of signed configurations, in the database.
 //!
 //! The two belong together: one without the other is a lost backup or a mixed-up directory, and a manager that went on
 //! would split the cluster. So it does not start.
@@ -11,21 +11,22 @@ use std::{
 use damselfly_messages::{
     config::{Acceptance, Configuration, ConfigurationRefused, Revocation, Settings, SignedConfiguration},
     id::ClusterId,
+    membership::{Issuer, Root, Roots, Succession},
     record::UnixMillis,
     wire::{Invalid, Wire as _},
 };
-use damselfly_transport::program::identity::{self, IdentityError};
-use libp2p::identity::Keypair;
+use damselfly_transport::program::identity::{self, IdentityError, KEY_FILE};
 use serde_json::json;
 
-use crate::database::{
-    Database, DatabaseError,
-    audit::{self, Actor, Change},
-    configurations::{self, Signed},
+use crate::{
+    database::{
+        Database, DatabaseError,
+        audit::{self, Actor, Change},
+        configurations::{self, Signed},
+    },
+    keys::{self, KeyError, Keys, Next, ROOT_KEY},
 };
 
-/// The file of the root key in the data directory.
-pub const ROOT_KEY: &str = "root.key";
 /// The root key until the first configuration is kept, so that a crash in between leaves neither alone.
 const FOUNDING_KEY: &str = "root.key.founding";
 
@@ -35,6 +36,9 @@ pub enum StoreError {
     /// The directory or a key in it cannot be used.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// The root key cannot be used.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// The system refuses.
     #[error("cannot use {}", path.display())]
     Io {
@@ -60,13 +64,11 @@ pub enum StoreError {
         /// Whose database it is.
         cluster: String,
     },
-    /// Key and database belong to different clusters.
-    #[error("{} is the key of cluster {of_key}, but the database holds cluster {of_database}: restore the backup that holds both", key.display())]
+    /// The key is another cluster's, or of a root that has handed over.
+    #[error("{} is not the newest root key of cluster {of_database}, which the database holds: restore the backup that holds both, or copy the key from another manager of this database", key.display())]
     Foreign {
         /// The key file.
         key: PathBuf,
-        /// Whose key it is.
-        of_key: String,
         /// Whose database it is.
         of_database: String,
     },
@@ -83,10 +85,10 @@ pub enum StoreError {
     First(#[from] Invalid),
 }
 
-/// The root key and the database.
+/// The keys and the database.
 #[derive(Debug)]
 pub struct Store {
-    root: Keypair,
+    keys: Keys,
     database: Database,
     newest: SignedConfiguration,
     is_new: bool,
@@ -105,28 +107,29 @@ impl Store {
     ) -> Result<Self, StoreError> {
         identity::prepare_data_dir(data_dir)?;
         let (key, founding) = (data_dir.join(ROOT_KEY), data_dir.join(FOUNDING_KEY));
-        let cluster = database.meta(configurations::CLUSTER).await?;
+        let known = database.meta(configurations::CLUSTER).await?;
         let is_founding = founding.try_exists().map_err(|source| failed(&founding, source))?;
-        let root = match (identity::load(&key)?, &cluster) {
-            (Some(root), Some(_)) => root,
-            (Some(_), None) => return Err(StoreError::KeyAlone { key }),
-            (None, Some(cluster)) if !is_founding => {
+        let root = match (&known, key.try_exists().map_err(|source| failed(&key, source))?) {
+            (Some(cluster), true) => load(data_dir, cluster, &database).await?,
+            (None, true) => return Err(StoreError::KeyAlone { key }),
+            (Some(cluster), false) if !is_founding => {
                 return Err(StoreError::DatabaseAlone { key, cluster: cluster.clone() });
             }
-            (None, _) => found(&founding, &key, &database, first, now).await?,
+            (_, false) => found(&founding, &key, &database, first, now).await?,
         };
-        let newest = newest(&database, &root).await?;
-        Ok(Self { root, database, newest, is_new: cluster.is_none() })
+        let keys = Keys::new(data_dir, identity::load_or_create(&data_dir.join(KEY_FILE))?, root, now)?;
+        let newest = newest(&database, keys.cluster()).await?;
+        Ok(Self { keys, database, newest, is_new: known.is_none() })
     }
 
-    /// The root key.
-    pub const fn root(&self) -> &Keypair {
-        &self.root
+    /// What is signed with.
+    pub const fn keys(&self) -> &Keys {
+        &self.keys
     }
 
-    /// The cluster that the root key founded.
+    /// The cluster that the first root key founded.
     pub fn cluster(&self) -> ClusterId {
-        ClusterId::of_root(&self.root.public())
+        self.keys.cluster()
     }
 
     /// The database.
@@ -151,7 +154,8 @@ impl Store {
     /// [`DatabaseError`].
     pub async fn history(&self, before: u64, limit: usize) -> Result<Vec<Past>, DatabaseError> {
         let rows = self.database.configurations(before, limit).await?;
-        let past = |(epoch, bytes): (u64, Vec<u8>)| (epoch, verified(epoch, &bytes, &self.root).map(|(_, past)| past));
+        let past =
+            |(epoch, bytes): (u64, Vec<u8>)| (epoch, verified(epoch, &bytes, self.cluster()).map(|(_, past)| past));
         Ok(rows.into_iter().map(past).collect())
     }
 
@@ -161,7 +165,7 @@ impl Store {
     /// [`StoreError::Refused`] when it is damaged or another root's.
     pub async fn past(&self, epoch: u64) -> Result<Option<Configuration>, StoreError> {
         let bytes = self.database.configuration(epoch).await?;
-        bytes.map(|bytes| verified(epoch, &bytes, &self.root).map(|(_, configuration)| configuration)).transpose()
+        bytes.map(|bytes| verified(epoch, &bytes, self.cluster()).map(|(_, configuration)| configuration)).transpose()
     }
 
     /// The newest configuration that any manager of this database has signed, if it is above `epoch`.
@@ -170,7 +174,7 @@ impl Store {
     /// [`StoreError`].
     pub async fn newer_than(&self, epoch: u64) -> Result<Option<SignedConfiguration>, StoreError> {
         let Some((newest, bytes)) = self.database.configurations(u64::MAX, 1).await?.pop() else { return Ok(None) };
-        if newest <= epoch { Ok(None) } else { Ok(Some(verified(newest, &bytes, &self.root)?.0)) }
+        if newest <= epoch { Ok(None) } else { Ok(Some(verified(newest, &bytes, self.cluster())?.0)) }
     }
 
     /// Signs the settings of `order` as the epoch above `known` and above all in the database, and keeps them with an
@@ -193,10 +197,20 @@ impl Store {
         }
         let before = configurations::get(&mut writing, current).await?;
         // What cannot be read is changed all the same; the history tells what is wrong with it.
-        let before = before.and_then(|bytes| verified(current, &bytes, &self.root).ok());
+        let before = before.and_then(|bytes| verified(current, &bytes, self.cluster()).ok());
         let before = before.map(|(_, configuration)| json!(configuration.settings));
         let after = json!(order.settings);
-        let signed = sign(&self.root, current + 1, (order.settings, order.revoked), now)?;
+        let issuer = order.next.map_or_else(|| self.keys.issuer(), |(next, _)| next.issuer().clone());
+        if issuer.roots().count() < order.roots.count() {
+            return Err(SignError::OtherRoot);
+        }
+        let signed = sign(&issuer, current + 1, (order.settings, order.revoked, order.roots), now)?;
+        if let Some((next, retired)) = order.next {
+            let succession = hex::encode(next.succession().to_bytes());
+            configurations::set(&mut writing, configurations::SUCCESSION, &succession).await?;
+            let retired = retired.0.to_string();
+            configurations::set(&mut writing, configurations::RETIREMENT, &retired).await?;
+        }
         let row = Signed { signed: &signed, issued: now, actor: &order.actor.name, reason: order.reason };
         if !configurations::insert(&mut writing, row).await? {
             return Err(SignError::Stale { current: current + 1 });
@@ -233,6 +247,10 @@ pub struct Order<'a> {
     pub settings: Settings,
     /// Who is out.
     pub revoked: Vec<Revocation>,
+    /// Whose certificates count.
+    pub roots: Roots,
+    /// The root that is to be in use from now on, if it is another one, and when those before it are retired.
+    pub next: Option<(&'a Next, UnixMillis)>,
     /// Who wants it.
     pub actor: &'a Actor,
     /// What is done, for the audit.
@@ -250,6 +268,9 @@ pub enum SignError {
         /// The epoch in force.
         current: u64,
     },
+    /// Another manager has a newer root key.
+    #[error("the root key was exchanged by another manager: copy root.key from there, and start this one again")]
+    OtherRoot,
     /// A value is out of range.
     #[error(transparent)]
     Invalid(#[from] Invalid),
@@ -262,6 +283,26 @@ fn failed(path: &Path, source: io::Error) -> StoreError {
     StoreError::Io { path: path.into(), source }
 }
 
+/// The root key of a cluster that the database holds.
+async fn load(data_dir: &Path, cluster: &str, database: &Database) -> Result<Root, StoreError> {
+    let damaged = |what| DatabaseError::Damaged { what };
+    let id: ClusterId = cluster.parse().map_err(|_| damaged("cluster"))?;
+    let succession = match database.meta(configurations::SUCCESSION).await? {
+        None => Succession::default(),
+        Some(text) => {
+            let bytes = hex::decode(text).map_err(|_| damaged("succession"))?;
+            Succession::from_bytes(&bytes).map_err(|_| damaged("succession"))?
+        }
+    };
+    let key = data_dir.join(ROOT_KEY);
+    match keys::load(data_dir, id, succession) {
+        Ok(Some(root)) => Ok(root),
+        Ok(None) => Err(StoreError::DatabaseAlone { key, cluster: cluster.to_owned() }),
+        Err(KeyError::Invalid(_)) => Err(StoreError::Foreign { key, of_database: cluster.to_owned() }),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Makes the root key and the first configuration; goes on where an earlier start was interrupted.
 async fn found(
     founding: &Path,
@@ -269,12 +310,14 @@ async fn found(
     database: &Database,
     first: Settings,
     now: UnixMillis,
-) -> Result<Keypair, StoreError> {
-    let root = identity::load_or_create(founding)?;
-    let signed = sign(&root, 1, (first, Vec::new()), now)?;
+) -> Result<Root, StoreError> {
+    let root_key = identity::load_or_create(founding)?;
+    let root = Root::founding(root_key.clone());
+    let issuer = root.certify(root_key, now, keys::ISSUER_LIFETIME)?;
+    let signed = sign(&issuer, 1, (first, Vec::new(), root.roots()?), now)?;
     let mut writing = database.write().await?;
     if configurations::newest_epoch(&mut writing).await?.is_none() {
-        configurations::claim(&mut writing, &ClusterId::of_root(&root.public()).to_string()).await?;
+        configurations::claim(&mut writing, &root.cluster().to_string()).await?;
         let actor = Actor::manager();
         let row = Signed { signed: &signed, issued: now, actor: &actor.name, reason: Some("founded") };
         configurations::insert(&mut writing, row).await?;
@@ -284,7 +327,10 @@ async fn found(
     } else {
         // Ours from an interrupted start, or that of another manager, which was quicker.
         drop(writing);
-        check_cluster(database, &root, founding).await?;
+        let of_database = database.meta(configurations::CLUSTER).await?.unwrap_or_default();
+        if of_database != root.cluster().to_string() {
+            return Err(StoreError::Foreign { key: founding.into(), of_database });
+        }
     }
     fs::rename(founding, key).map_err(|source| failed(key, source))?;
     let folder = key.parent().unwrap_or(Path::new("."));
@@ -292,33 +338,26 @@ async fn found(
     Ok(root)
 }
 
-async fn check_cluster(database: &Database, root: &Keypair, key: &Path) -> Result<(), StoreError> {
-    let of_database = database.meta(configurations::CLUSTER).await?.unwrap_or_default();
-    let of_key = ClusterId::of_root(&root.public()).to_string();
-    if of_key == of_database { Ok(()) } else { Err(StoreError::Foreign { key: key.into(), of_key, of_database }) }
-}
-
-async fn newest(database: &Database, root: &Keypair) -> Result<SignedConfiguration, StoreError> {
-    check_cluster(database, root, Path::new(ROOT_KEY)).await?;
+async fn newest(database: &Database, cluster: ClusterId) -> Result<SignedConfiguration, StoreError> {
     let newest = database.configurations(u64::MAX, 1).await?.pop();
     let (epoch, bytes) = newest.ok_or(DatabaseError::Damaged { what: "configuration" })?;
-    Ok(verified(epoch, &bytes, root)?.0)
+    Ok(verified(epoch, &bytes, cluster)?.0)
 }
 
 fn sign(
-    root: &Keypair,
+    issuer: &Issuer,
     epoch: u64,
-    (settings, revoked): (Settings, Vec<Revocation>),
+    (settings, revoked, roots): (Settings, Vec<Revocation>, Roots),
     issued: UnixMillis,
 ) -> Result<SignedConfiguration, Invalid> {
-    Configuration { cluster: ClusterId::of_root(&root.public()), epoch, issued, settings, revoked }.sign(root)
+    Configuration { cluster: issuer.cluster(), epoch, issued, settings, revoked, roots }.sign(issuer)
 }
 
-/// What the database has for `epoch`, once it has proved to be this root's.
-fn verified(epoch: u64, bytes: &[u8], root: &Keypair) -> Result<(SignedConfiguration, Configuration), StoreError> {
+/// What the database has for `epoch`, once it has proved to be this cluster's.
+fn verified(epoch: u64, bytes: &[u8], cluster: ClusterId) -> Result<(SignedConfiguration, Configuration), StoreError> {
     let refused = |refused| StoreError::Refused { epoch, refused };
     let signed = SignedConfiguration::from_bytes(bytes).map_err(|invalid| refused(invalid.into()))?;
-    let configuration = Acceptance::new(ClusterId::of_root(&root.public())).verify(&signed).map_err(refused)?;
+    let configuration = Acceptance::new(cluster).verify(&signed).map_err(refused)?;
     if signed.epoch() != epoch {
         return Err(DatabaseError::Damaged { what: "epoch" }.into());
     }

@@ -11,7 +11,7 @@ use damselfly_manager::database::audit::Actor;
 use damselfly_messages::{
     config::{SchedulerEntry, Settings},
     id::ClusterId,
-    membership::{self, Issuer},
+    membership::{self, Root},
 };
 use damselfly_transport::{
     admission::Admission,
@@ -147,7 +147,9 @@ async fn of_changes_at_the_same_time_one_wins() {
 /// A scheduler as the manager sees it: it keeps a configuration and tells it who asks.
 fn scheduler(key: &Keypair, listen: Multiaddr, root: &Keypair, stored: &Path) -> (Network, Follower) {
     let (cluster, day) = (ClusterId::of_root(&root.public()), Duration::from_secs(24 * 3600));
-    let issuer = Issuer::certify(root, Keypair::generate_ed25519(), SystemTime::now().into(), day).expect("certified");
+    let issuer = Root::founding(root.clone())
+        .certify(Keypair::generate_ed25519(), SystemTime::now().into(), day)
+        .expect("certified");
     let admission = Admission::issued(&issuer, key.public().to_peer_id(), [membership::Role::Scheduler], day);
     let (network, inbox) = network::start(NetworkConfig {
         admission: admission.expect("issued"),

@@ -12,7 +12,7 @@ use damselfly_messages::{
     membership::{self, Issuer},
     name::Name,
     notify,
-    record::{Announcement, Binding, Holding, Record, UnixMillis},
+    record::{Announcement, Binding, Holding, Record},
     scheduler::{
         AnnounceHost, AnnounceTask, DeleteTask, Outcome, RegisterAnswer, RegisterPeerTask, Request, RequestBody,
         ResponseBody, StatAnswer,
@@ -45,7 +45,9 @@ fn loopback() -> Multiaddr {
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 fn issuer() -> Issuer {
-    Issuer::certify(&root(), Keypair::generate_ed25519(), SystemTime::now().into(), DAY).expect("certified")
+    membership::Root::founding(root())
+        .certify(Keypair::generate_ed25519(), SystemTime::now().into(), DAY)
+        .expect("certified")
 }
 
 fn member(serves: Serves) -> (Network, Inbox) {
@@ -116,8 +118,15 @@ async fn a_host_announces_another_finds_and_deletes() {
     let key = identity::load_or_create(&config.key_file()).expect("made");
     let entry = SchedulerEntry { peer_id: key.public().to_peer_id(), addresses: vec![loopback()], weight: 1 };
     let settings = Settings { schedulers: vec![entry], heartbeat_ms: 100, lease_ms: 5_000, ..Settings::default() };
-    let configuration = Configuration { cluster, epoch: 1, issued: UnixMillis(1), settings, revoked: Vec::new() };
-    let signed = configuration.sign(&root()).expect("signed");
+    let configuration = Configuration {
+        cluster,
+        epoch: 1,
+        issued: SystemTime::now().into(),
+        settings,
+        revoked: Vec::new(),
+        roots: membership::Roots::of(cluster),
+    };
+    let signed = configuration.sign(&issuer()).expect("signed");
     let granted = (membership::Roles::just(membership::Role::Scheduler), &membership::Tags::new());
     let issued = issuer().issue(key.public().to_peer_id(), granted, 1, (SystemTime::now().into(), DAY));
     Membership::remember(&config.data_dir, (cluster, &[]), &issued.expect("issued").0, &signed).expect("remembered");

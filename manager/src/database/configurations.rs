@@ -8,6 +8,11 @@ use super::{Database, DatabaseError, Writing};
 /// The key of the cluster ID in `meta`.
 pub const CLUSTER: &str = "cluster";
 
+/// The key in `meta` of how the cluster came to its newest root, in hex.
+pub const SUCCESSION: &str = "succession";
+/// The key in `meta` of when older roots are to be retired, in milliseconds.
+pub const RETIREMENT: &str = "retirement";
+
 /// A row to be kept.
 #[derive(Debug, Clone, Copy)]
 pub struct Signed<'a> {
@@ -66,6 +71,16 @@ pub async fn get(writing: &mut Writing, epoch: u64) -> Result<Option<Vec<u8>>, D
 pub async fn claim(writing: &mut Writing, cluster: &str) -> Result<(), DatabaseError> {
     let claim = sqlx::query("INSERT INTO meta (key, value) VALUES ($1, $2)").bind(CLUSTER).bind(cluster);
     claim.execute(&mut **writing).await?;
+    Ok(())
+}
+
+/// Gives `key` another value in `meta`.
+///
+/// # Errors
+/// [`DatabaseError`].
+pub async fn set(writing: &mut Writing, key: &str, value: &str) -> Result<(), DatabaseError> {
+    let set = "INSERT INTO meta (key, value) VALUES ($1, $2) ON CONFLICT (key) DO UPDATE SET value = excluded.value";
+    sqlx::query(set).bind(key).bind(value).execute(&mut **writing).await?;
     Ok(())
 }
 

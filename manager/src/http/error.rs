@@ -81,6 +81,10 @@ impl From<ChangeError> for Problem {
                 Self { retry_after: Some(retry_after), ..problem }
             }
             ChangeError::Invalid(invalid) => invalid.into(),
+            ChangeError::Root(_) => {
+                tracing::error!(%error, "nothing can be signed");
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "root_key_unusable", error.to_string())
+            }
             ChangeError::NoEpoch { .. } => Self::new(StatusCode::NOT_FOUND, "no_such_epoch", error.to_string()),
             error @ (ChangeError::Store(_)
             | ChangeError::Interrupted(_)

@@ -15,6 +15,7 @@ mod history;
 mod membership;
 mod openapi;
 mod page;
+mod roots;
 mod routes;
 mod session;
 mod time;

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
 use super::{
-    PREFIX, audit, cluster, error, history, membership,
+    PREFIX, audit, cluster, error, history, membership, roots,
     routes::{self, Needs, Route},
     session, tokens, users,
 };
@@ -31,6 +31,8 @@ use super::{
         membership::Revocation,
         membership::RevocationList,
         membership::Token,
+        roots::RootList,
+        roots::Rotation,
         session::LogIn,
         session::Session,
         session::SetUp,

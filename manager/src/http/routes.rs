@@ -7,7 +7,7 @@ use axum::{
     routing::{MethodRouter, delete, get, patch, post},
 };
 
-use super::{App, audit, cluster, config, events, history, membership, openapi, session, tokens, users};
+use super::{App, audit, cluster, config, events, history, membership, openapi, roots, session, tokens, users};
 use crate::access::Role;
 
 /// Who may use a route.
@@ -132,6 +132,17 @@ pub(super) fn table() -> Vec<Route> {
         )
         .takes("RollBack")
         .answers(200, "Settings"),
+        route(Method::GET, "/roots", VIEWER, "The root keys of the cluster, oldest first.", get(roots::list))
+            .answers(200, "RootList"),
+        route(
+            Method::POST,
+            "/roots/rotate",
+            ADMIN,
+            "Exchanges the root key; older ones count until the overlap ends.",
+            post(roots::rotate),
+        )
+        .takes("Rotation")
+        .answers(200, "RootList"),
         route(Method::POST, "/setup", Nothing, "Makes the first admin, once.", post(session::set_up))
             .takes("SetUp")
             .answers(201, "User"),

@@ -14,9 +14,10 @@ fn folder() -> tempfile::TempDir {
     tempfile::tempdir().expect("a folder")
 }
 
-fn order(actor: &Actor, replicas: u32) -> Order<'_> {
+fn order<'a>(store: &Store, actor: &'a Actor, replicas: u32) -> Order<'a> {
     let settings = Settings { replicas, ..Settings::default() };
-    Order { settings, revoked: Vec::new(), actor, action: "config.change", reason: None }
+    let roots = store.keys().issuer().roots().clone();
+    Order { settings, revoked: Vec::new(), roots, next: None, actor, action: "config.change", reason: None }
 }
 
 #[tokio::test]
@@ -26,18 +27,18 @@ async fn a_cluster_is_founded_once() {
     let store = open(&data).await.expect("founded");
     assert!(store.newest().epoch() == 1 && store.is_new());
     let actor = Actor { name: "eve".to_owned(), address: Some("192.0.2.1".to_owned()) };
-    let second = store.sign(1, order(&actor, 2), |epoch| epoch == 1, UnixMillis(2)).await.expect("signed");
-    let stale = store.sign(1, order(&actor, 2), |epoch| epoch == 1, UnixMillis(3)).await;
+    let second = store.sign(1, order(&store, &actor, 2), |epoch| epoch == 1, UnixMillis(2)).await.expect("signed");
+    let stale = store.sign(1, order(&store, &actor, 2), |epoch| epoch == 1, UnixMillis(3)).await;
     assert!(matches!(stale, Err(SignError::Stale { current: 2 })), "an epoch is used once: {stale:?}");
-    let wrong = store.sign(2, order(&actor, 9), |_| true, UnixMillis(3)).await;
+    let wrong = store.sign(2, order(&store, &actor, 9), |_| true, UnixMillis(3)).await;
     assert!(matches!(wrong, Err(SignError::Invalid(_))));
-    let above = store.sign(7, order(&actor, 2), |epoch| epoch == 7, UnixMillis(3)).await.expect("signed");
+    let above = store.sign(7, order(&store, &actor, 2), |epoch| epoch == 7, UnixMillis(3)).await.expect("signed");
     assert_eq!(above.epoch(), 8, "members knew of seven");
     let again = open(&data).await.expect("opened");
     assert_eq!((again.cluster(), again.newest()), (store.cluster(), &above));
     assert!(!again.is_new());
     assert_eq!(second.epoch(), 2);
-    let any = again.sign(1, order(&actor, 3), |_| true, UnixMillis(4)).await.expect("signed");
+    let any = again.sign(1, order(&again, &actor, 3), |_| true, UnixMillis(4)).await.expect("signed");
     assert_eq!(any.epoch(), 9, "another manager of this database was ahead");
 
     let audit = again.database().audit(&Page::new(9, None), &Filter::default()).await.expect("read");
@@ -91,4 +92,38 @@ async fn founding_goes_on_after_a_crash() {
     identity::prepare_data_dir(&data).expect("made");
     let key = identity::load_or_create(&data.join(FOUNDING_KEY)).expect("made");
     assert_eq!(open(&data).await.expect("founded").cluster(), ClusterId::of_root(&key.public()));
+}
+
+#[tokio::test]
+async fn the_root_is_exchanged_whenever_the_power_fails() {
+    let folder = folder();
+    let data = folder.path().join("data");
+    let store = open(&data).await.expect("founded");
+    let (actor, cluster) = (Actor::manager(), store.cluster());
+    let first = fs::read(data.join(ROOT_KEY)).expect("the first key");
+    // Begun, and the database never heard of it: the first root is in use.
+    let next = store.keys().prepare(UnixMillis(2)).expect("made");
+    assert_eq!(open(&data).await.expect("opened").keys().issuer().roots().count(), 1);
+
+    let roots = next.issuer().roots().clone();
+    let both = Order { roots: roots.clone(), next: Some((&next, UnixMillis(9))), ..order(&store, &actor, 2) };
+    let second = store.sign(1, both, |epoch| epoch == 1, UnixMillis(3)).await.expect("signed");
+    // The database knows, and the file still has the name of the next one.
+    assert_eq!(fs::read(data.join(ROOT_KEY)).expect("a key"), first);
+    let again = open(&data).await.expect("opened");
+    assert_eq!((again.cluster(), again.keys().issuer().roots()), (cluster, &roots));
+    assert_eq!(again.newest(), &second);
+    assert_ne!(fs::read(data.join(ROOT_KEY)).expect("a key"), first);
+    assert_eq!(again.database().meta(configurations::RETIREMENT).await.expect("read"), Some("9".to_owned()));
+
+    // A manager that goes on with the first key cannot sign for members who know the second.
+    let behind = Order { roots, ..order(&store, &actor, 3) };
+    assert!(matches!(store.sign(2, behind, |_| true, UnixMillis(4)).await, Err(SignError::OtherRoot)));
+    let third = again.sign(2, order(&again, &actor, 3), |_| true, UnixMillis(4)).await.expect("signed");
+    let mut member = Acceptance::new(cluster);
+    for signed in [store.newest(), &second, &third] {
+        member.offer(signed).expect("members follow");
+    }
+    fs::write(data.join(ROOT_KEY), first).expect("an old backup");
+    assert!(matches!(open(&data).await, Err(StoreError::Foreign { .. })), "the first key is of no use any more");
 }

@@ -114,6 +114,8 @@ const ROUTES: &[(&str, &str, &str)] = &[
     ("PUT", "/config", "operator"),
     ("GET", "/config/history", "viewer"),
     ("POST", "/config/rollback", "operator"),
+    ("GET", "/roots", "viewer"),
+    ("POST", "/roots/rotate", "admin"),
     ("POST", "/setup", "nobody"),
     ("POST", "/session", "nobody"),
     ("GET", "/session", "viewer"),

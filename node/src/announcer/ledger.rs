@@ -191,6 +191,7 @@ mod tests {
     use damselfly_messages::{
         config::{Acceptance, Configuration, SchedulerEntry, Settings, Verdict},
         id::{ClusterId, ContentId},
+        membership::{Root, Roots},
         name::Name,
         record::{Announcement, Binding, Holding, UnixMillis},
     };
@@ -215,8 +216,16 @@ mod tests {
         let entry = |peer: &PeerId| SchedulerEntry { peer_id: *peer, addresses: vec![address.clone()], weight: 1 };
         let settings = Settings { schedulers: members.iter().map(entry).collect(), ..Settings::default() };
         let cluster = ClusterId::of_root(&root.public());
-        let configuration = Configuration { cluster, epoch, issued: UnixMillis(0), settings, revoked: Vec::new() };
-        let signed = configuration.sign(root).expect("valid");
+        let configuration = Configuration {
+            cluster,
+            epoch,
+            issued: UnixMillis(0),
+            settings,
+            revoked: Vec::new(),
+            roots: Roots::of(cluster),
+        };
+        let issuer = Root::founding(root.clone()).certify(root.clone(), UnixMillis(0), std::time::Duration::MAX);
+        let signed = configuration.sign(&issuer.expect("certified")).expect("valid");
         match Acceptance::new(cluster).offer(&signed) {
             Ok(Verdict::Newer(accepted)) => accepted,
             other => panic!("{other:?}"),

@@ -4,15 +4,13 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use libp2p::{
-    Multiaddr, PeerId,
-    identity::{Keypair, PublicKey},
-};
+use libp2p::{Multiaddr, PeerId};
 use prost::Message as _;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     id::ClusterId,
+    membership::{Issuer, IssuerCertificate, Roots},
     pb,
     record::UnixMillis,
     ring::{REPLICAS_MAX, Ring},
@@ -152,6 +150,8 @@ pub struct Configuration {
     pub settings: Settings,
     /// Who is out, whatever its credential says.
     pub revoked: Vec<Revocation>,
+    /// Whose certificates count.
+    pub roots: Roots,
 }
 
 /// A host that was put out of the cluster.
@@ -182,14 +182,18 @@ impl Configuration {
         Ring::new(members, self.settings.replicas as usize)
     }
 
-    /// Signs it with the cluster's root key.
+    /// Signs it for the cluster.
     ///
     /// # Errors
-    /// [`Invalid`]: a value is out of range, the whole is too long, or the key cannot sign.
-    pub fn sign(&self, root: &Keypair) -> Result<SignedConfiguration, Invalid> {
+    /// [`Invalid`]: a value is out of range, the whole is too long, the issuer comes from other roots, or its key cannot
+    /// sign.
+    pub fn sign(&self, issuer: &Issuer) -> Result<SignedConfiguration, Invalid> {
         self.settings.validate()?;
         // What no member would accept is not signed.
         in_range("revocations", self.revoked.len() as u64, 0, REVOKED_MAX as u64)?;
+        if !self.roots.are_of(issuer.certificate().succession())? {
+            return Err(Invalid::new("roots", "they are not those of who signs"));
+        }
         let settings =
             serde_json::to_vec(&self.settings).map_err(|error| Invalid::new("settings", error.to_string()))?;
         let body = pb::Configuration {
@@ -198,11 +202,11 @@ impl Configuration {
             issued: self.issued.0,
             settings,
             revoked: self.revoked.iter().copied().map(Revocation::to_pb).collect(),
+            roots: Some(self.roots.to_pb()),
         }
         .encode_to_vec();
-        let signature =
-            root.sign(&signed_bytes(&body)).map_err(|error| Invalid::new("signing key", error.to_string()))?;
-        let signed = pb::SignedConfiguration { body, signer: root.public().encode_protobuf(), signature };
+        let signature = issuer.sign(&signed_bytes(&body))?;
+        let signed = pb::SignedConfiguration { body, issuer: Some(issuer.certificate().to_pb()), signature };
         let bytes = signed.encode_to_vec();
         if bytes.len() > CONFIGURATION_BYTES_MAX {
             return Err(Invalid::new("configuration", format!("{} bytes are too many", bytes.len())));
@@ -260,11 +264,11 @@ pub struct Accepted {
     pub signed: SignedConfiguration,
 }
 
-/// Decides which signed configuration a member takes over: only its own cluster's, only by the root, never a lower
-/// epoch.
+/// Decides which signed configuration a member takes over: only its own cluster's, only by who comes from a root that it
+/// accepts, never a lower epoch.
 #[derive(Debug)]
 pub struct Acceptance {
-    cluster: ClusterId,
+    roots: Roots,
     current: Option<Arc<Accepted>>,
 }
 
@@ -286,9 +290,15 @@ pub enum ConfigurationRefused {
     /// It is another cluster's.
     #[error("the configuration is of cluster {0}, not of ours")]
     OtherCluster(ClusterId),
-    /// Its signer is not the cluster's root.
-    #[error("the configuration is not signed by the cluster's root")]
-    OtherSigner,
+    /// Its signer does not come from the cluster's root.
+    #[error("the configuration is not signed by who may: {0}")]
+    OtherSigner(Invalid),
+    /// Its signer did not have the right at that time.
+    #[error("the configuration's signer was not certified when it was signed")]
+    SignerExpired,
+    /// It takes a root back, or names others.
+    #[error("the configuration's roots do not follow those that are known")]
+    OtherRoots,
     /// The signature does not fit.
     #[error("the configuration's signature is wrong")]
     Forged,
@@ -307,8 +317,8 @@ pub enum ConfigurationRefused {
 
 impl Acceptance {
     /// Accepts configurations of `cluster`.
-    pub const fn new(cluster: ClusterId) -> Self {
-        Self { cluster, current: None }
+    pub fn new(cluster: ClusterId) -> Self {
+        Self { roots: Roots::of(cluster), current: None }
     }
 
     /// What is in force.
@@ -338,9 +348,18 @@ impl Acceptance {
             }
         }
         let configuration = self.verify(signed)?;
-        if configuration.epoch == self.epoch() {
-            return Err(ConfigurationRefused::Equivocation(configuration.epoch));
+        match &self.current {
+            // Another certificate of the same signer may go along with it.
+            Some(current) if current.configuration == configuration => return Ok(Verdict::Known),
+            Some(current) if current.configuration.epoch == configuration.epoch => {
+                return Err(ConfigurationRefused::Equivocation(configuration.epoch));
+            }
+            _ => {}
         }
+        if !configuration.roots.follow(&self.roots) {
+            return Err(ConfigurationRefused::OtherRoots);
+        }
+        self.roots = configuration.roots.clone();
         let ring = configuration.ring();
         let accepted = Arc::new(Accepted { configuration, ring, signed: signed.clone() });
         self.current = Some(Arc::clone(&accepted));
@@ -353,25 +372,30 @@ impl Acceptance {
     /// [`ConfigurationRefused`]: it was not signed by the cluster, or is not well-formed.
     pub fn verify(&self, signed: &SignedConfiguration) -> Result<Configuration, ConfigurationRefused> {
         let outer: pb::SignedConfiguration = pb::decode("configuration", signed.as_bytes())?;
-        let signer =
-            PublicKey::try_decode_protobuf(&outer.signer).map_err(|error| Invalid::new("signer", error.to_string()))?;
-        if ClusterId::of_root(&signer) != self.cluster {
-            return Err(ConfigurationRefused::OtherSigner);
-        }
-        if !signer.verify(&signed_bytes(&outer.body), &outer.signature) {
+        let issuer = IssuerCertificate::from_pb(outer.issuer)?;
+        let signer = issuer.certified(&self.roots).map_err(ConfigurationRefused::OtherSigner)?;
+        if !signer.key.verify(&signed_bytes(&outer.body), &outer.signature) {
             return Err(ConfigurationRefused::Forged);
         }
         let body: pb::Configuration = pb::decode("configuration", &outer.body)?;
         let cluster = ClusterId::from_bytes(&body.cluster)?;
-        if cluster != self.cluster {
+        if cluster != self.roots.cluster() {
             return Err(ConfigurationRefused::OtherCluster(cluster));
+        }
+        let issued = UnixMillis(body.issued);
+        if issued < signer.not_before || issued > signer.not_after {
+            return Err(ConfigurationRefused::SignerExpired);
+        }
+        let roots = Roots::from_pb(cluster, body.roots)?;
+        if !roots.are_of(issuer.succession())? {
+            return Err(ConfigurationRefused::OtherRoots);
         }
         let settings: Settings =
             serde_json::from_slice(&body.settings).map_err(|error| Invalid::new("settings", error.to_string()))?;
         settings.validate()?;
         let revoked = pb::at_most("revocations", body.revoked, REVOKED_MAX)?;
         let revoked = revoked.into_iter().map(Revocation::from_pb).collect::<Result<_, _>>()?;
-        Ok(Configuration { cluster, epoch: body.epoch, issued: UnixMillis(body.issued), settings, revoked })
+        Ok(Configuration { cluster, epoch: body.epoch, issued, settings, revoked, roots })
     }
 }
 

@@ -151,6 +151,11 @@ impl ClusterId {
         &self.0
     }
 
+    /// The cluster with this digest.
+    pub(crate) const fn from_digest(digest: [u8; 32]) -> Self {
+        Self(digest)
+    }
+
     /// Reads the 32 bytes of a digest.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! Who belongs to a cluster: the chain from its root to a host's credential, and how a host gets one.
 //!
-//! The root signs one [`Issuer`] per manager; issuers sign credentials. [`Trust::admit`] is the only place that decides
-//! whether a credential counts.
+//! The [`Root`] certifies one [`Issuer`] per manager; issuers sign credentials and configurations. [`Trust::admit`] is the
+//! only place that decides whether a credential counts.
 
 use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
@@ -16,14 +16,16 @@ use crate::{record::UnixMillis, wire::Invalid};
 
 mod credential;
 pub mod join;
+mod roots;
 #[cfg(test)]
 mod tests;
 mod token;
 mod trust;
 
 pub use credential::{CREDENTIAL_BYTES_MAX, Credential, Issuer, IssuerCertificate, SignedCredential};
+pub use roots::{Fingerprint, ROOTS_MAX, Root, Roots, Succession};
 pub use token::{JoinToken, Secret, TOKEN_ID_BYTES, TokenId, Verifier};
-pub use trust::{Refused, Standing, Trust};
+pub use trust::{Admitted, Refused, Standing, Trust};
 
 /// How far the clocks of two hosts may be apart.
 pub const CLOCK_LEEWAY: Duration = Duration::from_secs(300);

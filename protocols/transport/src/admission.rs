@@ -15,7 +15,7 @@ use damselfly_messages::{
     config::Configuration,
     id::ClusterId,
     membership::{
-        CREDENTIAL_BYTES_MAX, Credential, Issuer, Refused, Role, Roles, SignedCredential, Standing, Tags, Trust,
+        Admitted, CREDENTIAL_BYTES_MAX, Issuer, Refused, Role, Roles, Roots, SignedCredential, Standing, Tags, Trust,
     },
     record::UnixMillis,
     wire::{Invalid, Wire as _},
@@ -34,6 +34,8 @@ const VERDICT_BYTES_MAX: usize = 1024;
 const ADMITTED: &[u8] = &[1];
 /// The first byte of a verdict that does not.
 const REFUSED: u8 = 0;
+/// What refusals by others are counted as.
+const REFUSED_BY_PEER: &str = "refused_by_peer";
 /// An admitted peer that is not connected is remembered so long: its connection may just be under way.
 const REMEMBERED: Duration = Duration::from_secs(60);
 
@@ -80,7 +82,7 @@ struct State {
 
 #[derive(Debug)]
 struct Member {
-    credential: Credential,
+    admitted: Admitted,
     connected: bool,
     seen: Instant,
 }
@@ -131,6 +133,11 @@ impl Admission {
         self.lock().own.clone()
     }
 
+    /// The roots that this host accepts; `None` when it belongs to no cluster.
+    pub fn roots(&self) -> Option<Roots> {
+        self.lock().trust.as_ref().map(|trust| trust.roots().clone())
+    }
+
     /// How this host itself stands.
     ///
     /// # Errors
@@ -138,7 +145,18 @@ impl Admission {
     pub fn own_standing(&self) -> Result<Standing, Refused> {
         let state = self.lock();
         let (Some(trust), Some(own)) = (&state.trust, &state.own) else { return Err(Refused::Missing) };
-        trust.standing(&own.claim()?, now())
+        trust.own_standing(own, now())
+    }
+
+    /// Whether this host's credential comes from the cluster's newest root, as it should sooner or later.
+    pub fn own_is_newest(&self) -> bool {
+        let state = self.lock();
+        state.trust.iter().zip(&state.own).all(|(trust, own)| trust.is_newest(own))
+    }
+
+    /// How often others have refused this host.
+    pub fn refused_by_others(&self) -> u64 {
+        self.lock().refusals.get(REFUSED_BY_PEER).copied().unwrap_or(0)
     }
 
     /// Takes over whom an accepted configuration revokes; those are out at once.
@@ -156,16 +174,16 @@ impl Admission {
     pub fn judge(&self, peer: PeerId, shown: &SignedCredential) -> Result<Roles, Refused> {
         let mut state = self.lock();
         let trust = state.trust.as_ref().ok_or(Refused::Missing)?;
-        let credential = trust.admit(&peer, shown, now())?;
-        let roles = credential.roles;
+        let admitted = trust.admit(&peer, shown, now())?;
+        let roles = admitted.credential.roles;
         let connected = state.members.get(&peer).is_some_and(|member| member.connected);
-        state.members.insert(peer, Member { credential, connected, seen: Instant::now() });
+        state.members.insert(peer, Member { admitted, connected, seen: Instant::now() });
         Ok(roles)
     }
 
     /// What a peer was admitted as; nothing when it was not.
     pub fn roles(&self, peer: &PeerId) -> Roles {
-        self.lock().members.get(peer).map_or(Roles::NONE, |member| member.credential.roles)
+        self.lock().members.get(peer).map_or(Roles::NONE, |member| member.admitted.credential.roles)
     }
 
     /// How many peers were refused, by reason.
@@ -233,7 +251,7 @@ impl Admission {
         let mut state = self.lock();
         let State { trust: Some(trust), members, .. } = &mut *state else { return Err(Refused::Missing) };
         let member = members.get_mut(peer).ok_or(Refused::Missing)?;
-        trust.standing(&member.credential, now())?;
+        trust.standing(&member.admitted, now())?;
         member.connected = true;
         Ok(())
     }
@@ -252,7 +270,7 @@ impl Admission {
         let State { trust: Some(trust), members, .. } = &*state else { return Vec::new() };
         let now = now();
         let connected = members.iter().filter(|(_, member)| member.connected);
-        connected.filter_map(|(peer, member)| Some((*peer, trust.standing(&member.credential, now).err()?))).collect()
+        connected.filter_map(|(peer, member)| Some((*peer, trust.standing(&member.admitted, now).err()?))).collect()
     }
 
     /// Tells whenever somebody may have ceased to be a member.
@@ -269,12 +287,13 @@ const fn label(error: &NotAdmitted) -> &'static str {
             Refused::NotGenuine(_) => "not_genuine",
             Refused::OtherCluster(_) => "other_cluster",
             Refused::OtherPeer(_) => "other_peer",
+            Refused::RootRetired => "root_retired",
             Refused::IssuerExpired => "issuer_expired",
             Refused::NotYet { .. } => "not_yet",
             Refused::Expired { .. } => "expired",
             Refused::Revoked => "revoked",
         },
-        NotAdmitted::RefusedByPeer { .. } => "refused_by_peer",
+        NotAdmitted::RefusedByPeer { .. } => REFUSED_BY_PEER,
         NotAdmitted::Timeout => "timeout",
         NotAdmitted::Frame(_) => "frame",
     }

@@ -5,14 +5,14 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use damselfly_messages::membership::{Issuer, Role};
+use damselfly_messages::membership::{Issuer, Role, Root};
 use libp2p::identity::Keypair;
 
 use crate::admission::Admission;
 
 /// The manager of the one cluster that all tests belong to.
 static ISSUER: LazyLock<Issuer> = LazyLock::new(|| {
-    Issuer::certify(&root(), Keypair::generate_ed25519(), SystemTime::now().into(), DAY).expect("certified")
+    Root::founding(root()).certify(Keypair::generate_ed25519(), SystemTime::now().into(), DAY).expect("certified")
 });
 const DAY: Duration = Duration::from_secs(24 * 3600);
 

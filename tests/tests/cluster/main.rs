@@ -8,6 +8,7 @@ mod manager;
 mod membership;
 mod parents;
 mod ring;
+mod roots;
 mod schedulers;
 mod support;
 mod ttl;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use damselfly_messages::membership::{JoinToken, Secret};
+use damselfly_messages::membership::{JoinToken, Roots, Secret};
 use damselfly_tests::{Cluster, Options, until};
 use serde_json::{Value, json};
 use tokio::process::Command;
@@ -88,7 +88,7 @@ async fn a_token_lets_in_whom_it_says_and_nobody_else() -> anyhow::Result<()> {
         let parsed: JoinToken = text(&scheduler).parse()?;
         let guessed = JoinToken { secret: Secret([7; 32]), ..parsed.clone() }.reveal();
         let stranger = cluster_of_nobody();
-        let other_cluster = JoinToken { cluster: stranger, ..parsed }.reveal();
+        let other_cluster = JoinToken { roots: Roots::of(stranger), ..parsed }.reveal();
         let slip = text(&scheduler).replace("dfj1_C", "dfj1_D");
         let file = cluster.path("missing");
         // (token, exit code, what it says)

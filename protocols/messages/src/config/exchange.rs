@@ -60,7 +60,7 @@ impl Wire for Request {
 
     fn from_bytes(bytes: &[u8]) -> Result<Self, Invalid> {
         let request: pb::ConfigRequest = pb::decode("configuration request", bytes)?;
-        let renewed = request.renewed.map(SignedCredential::from_pb);
+        let renewed = request.renewed.map(SignedCredential::from_pb).transpose()?;
         Ok(Self { known_epoch: request.known_epoch, renewed })
     }
 }

@@ -8,7 +8,11 @@ use libp2p::{
 };
 use prost::Message as _;
 
-use super::{CLOCK_LEEWAY, Roles, Tags, after, open, peer, seal};
+use super::{
+    CLOCK_LEEWAY, Roles, Tags, after, open, peer,
+    roots::{Fingerprint, Root, Roots, Succession},
+    seal,
+};
 use crate::{
     id::ClusterId,
     pb,
@@ -50,34 +54,42 @@ pub struct SignedCredential {
     issuer: IssuerCertificate,
 }
 
-/// That a key may sign credentials of a cluster, signed by the cluster's root.
+/// That a key may sign for a cluster, signed by one of the cluster's roots.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct IssuerCertificate(Vec<u8>);
+pub struct IssuerCertificate {
+    envelope: Vec<u8>,
+    succession: Succession,
+}
 
-/// A manager's key with its certificate: signs credentials.
+/// A manager's key with its certificate: signs credentials and configurations.
 #[derive(Debug, Clone)]
 pub struct Issuer {
     key: Keypair,
     certificate: IssuerCertificate,
     certified: Certified,
+    roots: Roots,
 }
 
 /// What an issuer's certificate says, once its signature was checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Certified {
-    pub(super) cluster: ClusterId,
-    pub(super) key: PublicKey,
-    pub(super) not_before: UnixMillis,
-    pub(super) not_after: UnixMillis,
+pub(crate) struct Certified {
+    pub(crate) cluster: ClusterId,
+    pub(crate) key: PublicKey,
+    pub(crate) not_before: UnixMillis,
+    pub(crate) not_after: UnixMillis,
+    /// Who certified it.
+    pub(crate) root: Fingerprint,
 }
 
 impl Issuer {
-    /// Certifies `key` with the root, from `now` on.
-    ///
-    /// # Errors
-    /// [`Invalid`] when the root cannot sign.
-    pub fn certify(root: &Keypair, key: Keypair, now: UnixMillis, lifetime: Duration) -> Result<Self, Invalid> {
-        let cluster = ClusterId::of_root(&root.public());
+    /// Certifies `key` with the root's key, from `now` on.
+    pub(super) fn certified_by(
+        root: &Root,
+        root_key: &Keypair,
+        key: Keypair,
+        (now, lifetime): (UnixMillis, Duration),
+    ) -> Result<Self, Invalid> {
+        let cluster = root.cluster();
         // A host whose clock is behind has it in use at once.
         let not_before = UnixMillis(now.0.saturating_sub(CLOCK_LEEWAY.as_millis() as u64));
         let not_after = after(now, lifetime);
@@ -87,9 +99,21 @@ impl Issuer {
             not_before: not_before.0,
             not_after: not_after.0,
         };
-        let certificate = IssuerCertificate(seal(root, ISSUER, body.encode_to_vec())?);
-        let certified = Certified { cluster, key: key.public(), not_before, not_after };
-        Ok(Self { key, certificate, certified })
+        let envelope = seal(root_key, ISSUER, body.encode_to_vec())?;
+        let certificate = IssuerCertificate { envelope, succession: root.succession().clone() };
+        let (key_root, roots) = (root.fingerprint(), root.roots()?);
+        let certified = Certified { cluster, key: key.public(), not_before, not_after, root: key_root };
+        Ok(Self { key, certificate, certified, roots })
+    }
+
+    /// Signs `bytes`, of which the caller knows that they are no other kind's.
+    pub(crate) fn sign(&self, bytes: &[u8]) -> Result<Vec<u8>, Invalid> {
+        self.key.sign(bytes).map_err(|error| Invalid::new("signing key", error.to_string()))
+    }
+
+    /// All roots of the cluster, up to the one that certified this key.
+    pub const fn roots(&self) -> &Roots {
+        &self.roots
     }
 
     /// The proof of its right.
@@ -138,39 +162,45 @@ impl Issuer {
 }
 
 impl IssuerCertificate {
-    /// Its bytes.
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.0
+    pub(crate) fn to_pb(&self) -> pb::IssuerCertificate {
+        pb::IssuerCertificate { envelope: self.envelope.clone(), succession: self.succession.to_pb() }
     }
 
-    /// Takes bytes from outside; what they say is looked at when they are used.
-    pub(super) const fn from_bytes(bytes: Vec<u8>) -> Self {
-        Self(bytes)
+    /// Takes what comes from outside; what it says is looked at when it is used.
+    pub(crate) fn from_pb(message: Option<pb::IssuerCertificate>) -> Result<Self, Invalid> {
+        let message = pb::required(ISSUER, message)?;
+        Ok(Self { envelope: message.envelope, succession: Succession::from_pb(message.succession)? })
     }
 
-    /// Whom the root of `cluster` has certified.
-    pub(super) fn certified(&self, cluster: ClusterId) -> Result<Certified, Invalid> {
-        let (payload, root) = open(ISSUER, &self.0)?;
-        if ClusterId::of_root(&root) != cluster {
-            return Err(Invalid::new("issuer", "it is not certified by the cluster's root"));
-        }
+    /// How the cluster came to the root that signed it.
+    pub(crate) const fn succession(&self) -> &Succession {
+        &self.succession
+    }
+
+    /// Who is certified by one of these roots, or by one that follows them.
+    pub(crate) fn certified(&self, roots: &Roots) -> Result<Certified, Invalid> {
+        let (payload, root) = open(ISSUER, &self.envelope)?;
+        let root = roots.accept(&root, &self.succession)?;
         let body: pb::IssuerBody = pb::decode(ISSUER, &payload)?;
-        if ClusterId::from_bytes(&body.cluster)? != cluster {
-            return Err(Invalid::new("issuer", "it is certified for another cluster"));
+        let cluster = ClusterId::from_bytes(&body.cluster)?;
+        if cluster != roots.cluster() {
+            return Err(Invalid::new(ISSUER, "it is certified for another cluster"));
         }
-        let key =
-            PublicKey::try_decode_protobuf(&body.key).map_err(|error| Invalid::new("issuer", error.to_string()))?;
+        let key = PublicKey::try_decode_protobuf(&body.key).map_err(|error| Invalid::new(ISSUER, error.to_string()))?;
         let (not_before, not_after) = (UnixMillis(body.not_before), UnixMillis(body.not_after));
-        Ok(Certified { cluster, key, not_before, not_after })
+        Ok(Certified { cluster, key, not_before, not_after, root })
     }
 
-    /// Whether it proves that `peer` speaks for `cluster`.
-    pub fn proves(&self, peer: &PeerId, cluster: ClusterId) -> Result<(), Invalid> {
-        let certified = self.certified(cluster)?;
+    /// Whether it proves to who accepts `roots` that `peer` speaks for their cluster.
+    ///
+    /// # Errors
+    /// [`Invalid`]: it does not.
+    pub fn proves(&self, peer: &PeerId, roots: &Roots) -> Result<(), Invalid> {
+        let certified = self.certified(roots)?;
         if certified.key.to_peer_id() == *peer {
             Ok(())
         } else {
-            Err(Invalid::new("issuer", "it is another host's certificate"))
+            Err(Invalid::new(ISSUER, "it is another host's certificate"))
         }
     }
 }
@@ -195,11 +225,11 @@ impl SignedCredential {
     }
 
     pub(crate) fn to_pb(&self) -> pb::Credential {
-        pb::Credential { envelope: self.envelope.clone(), issuer: self.issuer.0.clone() }
+        pb::Credential { envelope: self.envelope.clone(), issuer: Some(self.issuer.to_pb()) }
     }
 
-    pub(crate) fn from_pb(message: pb::Credential) -> Self {
-        Self { envelope: message.envelope, issuer: IssuerCertificate(message.issuer) }
+    pub(crate) fn from_pb(message: pb::Credential) -> Result<Self, Invalid> {
+        Ok(Self { envelope: message.envelope, issuer: IssuerCertificate::from_pb(message.issuer)? })
     }
 }
 
@@ -212,7 +242,7 @@ impl Wire for SignedCredential {
         if bytes.len() > CREDENTIAL_BYTES_MAX {
             return Err(Invalid::new(CREDENTIAL, format!("{} bytes are too many", bytes.len())));
         }
-        pb::decode(CREDENTIAL, bytes).map(Self::from_pb)
+        Self::from_pb(pb::decode(CREDENTIAL, bytes)?)
     }
 }
 

@@ -172,13 +172,13 @@ fn keyed(
 
 impl Wire for Greeting {
     fn to_bytes(&self) -> Vec<u8> {
-        pb::JoinProof { issuer: self.issuer.as_bytes().to_vec(), nonce: self.nonce.to_vec() }.encode_to_vec()
+        pb::JoinProof { issuer: Some(self.issuer.to_pb()), nonce: self.nonce.to_vec() }.encode_to_vec()
     }
 
     fn from_bytes(bytes: &[u8]) -> Result<Self, Invalid> {
         let message: pb::JoinProof = pb::decode("greeting", bytes)?;
         let nonce = message.nonce.try_into().map_err(|_| Invalid::new("nonce", "it has another length"))?;
-        Ok(Self { issuer: IssuerCertificate::from_bytes(message.issuer), nonce })
+        Ok(Self { issuer: IssuerCertificate::from_pb(message.issuer)?, nonce })
     }
 }
 
@@ -205,7 +205,7 @@ impl Wire for Request {
                 proof: join.mac.try_into().map_err(length)?,
                 role: Role::from_number(join.role)?,
             },
-            pb::join_request::Body::Renew(credential) => RequestBody::Renew(SignedCredential::from_pb(credential)),
+            pb::join_request::Body::Renew(credential) => RequestBody::Renew(SignedCredential::from_pb(credential)?),
         };
         if message.version.len() > VERSION_BYTES_MAX {
             return Err(Invalid::new("version", "it is too long"));
@@ -236,7 +236,7 @@ impl Wire for Answer {
             pb::join_answer::Body::Welcome(welcome) => {
                 let configuration = welcome.configuration.ok_or_else(|| missing("configuration"))?;
                 Ok(Self::Welcome {
-                    credential: SignedCredential::from_pb(welcome.credential.ok_or_else(|| missing("credential"))?),
+                    credential: SignedCredential::from_pb(welcome.credential.ok_or_else(|| missing("credential"))?)?,
                     configuration: SignedConfiguration::from_bytes(&configuration.encode_to_vec())?,
                 })
             }

@@ -1,6 +1,6 @@
 use super::{join::*, *};
 use crate::{
-    config::{Configuration, Revocation, Settings},
+    config::{Acceptance, Configuration, ConfigurationRefused, Revocation, Settings},
     id::ClusterId,
     wire::Wire as _,
 };
@@ -17,11 +17,15 @@ fn host() -> PeerId {
 }
 
 fn issuer(root: u8) -> Issuer {
-    Issuer::certify(&key(root), key(50), NOW, 90 * DAY).expect("certified")
+    Root::founding(key(root)).certify(key(50), NOW, 90 * DAY).expect("certified")
 }
 
 fn issue(issuer: &Issuer) -> SignedCredential {
     issuer.issue(host(), (Roles::NODES, &Tags::new()), 1, (NOW, 14 * DAY)).expect("issued").0
+}
+
+fn configuration(settings: Settings, revoked: Vec<Revocation>) -> Configuration {
+    Configuration { cluster: cluster(), epoch: 1, issued: NOW, settings, revoked, roots: Roots::of(cluster()) }
 }
 
 fn cluster() -> ClusterId {
@@ -36,7 +40,7 @@ fn at(after: i64) -> UnixMillis {
 fn only_the_clusters_own_credentials_are_admitted() {
     let trust = Trust::new(cluster());
     let genuine = issue(&issuer(1));
-    let admitted = trust.admit(&host(), &genuine, NOW).expect("genuine");
+    let admitted = trust.admit(&host(), &genuine, NOW).expect("genuine").credential;
     assert_eq!((admitted.roles, admitted.serial), (Roles::NODES, 1));
 
     let stranger = key(8).public().to_peer_id();
@@ -45,12 +49,15 @@ fn only_the_clusters_own_credentials_are_admitted() {
     assert_eq!(trust.admit(&host(), &issue(&issuer(2)), NOW), Err(Refused::OtherCluster(other)));
     // Signed by itself: it names the cluster's issuer, whose certificate it has seen, but has not its key.
     let mut forger = issuer(1);
-    let forged = Issuer::certify(&key(1), key(7), NOW, DAY).expect("certified");
+    let forged = Root::founding(key(1)).certify(key(7), NOW, DAY).expect("certified");
     let mut forged = issue(&forged).to_pb();
-    forged.issuer = forger.certificate().as_bytes().to_vec();
-    assert!(matches!(trust.admit(&host(), &SignedCredential::from_pb(forged), NOW), Err(Refused::NotGenuine(_))));
+    forged.issuer = Some(forger.certificate().to_pb());
+    assert!(matches!(
+        trust.admit(&host(), &SignedCredential::from_pb(forged).expect("well-formed"), NOW),
+        Err(Refused::NotGenuine(_))
+    ));
     // An issuer that lets credentials outlive its own right.
-    forger = Issuer::certify(&key(1), key(50), NOW, DAY).expect("certified");
+    forger = Root::founding(key(1)).certify(key(50), NOW, DAY).expect("certified");
     assert!(issue(&forger).claim().expect("readable").not_after <= forger.not_after());
 }
 
@@ -83,7 +90,7 @@ fn time_decides() {
     for (after, grace, expected, why) in table {
         let mut trust = Trust::new(cluster());
         let settings = Settings { grace_ms: grace * 1000, ..Settings::default() };
-        trust.follow(&Configuration { cluster: cluster(), epoch: 1, issued: NOW, settings, revoked: Vec::new() });
+        trust.follow(&configuration(settings, Vec::new()));
         let result = match trust.admit(&host(), &shown, at(after)) {
             Ok(_) => "valid",
             Err(Refused::NotYet { .. }) => "not yet",
@@ -99,7 +106,7 @@ fn who_is_revoked_is_out() {
     let mut trust = Trust::new(cluster());
     let revoked = vec![Revocation { peer: host(), at: NOW }];
     let (epoch, settings) = (2, Settings { grace_ms: 1 << 30, ..Settings::default() });
-    trust.follow(&Configuration { cluster: cluster(), epoch, issued: NOW, settings, revoked });
+    trust.follow(&Configuration { epoch, ..configuration(settings, revoked) });
     assert_eq!(trust.admit(&host(), &issue(&issuer(1)), NOW), Err(Refused::Revoked));
 }
 
@@ -107,7 +114,7 @@ fn token() -> JoinToken {
     let manager = key(50).public().to_peer_id();
     let address = format!("/ip4/10.0.0.1/tcp/4700/p2p/{manager}").parse().expect("an address");
     JoinToken {
-        cluster: cluster(),
+        roots: Root::founding(key(1)).hand_over(key(2)).expect("handed over").roots().expect("genuine"),
         id: TokenId([3; TOKEN_ID_BYTES]),
         secret: Secret([4; 32]),
         roles: Roles::of([Role::Scheduler]),
@@ -152,12 +159,115 @@ fn what_is_said_is_understood() {
     let renew = Request { body: RequestBody::Renew(issue(&issuer(1))), ..request };
     assert_eq!(Request::from_bytes(&renew.to_bytes()), Ok(renew));
     let settings = Settings::default();
-    let configuration = Configuration { cluster: cluster(), epoch: 1, issued: NOW, settings, revoked: Vec::new() };
-    let configuration = configuration.sign(&key(1)).expect("signed");
+    let configuration = configuration(settings, Vec::new());
+    let configuration = configuration.sign(&issuer(1)).expect("signed");
     let welcome = Answer::Welcome { credential: issue(&issuer(1)), configuration };
     assert_eq!(Answer::from_bytes(&welcome.to_bytes()), Ok(welcome));
     let refused = Answer::Refused(Refusal::new(RefusalCode::UsedUp, "used up"));
     assert_eq!(Answer::from_bytes(&refused.to_bytes()), Ok(refused));
     let greeting = Greeting { issuer: issuer(1).certificate().clone(), nonce: [1; NONCE_BYTES] };
     assert_eq!(Greeting::from_bytes(&greeting.to_bytes()), Ok(greeting));
+}
+
+fn certified(root: &Root) -> Issuer {
+    root.certify(key(50), NOW, 90 * DAY).expect("certified")
+}
+
+#[test]
+fn roots_are_followed_onwards_and_never_back() {
+    let first = Root::founding(key(1));
+    let second = first.hand_over(key(2)).expect("handed over");
+    let third = second.hand_over(key(3)).expect("handed over");
+    let of = |root: &Root| issue(&certified(root));
+    let configuration = |roots| Configuration { roots, ..configuration(Settings::default(), Vec::new()) };
+    let overlap = configuration(third.roots().expect("genuine"));
+    let newest = configuration(third.roots().expect("genuine").newest_only());
+
+    // (what the member knows, by which root the credential is, why it is refused)
+    let knows = |known: Option<&Configuration>| {
+        let mut trust = Trust::new(cluster());
+        known.iter().for_each(|known| trust.follow(known));
+        trust
+    };
+    let table = [
+        (knows(None), &first, None, "the one it knows"),
+        (knows(None), &third, None, "one that it can follow to, after years"),
+        (knows(Some(&overlap)), &first, None, "one that still counts"),
+        (knows(Some(&newest)), &third, None, "the newest"),
+        (knows(Some(&newest)), &first, Some("retired"), "one that counts no more"),
+        (knows(Some(&newest)), &second, Some("retired"), "likewise"),
+    ];
+    for (trust, root, refused, why) in table {
+        let admitted = trust.admit(&host(), &of(root), NOW);
+        match refused {
+            None => assert_eq!(admitted.expect(why).root, root.fingerprint(), "{why}"),
+            Some(reason) => {
+                let error = admitted.expect_err(why).to_string();
+                assert!(error.contains(reason), "{why}: {error}");
+            }
+        }
+    }
+    // Who has stolen a root that handed over makes another successor of it.
+    let stolen = first.hand_over(key(9)).expect("handed over");
+    let error = knows(Some(&overlap)).admit(&host(), &of(&stolen), NOW).expect_err("a second successor");
+    assert!(error.to_string().contains("another successor"), "{error}");
+    // Steps of another cluster, steps in another order, a key without its steps.
+    assert!(Root::new(key(3), ClusterId::of_root(&key(2).public()), third.succession().clone()).is_err());
+    let swapped = third.succession().to_pb().into_iter().rev().collect();
+    assert!(Root::new(key(3), cluster(), Succession::from_pb(swapped).expect("few")).is_err());
+    assert!(Root::new(key(3), cluster(), Succession::default()).is_err());
+    assert!(Root::new(key(2), cluster(), third.succession().clone()).is_err(), "it has handed over");
+    assert!(third.hand_over(key(1)).is_err(), "it was a root before");
+    // What has been admitted goes when its root is retired.
+    let mut trust = knows(None);
+    let admitted = trust.admit(&host(), &of(&first), NOW).expect("admitted");
+    trust.follow(&newest);
+    assert_eq!(trust.standing(&admitted, NOW), Err(Refused::RootRetired));
+    assert_eq!(trust.own_standing(&of(&second), NOW), Err(Refused::RootRetired));
+    assert_eq!(trust.own_standing(&of(&third), NOW), Ok(Standing::Valid));
+
+    let mut last = third;
+    for seed in 4..=u8::try_from(ROOTS_MAX).expect("few") {
+        last = last.hand_over(key(seed)).expect("not too many");
+    }
+    assert!(last.hand_over(key(20)).is_err(), "a succession is bounded");
+    assert_eq!(Succession::from_bytes(&last.succession().to_bytes()), Ok(last.succession().clone()));
+    assert!(of(&last).to_bytes().len() < CREDENTIAL_BYTES_MAX);
+}
+
+#[test]
+fn configurations_bring_roots_and_take_none_back() {
+    let first = Root::founding(key(1));
+    let second = first.hand_over(key(2)).expect("handed over");
+    let both = second.roots().expect("genuine");
+    let signed = |epoch, roots: &Roots, root: &Root| {
+        let configuration =
+            Configuration { epoch, roots: roots.clone(), ..configuration(Settings::default(), Vec::new()) };
+        configuration.sign(&certified(root))
+    };
+    let mut member = Acceptance::new(cluster());
+    member.offer(&signed(1, &Roots::of(cluster()), &first).expect("signed")).expect("the first root's");
+    member.offer(&signed(2, &both, &second).expect("signed")).expect("followed");
+    let back = signed(3, &Roots::of(cluster()), &first).expect("signed");
+    assert!(matches!(member.offer(&back), Err(ConfigurationRefused::OtherRoots)), "by a manager that is behind");
+    assert!(signed(3, &both, &first).is_err(), "the first root's manager cannot speak for the second");
+    member.offer(&signed(3, &both.newest_only(), &second).expect("signed")).expect("retired");
+    assert!(matches!(member.offer(&signed(4, &both, &second).expect("signed")), Err(ConfigurationRefused::OtherRoots)));
+    assert!(matches!(
+        member.offer(&signed(4, &Roots::of(cluster()), &first).expect("signed")),
+        Err(ConfigurationRefused::OtherSigner(_))
+    ));
+    // A host that was off all the time follows at once.
+    let newest = signed(4, &both.newest_only(), &second).expect("signed");
+    Acceptance::new(cluster()).offer(&newest).expect("followed");
+    // Another certificate of the same signer is the same configuration.
+    let again = Configuration { epoch: 4, roots: both.newest_only(), ..configuration(Settings::default(), Vec::new()) };
+    member.offer(&newest).expect("taken over");
+    let later = second.certify(key(50), at(60), 90 * DAY).expect("certified");
+    assert!(matches!(member.offer(&again.sign(&later).expect("signed")), Ok(crate::config::Verdict::Known)));
+    let expired = Configuration { epoch: 5, issued: at(-3600), ..again };
+    assert_eq!(
+        member.offer(&expired.sign(&later).expect("signed")).expect_err("before its signer's time"),
+        ConfigurationRefused::SignerExpired
+    );
 }

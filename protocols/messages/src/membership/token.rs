@@ -7,7 +7,7 @@ use multibase::Base;
 use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 
-use super::Roles;
+use super::{Roles, Roots};
 use crate::{id::ClusterId, pb, record::UnixMillis, wire::Invalid};
 
 /// What every token begins with; the number is that of the format.
@@ -81,8 +81,8 @@ impl fmt::Debug for Verifier {
 /// All that a new host needs: where the managers are, what proves them, and what proves the host to them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JoinToken {
-    /// The cluster: the hash of its root.
-    pub cluster: ClusterId,
+    /// What the managers prove that they come from.
+    pub roots: Roots,
     /// Its name.
     pub id: TokenId,
     /// Its secret.
@@ -96,15 +96,21 @@ pub struct JoinToken {
 }
 
 impl JoinToken {
+    /// The cluster.
+    pub fn cluster(&self) -> ClusterId {
+        self.roots.cluster()
+    }
+
     /// As text, to be typed or pasted. It holds the secret.
     pub fn reveal(&self) -> String {
         let message = pb::JoinToken {
-            cluster: self.cluster.digest().to_vec(),
+            cluster: self.cluster().digest().to_vec(),
             id: self.id.0.to_vec(),
             secret: self.secret.0.to_vec(),
             roles: self.roles.to_numbers(),
             expires: self.expires.0,
             managers: self.managers.iter().map(|(_, address)| address.to_vec()).collect(),
+            roots: Some(self.roots.to_pb()),
         };
         let mut bytes = message.encode_to_vec();
         let check = check(&bytes);
@@ -140,7 +146,7 @@ impl FromStr for JoinToken {
         let message: pb::JoinToken = pb::decode("join token", message)?;
         let managers = pb::at_most("managers of the join token", message.managers, MANAGERS_MAX)?;
         Ok(Self {
-            cluster: ClusterId::from_bytes(&message.cluster)?,
+            roots: Roots::from_pb(ClusterId::from_bytes(&message.cluster)?, message.roots)?,
             id: TokenId(message.id.try_into().map_err(|_| damaged())?),
             secret: Secret(message.secret.try_into().map_err(|_| damaged())?),
             roles: Roles::from_numbers(&message.roles)?,

@@ -4,15 +4,24 @@ use std::{collections::HashSet, time::Duration};
 
 use libp2p::PeerId;
 
-use super::{CLOCK_LEEWAY, Credential, SignedCredential};
+use super::{CLOCK_LEEWAY, Credential, Fingerprint, Roots, SignedCredential};
 use crate::{config::Configuration, id::ClusterId, record::UnixMillis, wire::Invalid};
 
-/// What decides about credentials: the cluster, whom it has revoked, and how long it bears with expired ones.
+/// What decides about credentials: the cluster's roots, whom it has revoked, and how long it bears with expired ones.
 #[derive(Debug, Clone)]
 pub struct Trust {
-    cluster: ClusterId,
+    roots: Roots,
     revoked: HashSet<PeerId>,
     grace: Duration,
+}
+
+/// Who was admitted, by which credential.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admitted {
+    /// The credential that it showed.
+    pub credential: Credential,
+    /// The root that it comes from.
+    pub root: Fingerprint,
 }
 
 /// How a member stands.
@@ -39,6 +48,9 @@ pub enum Refused {
     /// It is of another host.
     #[error("the credential is of host {0}, not of who shows it")]
     OtherPeer(PeerId),
+    /// It comes from a root that the cluster has retired.
+    #[error("the cluster has retired the root that the credential comes from: it must be renewed")]
+    RootRetired,
     /// Its issuer had no right at that time.
     #[error("its issuer's certificate did not hold when it was issued")]
     IssuerExpired,
@@ -60,20 +72,21 @@ pub enum Refused {
 }
 
 impl Trust {
-    /// Trusts the root of `cluster`, and has heard of nothing else.
+    /// Trusts the first root of `cluster`, and has heard of nothing else.
     pub fn new(cluster: ClusterId) -> Self {
-        Self { cluster, revoked: HashSet::new(), grace: Duration::ZERO }
+        Self { roots: Roots::of(cluster), revoked: HashSet::new(), grace: Duration::ZERO }
     }
 
     /// Takes over what an accepted configuration says.
     pub fn follow(&mut self, configuration: &Configuration) {
+        self.roots = configuration.roots.clone();
         self.revoked = configuration.revoked.iter().map(|revocation| revocation.peer).collect();
         self.grace = Duration::from_millis(configuration.settings.grace_ms);
     }
 
-    /// The cluster.
-    pub const fn cluster(&self) -> ClusterId {
-        self.cluster
+    /// The roots that it accepts.
+    pub const fn roots(&self) -> &Roots {
+        &self.roots
     }
 
     /// Whether the cluster has put `peer` out.
@@ -85,32 +98,52 @@ impl Trust {
     ///
     /// # Errors
     /// [`Refused`], with a reason that the host may be told.
-    pub fn admit(&self, peer: &PeerId, shown: &SignedCredential, now: UnixMillis) -> Result<Credential, Refused> {
+    pub fn admit(&self, peer: &PeerId, shown: &SignedCredential, now: UnixMillis) -> Result<Admitted, Refused> {
         let (credential, signer) = shown.opened()?;
-        if credential.cluster != self.cluster {
+        if credential.cluster != self.roots.cluster() {
             return Err(Refused::OtherCluster(credential.cluster));
         }
         if credential.peer != *peer {
             return Err(Refused::OtherPeer(credential.peer));
         }
-        let issuer = shown.issuer().certified(self.cluster)?;
+        let issuer = shown.issuer().certified(&self.roots)?;
         if issuer.key != signer {
             return Err(Invalid::new("credential", "it is not signed by the issuer that it names").into());
         }
         if credential.not_before < issuer.not_before || credential.not_after > issuer.not_after {
             return Err(Refused::IssuerExpired);
         }
-        self.standing(&credential, now)?;
-        Ok(credential)
+        let admitted = Admitted { credential, root: issuer.root };
+        self.standing(&admitted, now)?;
+        Ok(admitted)
     }
 
-    /// How the owner of a genuine credential stands now.
+    /// Whether a host's own credential comes from the cluster's newest root.
+    pub fn is_newest(&self, own: &SignedCredential) -> bool {
+        own.issuer().certified(&self.roots).is_ok_and(|issuer| self.roots.is_newest(&issuer.root))
+    }
+
+    /// How a host stands by the credential that it shows, which is its own.
     ///
     /// # Errors
-    /// [`Refused::Revoked`], [`Refused::NotYet`] and [`Refused::Expired`].
-    pub fn standing(&self, credential: &Credential, now: UnixMillis) -> Result<Standing, Refused> {
+    /// Those of [`Trust::standing`]; of others than retired roots it is known already that the credential is genuine.
+    pub fn own_standing(&self, own: &SignedCredential, now: UnixMillis) -> Result<Standing, Refused> {
+        let credential = own.claim()?;
+        let root = own.issuer().certified(&self.roots).map_err(|_| Refused::RootRetired)?.root;
+        self.standing(&Admitted { credential, root }, now)
+    }
+
+    /// How a host stands now that was admitted.
+    ///
+    /// # Errors
+    /// [`Refused::Revoked`], [`Refused::RootRetired`], [`Refused::NotYet`] and [`Refused::Expired`].
+    pub fn standing(&self, admitted: &Admitted, now: UnixMillis) -> Result<Standing, Refused> {
+        let credential = &admitted.credential;
         if self.is_revoked(&credential.peer) {
             return Err(Refused::Revoked);
+        }
+        if !self.roots.accepts(&admitted.root) {
+            return Err(Refused::RootRetired);
         }
         let early = Duration::from_millis(credential.not_before.0.saturating_sub(now.0));
         if early > CLOCK_LEEWAY {

@@ -6,7 +6,7 @@ use damselfly_messages::{
     config::SignedConfiguration,
     id::ClusterId,
     membership::{
-        JoinToken, Role, SignedCredential,
+        JoinToken, Role, Roots, SignedCredential,
         join::{Answer, Greeting, Refusal, Request, RequestBody, proof},
     },
     wire::{Invalid, Wire as _},
@@ -89,13 +89,13 @@ pub enum JoinError {
     Timeout,
 }
 
-/// Asks one manager of `cluster`; `addresses` are where this host can be dialled.
+/// Asks one manager of the cluster of `roots`; `addresses` are where this host can be dialled.
 ///
 /// # Errors
 /// [`JoinError`]
 pub async fn ask(
     keypair: &Keypair,
-    cluster: ClusterId,
+    roots: &Roots,
     (manager, at): (PeerId, &Multiaddr),
     asking: Asking<'_>,
     addresses: &[Multiaddr],
@@ -109,7 +109,8 @@ pub async fn ask(
             return Err(JoinError::OtherPeer { expected: manager, found });
         }
         let greeting = Greeting::from_bytes(&receive(&mut stream, GREETING_BYTES_MAX).await?)?;
-        greeting.issuer.proves(&manager, cluster).map_err(|reason| JoinError::NotTheCluster { cluster, reason })?;
+        let proved = greeting.issuer.proves(&manager, roots);
+        proved.map_err(|reason| JoinError::NotTheCluster { cluster: roots.cluster(), reason })?;
         let body = match asking {
             Asking::Renew(credential) => RequestBody::Renew(credential.clone()),
             Asking::Join { token, role } => {

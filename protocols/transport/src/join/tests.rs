@@ -9,8 +9,10 @@ use std::{
 use async_trait::async_trait;
 use damselfly_messages::{
     config::{Configuration, Settings, SignedConfiguration},
+    id::ClusterId,
     membership::{
-        Issuer, IssuerCertificate, JoinToken, Role, Roles, Secret, SignedCredential, TOKEN_ID_BYTES, Tags, TokenId,
+        Issuer, IssuerCertificate, JoinToken, Role, Roles, Root, Roots, Secret, SignedCredential, TOKEN_ID_BYTES, Tags,
+        TokenId,
         join::{Refusal, RefusalCode, RequestBody},
     },
     record::UnixMillis,
@@ -24,7 +26,6 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// A manager that knows one token.
 struct Manager {
-    root: Keypair,
     issuer: Issuer,
     secret: Secret,
     asked: AtomicU32,
@@ -45,45 +46,46 @@ impl Authority for Manager {
         let now = SystemTime::now().into();
         let issued = self.issuer.issue(asked.peer, (Roles::NODES, &Tags::new()), 1, (now, DAY));
         let (cluster, settings) = (self.issuer.cluster(), Settings::default());
-        let configuration = Configuration { cluster, epoch: 1, issued: now, settings, revoked: Vec::new() };
-        Ok((issued.expect("issued").0, configuration.sign(&self.root).expect("signed")))
+        let configuration =
+            Configuration { cluster, epoch: 1, issued: now, settings, revoked: Vec::new(), roots: Roots::of(cluster) };
+        Ok((issued.expect("issued").0, configuration.sign(&self.issuer).expect("signed")))
     }
 }
 
 async fn manager() -> (Arc<Manager>, JoinServer, JoinToken) {
     let (root, key) = (Keypair::generate_ed25519(), Keypair::generate_ed25519());
-    let issuer = Issuer::certify(&root, key.clone(), SystemTime::now().into(), DAY).expect("certified");
+    let issuer = Root::founding(root).certify(key.clone(), SystemTime::now().into(), DAY).expect("certified");
     let secret = Secret(rand::random());
-    let cluster = issuer.cluster();
-    let manager = Arc::new(Manager { root, issuer, secret: secret.clone(), asked: AtomicU32::new(0) });
+    let roots = issuer.roots().clone();
+    let manager = Arc::new(Manager { issuer, secret: secret.clone(), asked: AtomicU32::new(0) });
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let server = JoinServer::start(listener, &key, manager.clone()).expect("started");
     let peer = key.public().to_peer_id();
     let address: Multiaddr =
         format!("/ip4/127.0.0.1/tcp/{}/p2p/{peer}", server.address().port()).parse().expect("an address");
     let (id, expires) = (TokenId([1; TOKEN_ID_BYTES]), UnixMillis(0));
-    let token = JoinToken { cluster, id, secret, roles: Roles::NODES, expires, managers: vec![(peer, address)] };
+    let token = JoinToken { roots, id, secret, roles: Roles::NODES, expires, managers: vec![(peer, address)] };
     (manager, server, token)
 }
 
 async fn join(token: &JoinToken) -> Result<(SignedCredential, SignedConfiguration), JoinError> {
     let (manager, address) = &token.managers[0];
     let asking = Asking::Join { token, role: Role::Node };
-    ask(&Keypair::generate_ed25519(), token.cluster, (*manager, address), asking, &[]).await
+    ask(&Keypair::generate_ed25519(), &token.roots, (*manager, address), asking, &[]).await
 }
 
 #[tokio::test]
 async fn who_knows_the_secret_joins() {
     let (_manager, _server, token) = manager().await;
     let (credential, configuration) = join(&token).await.expect("joined");
-    assert_eq!((credential.claim().expect("readable").cluster, configuration.epoch()), (token.cluster, 1));
+    assert_eq!((credential.claim().expect("readable").cluster, configuration.epoch()), (token.cluster(), 1));
 }
 
 #[tokio::test]
 async fn nobody_joins_whom_the_token_does_not_name() {
     let (_manager, _server, token) = manager().await;
     let other = Keypair::generate_ed25519().public();
-    let of_other_cluster = JoinToken { cluster: damselfly_messages::id::ClusterId::of_root(&other), ..token.clone() };
+    let of_other_cluster = JoinToken { roots: Roots::of(ClusterId::of_root(&other)), ..token.clone() };
     assert!(matches!(join(&of_other_cluster).await, Err(JoinError::NotTheCluster { .. })));
     let (_, address) = token.managers[0].clone();
     let of_other_manager = JoinToken { managers: vec![(other.to_peer_id(), address)], ..token.clone() };

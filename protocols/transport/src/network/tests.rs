@@ -5,7 +5,7 @@ use std::time::{Instant, SystemTime};
 use damselfly_messages::{
     config,
     id::ClusterId,
-    membership::{Issuer, Role},
+    membership::{Role, Root, Roots},
     notify,
     record::UnixMillis,
 };
@@ -64,7 +64,8 @@ async fn strangers_are_told_why_and_reach_nothing() {
     let own = |admission: Admission| admission.own().expect("shown");
     let cluster = || ClusterId::of_root(&testing::root().public());
     let issued = |root: &Keypair, keypair: &Keypair, lifetime| {
-        let issuer = Issuer::certify(root, Keypair::generate_ed25519(), SystemTime::now().into(), lifetime);
+        let issuer =
+            Root::founding(root.clone()).certify(Keypair::generate_ed25519(), SystemTime::now().into(), lifetime);
         let peer = keypair.public().to_peer_id();
         Admission::issued(&issuer.expect("certified"), peer, Role::ALL, lifetime).expect("issued")
     };
@@ -140,7 +141,14 @@ async fn who_is_revoked_is_out_and_stays_out() {
     let (cluster, settings) = (ClusterId::of_root(&testing::root().public()), Default::default());
     let revoked = vec![config::Revocation { peer: left.peer_id(), at: UnixMillis(0) }];
     let issued = SystemTime::now().into();
-    right.admission().follow(&config::Configuration { cluster, epoch: 2, issued, settings, revoked });
+    right.admission().follow(&config::Configuration {
+        cluster,
+        epoch: 2,
+        issued,
+        settings,
+        revoked,
+        roots: Roots::of(cluster),
+    });
     let mut connected = left.connected();
     timeout(Duration::from_secs(5), connected.wait_for(|peers| peers.is_empty())).await.expect("out").expect("lives");
     let error = left.connect(right.peer_id(), right.listeners(), WITHIN).await.expect_err("back");
@@ -151,7 +159,7 @@ async fn who_is_revoked_is_out_and_stays_out() {
 async fn an_expired_member_is_out_and_a_renewed_one_stays() {
     let short = |keypair: &Keypair| {
         let (now, lifetime) = (SystemTime::now().into(), Duration::from_secs(2));
-        let issuer = Issuer::certify(&testing::root(), Keypair::generate_ed25519(), now, 100 * lifetime);
+        let issuer = Root::founding(testing::root()).certify(Keypair::generate_ed25519(), now, 100 * lifetime);
         Admission::issued(&issuer.expect("certified"), keypair.public().to_peer_id(), [Role::Node], lifetime)
     };
     let (host, _inbox) = started();

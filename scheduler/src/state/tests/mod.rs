@@ -6,6 +6,7 @@ use damselfly_messages::{
     config::{Accepted, Configuration, SchedulerEntry, Settings},
     id::{ClusterId, ContentId},
     info::{self, HostReport},
+    membership::{Root, Roots},
     name::Name,
     notify,
     record::{Announcement, Binding, BucketDigests, Holding, Record, Tombstone, UnixMillis},
@@ -80,8 +81,16 @@ fn accepted(epoch: u64, schedulers: &[u32], replicas: u32) -> Arc<Accepted> {
     };
     let settings = Settings { schedulers: schedulers.iter().map(entry).collect(), replicas, ..Settings::default() };
     let cluster = ClusterId::of_root(&key(0).public());
-    let configuration = Configuration { cluster, epoch, issued: UnixMillis(START), settings, revoked: Vec::new() };
-    let signed = configuration.sign(&key(0)).expect("signed");
+    let configuration = Configuration {
+        cluster,
+        epoch,
+        issued: UnixMillis(START),
+        settings,
+        revoked: Vec::new(),
+        roots: Roots::of(cluster),
+    };
+    let issuer = Root::founding(key(0)).certify(key(0), UnixMillis(0), Duration::MAX).expect("certified");
+    let signed = configuration.sign(&issuer).expect("signed");
     Arc::new(Accepted { ring: configuration.ring(), configuration, signed })
 }
 

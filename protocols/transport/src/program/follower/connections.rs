@@ -161,6 +161,7 @@ mod tests {
     use damselfly_messages::{
         config::{Configuration, SchedulerEntry, Settings},
         id::ClusterId,
+        membership::{Root, Roots},
         record::UnixMillis,
     };
     use libp2p::identity::Keypair;
@@ -184,8 +185,16 @@ mod tests {
         let entry = |seed| SchedulerEntry { peer_id: peer(seed), addresses: vec![address(seed)], weight: 1 };
         let settings = Settings { schedulers: (1..=count).map(entry).collect(), ..Settings::default() };
         let cluster = ClusterId::of_root(&key(9).public());
-        let configuration = Configuration { cluster, epoch: 1, issued: UnixMillis(0), settings, revoked: Vec::new() };
-        let signed = configuration.sign(&key(9)).expect("signed");
+        let configuration = Configuration {
+            cluster,
+            epoch: 1,
+            issued: UnixMillis(0),
+            settings,
+            revoked: Vec::new(),
+            roots: Roots::of(cluster),
+        };
+        let issuer = Root::founding(key(9)).certify(key(9), UnixMillis(0), Duration::MAX).expect("certified");
+        let signed = configuration.sign(&issuer).expect("signed");
         Arc::new(Accepted { ring: configuration.ring(), configuration, signed })
     }
 

@@ -1,5 +1,6 @@
 use damselfly_messages::{
     config::{self, Configuration, SchedulerEntry, Settings},
+    membership::{Issuer, Root, Roots},
     record::UnixMillis,
 };
 use libp2p::{Multiaddr, identity::Keypair};
@@ -15,11 +16,21 @@ fn cluster() -> ClusterId {
     ClusterId::of_root(&root().public())
 }
 
+fn issuer(root: Keypair) -> Issuer {
+    Root::founding(root.clone()).certify(root, UnixMillis(0), Duration::MAX).expect("certified")
+}
+
 fn signed(epoch: u64, schedulers: Vec<SchedulerEntry>) -> SignedConfiguration {
     let settings = Settings { schedulers, ..Settings::default() };
-    let configuration =
-        Configuration { cluster: cluster(), epoch, issued: UnixMillis(epoch), settings, revoked: Vec::new() };
-    configuration.sign(&root()).expect("signed")
+    let configuration = Configuration {
+        cluster: cluster(),
+        epoch,
+        issued: UnixMillis(epoch),
+        settings,
+        revoked: Vec::new(),
+        roots: Roots::of(cluster()),
+    };
+    configuration.sign(&issuer(root())).expect("signed")
 }
 
 fn network() -> (Network, Inbox) {
@@ -101,12 +112,13 @@ async fn what_was_accepted_survives_a_restart_and_never_goes_back() {
     assert_eq!(follower.epoch(), 5);
     let older = follower.offer(signed(4, vec![]).as_bytes(), network.peer_id()).await;
     assert!(matches!(older, Err(ConfigurationRefused::Older { .. })));
-    let forged = Keypair::generate_ed25519();
+    let forger = issuer(Keypair::generate_ed25519());
     let settings = Settings::default();
-    let forged = Configuration { cluster: cluster(), epoch: 9, issued: UnixMillis(0), settings, revoked: Vec::new() }
-        .sign(&forged);
+    let (cluster, issued, revoked) = (cluster(), UnixMillis(0), Vec::new());
+    let forged =
+        Configuration { cluster, epoch: 9, issued, settings, revoked, roots: Roots::of(cluster) }.sign(&forger);
     let refused = follower.offer(forged.expect("signed").as_bytes(), network.peer_id()).await;
-    assert_eq!(refused, Err(ConfigurationRefused::OtherSigner));
+    assert!(matches!(refused, Err(ConfigurationRefused::OtherSigner(_))), "{refused:?}");
     assert_eq!(follower.epoch(), 5);
 
     std::fs::write(&path, b"torn").expect("written");
