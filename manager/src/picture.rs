@@ -161,9 +161,20 @@ impl Eyes {
                 see(&mut picture.hosts, state);
             }
         }
+        self.tell_those_behind(&accepted, &members, &answers);
         let without_hosts = |answer: HostsAnswer| HostsAnswer { items: Vec::new(), ..answer };
         let answers = answers.into_iter().map(|answer| answer.map(without_hosts));
         picture.schedulers = members.into_iter().zip(answers).collect();
+    }
+
+    /// Gossip may be lost: schedulers that run an older epoch are told, and hosts hear of it with their heartbeats.
+    fn tell_those_behind(&self, current: &Accepted, members: &[PeerId], answers: &[Option<HostsAnswer>]) {
+        for (scheduler, answer) in members.iter().zip(answers) {
+            if answer.as_ref().is_some_and(|answer| answer.epoch < current.configuration.epoch) {
+                let (follower, scheduler) = (self.state.follower().clone(), *scheduler);
+                tokio::spawn(async move { follower.tell(scheduler).await });
+            }
+        }
     }
 
     /// Everything that a scheduler has of hosts; nothing when it does not answer.

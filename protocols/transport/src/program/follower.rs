@@ -184,9 +184,19 @@ impl Follower {
         shown.await;
     }
 
+    /// Lets `peer`, which runs an older epoch, know that there is a newer one here: it will ask for it.
+    pub async fn tell(&self, peer: PeerId) {
+        let request = Request { known_epoch: self.epoch(), renewed: None };
+        if let Err(error) = self.network.request::<ConfigProtocol>(peer, &request, ConfigProtocol::TIMEOUT).await {
+            tracing::debug!(%peer, %error, "a member that is behind was not told");
+        }
+    }
+
     /// Answers a request that did not come by way of the inbox.
     pub fn answer(&self, request: Inbound<ConfigProtocol>) {
-        self.shared.answer(request);
+        if let Some((peer, epoch)) = self.shared.answer(request) {
+            self.hint(peer, epoch);
+        }
     }
 }
 
@@ -262,19 +272,25 @@ impl Shared {
         }
     }
 
-    fn answer(&self, request: Inbound<ConfigProtocol>) {
-        let asked = match request.decode() {
-            Ok(asked) => asked,
-            Err(invalid) => return request.refuse(invalid.to_string()),
+    /// Answers; returns who has asked and its epoch when that is news.
+    fn answer(&self, request: Inbound<ConfigProtocol>) -> Option<(PeerId, u64)> {
+        let (asked, peer) = match request.decode() {
+            Ok(asked) => (asked, request.peer()),
+            Err(invalid) => {
+                request.refuse(invalid.to_string());
+                return None;
+            }
         };
         if let Some(renewed) = &asked.renewed
-            && let Err(refused) = self.admission.judge(request.peer(), renewed)
+            && let Err(refused) = self.admission.judge(peer, renewed)
         {
-            return request.refuse(refused.to_string());
+            request.refuse(refused.to_string());
+            return None;
         }
         let current = self.current.borrow().clone();
         let epoch = current.as_ref().map_or(0, |accepted| accepted.configuration.epoch);
         let newer = current.filter(|_| epoch > asked.known_epoch).map(|accepted| accepted.signed.clone());
         request.respond(Response { epoch, newer });
+        (asked.known_epoch > epoch).then_some((peer, asked.known_epoch))
     }
 }

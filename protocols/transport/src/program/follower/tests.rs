@@ -99,6 +99,14 @@ async fn a_change_spreads_from_the_manager_by_way_of_a_scheduler_to_a_node() {
     managers.offer(third.as_bytes(), manager.peer_id()).await.expect("accepted");
     schedulers.hint(manager.peer_id(), 3);
     reaches(&schedulers, 3).await;
+
+    // Without gossip: the manager sees that a scheduler is behind.
+    let fourth = signed(4, vec![entry(&scheduler)]);
+    managers.offer(fourth.as_bytes(), manager.peer_id()).await.expect("accepted");
+    managers.tell(scheduler.peer_id()).await;
+    reaches(&schedulers, 4).await;
+    schedulers.tell(manager.peer_id()).await;
+    assert_eq!(managers.epoch(), 4, "what is no news is not asked for");
 }
 
 #[tokio::test]

@@ -97,7 +97,9 @@ impl Worker {
                 peer = self.pulls.done() => self.pulls.on_done(peer, &self.network, &self.shared),
                 Some(_) = self.judging.join_next() => {}
                 Some(gossip) = inputs.gossip.recv(), if self.judging.len() < JUDGED_AT_ONCE => self.on_gossip(gossip),
-                Some(request) = inputs.requests.recv() => self.shared.answer(request),
+                Some(request) = inputs.requests.recv() => if let Some((peer, epoch)) = self.shared.answer(request) {
+                    self.on_hint(peer, epoch);
+                },
                 Some((peer, epoch)) = inputs.hints.recv() => self.on_hint(peer, epoch),
                 () = sleep_until(poll) => {
                     polled = Instant::now();
