@@ -10,6 +10,7 @@ pub mod baseline;
 mod pair;
 pub(crate) mod proxy;
 mod report;
+mod rollout;
 mod small;
 mod usage;
 
@@ -18,6 +19,23 @@ mod usage;
 pub enum Bench {
     /// Two nodes: a file that only one holds is exported on the other, in turn with baselines without Damselfly.
     Pair(Pair),
+    /// Many members that hold nothing: how long a change of the configuration takes until the last one has it, and how long
+    /// one that is put out keeps connections.
+    Rollout(Rollout),
+}
+
+/// `testnet bench rollout`
+#[derive(Debug, Clone, clap::Args)]
+pub struct Rollout {
+    /// How many members, in this process, beside two schedulers.
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=2000))]
+    hosts: u32,
+    /// How many changes, and how many are put out.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    runs: u32,
+    /// Prints the result as JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 /// `testnet bench pair`
@@ -44,5 +62,6 @@ pub struct Pair {
 pub async fn run(bench: Bench) -> anyhow::Result<ExitCode> {
     match bench {
         Bench::Pair(pair) => pair::run(pair).await,
+        Bench::Rollout(rollout) => rollout::run(rollout).await,
     }
 }

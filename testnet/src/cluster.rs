@@ -11,7 +11,7 @@ use anyhow::{Context as _, bail};
 use damselfly_transport::program::lifecycle::Signals;
 use rustix::fs::{FlockOperation, flock};
 
-mod change;
+pub(crate) mod change;
 mod members;
 
 use crate::{

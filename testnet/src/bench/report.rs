@@ -85,6 +85,11 @@ impl Report {
         &mut self.rows[index].series
     }
 
+    /// The value of `key` below which `share` of all lie; NaN when it was not measured.
+    pub(super) fn quantile(&self, key: &str, share: f64) -> f64 {
+        self.rows.iter().find(|row| row.key == key).map_or(f64::NAN, |row| row.series.quantile(share))
+    }
+
     /// The median of `key`; NaN when it was not measured.
     pub(super) fn median(&self, key: &str) -> f64 {
         self.rows.iter().find(|row| row.key == key).map_or(f64::NAN, |row| row.series.median())

@@ -34,7 +34,7 @@ pub(super) async fn in_ring(manager: &ManagerEntry, peer: PeerId) -> anyhow::Res
 }
 
 /// Makes a join token that is good for so many hosts.
-pub(super) async fn join_token(manager: &ManagerEntry, roles: &[&str], uses: usize) -> anyhow::Result<String> {
+pub(crate) async fn join_token(manager: &ManagerEntry, roles: &[&str], uses: usize) -> anyhow::Result<String> {
     let body = serde_json::json!({ "roles": roles, "uses": uses, "ttl_seconds": TOKEN_SECONDS });
     let answer = api(manager, "POST", "join-tokens", body.to_string()).await?;
     let made: serde_json::Value = serde_json::from_str(&answer.body).context("the manager's answer")?;
@@ -54,13 +54,46 @@ fn epoch_in(answer: &Answer) -> anyhow::Result<u64> {
     tag.trim_matches('"').parse().context("the manager's ETag is no epoch")
 }
 
+/// Replaces one value of the settings; returns the epoch that says so.
+pub(crate) async fn set(manager: &ManagerEntry, name: &str, value: serde_json::Value) -> anyhow::Result<u64> {
+    let answer = api(manager, "GET", "config", String::new()).await?;
+    let mut settings: serde_json::Value = serde_json::from_str(&answer.body).context("the manager's settings")?;
+    settings[name] = value;
+    let tag = answer.etag.context("the manager gives no ETag")?;
+    let answer = ask(manager, ("PUT", "config"), &[("if-match", &tag)], settings.to_string()).await?;
+    if answer.status != 200 {
+        bail!("the manager answers {}: {}", answer.status, answer.body);
+    }
+    epoch_in(&answer)
+}
+
+/// Puts a host out.
+pub(crate) async fn revoke(manager: &ManagerEntry, peer: PeerId) -> anyhow::Result<()> {
+    let body = serde_json::json!({ "peer_id": peer.to_string(), "reason": "testnet" });
+    let answer = api(manager, "POST", "revocations", body.to_string()).await?;
+    if answer.status != 201 {
+        bail!("the manager answers {}: {}", answer.status, answer.body);
+    }
+    Ok(())
+}
+
 async fn api(manager: &ManagerEntry, method: &str, resource: &str, body: String) -> anyhow::Result<Answer> {
-    let token = std::fs::read_to_string(&manager.admin_token_file).context("no admin token")?;
-    let authorization = format!("Bearer {}", token.trim());
-    let headers = [("authorization", authorization.as_str()), ("content-type", "application/json")];
-    let answer = http::ask(method, &format!("{}/api/v1/{resource}", manager.http), &headers, body).await?;
+    let answer = ask(manager, (method, resource), &[], body).await?;
     if method == "GET" && answer.status != 200 {
         bail!("the manager answers {}: {}", answer.status, answer.body);
     }
     Ok(answer)
+}
+
+async fn ask(
+    manager: &ManagerEntry,
+    (method, resource): (&str, &str),
+    further: &[(&str, &str)],
+    body: String,
+) -> anyhow::Result<Answer> {
+    let token = std::fs::read_to_string(&manager.admin_token_file).context("no admin token")?;
+    let authorization = format!("Bearer {}", token.trim());
+    let own = [("authorization", authorization.as_str()), ("content-type", "application/json")];
+    let headers: Vec<_> = own.iter().chain(further).copied().collect();
+    http::ask(method, &format!("{}/api/v1/{resource}", manager.http), &headers, body).await
 }
