@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use damselfly_messages::membership::{JoinToken, Roots, Secret};
-use damselfly_tests::{Cluster, Options, until};
+use damselfly_tests::{Cluster, Node, Options, until};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
@@ -62,7 +62,11 @@ async fn a_token_lets_in_whom_it_says_and_nobody_else() -> anyhow::Result<()> {
         let good = cluster.join_token(&["node"], 1, 600).await?;
         let begun = Instant::now();
         let newcomer = Newcomer::new(cluster, "dfdaemon", "newcomer")?;
-        let mut running = newcomer.command(text(&good)).stderr(Stdio::null()).spawn()?;
+        // From a file: other users of the host see a command line.
+        let token_file = cluster.path("token");
+        fs::write(&token_file, format!("{}\n", text(&good)))?;
+        let from_file = format!("@{}", token_file.display());
+        let mut running = newcomer.command(&from_file).stderr(Stdio::null()).spawn()?;
         let health = async || -> anyhow::Result<Value> {
             let dfcache = cluster.programs().path("dfcache");
             let socket = newcomer.folder.join("sock");
@@ -89,6 +93,9 @@ async fn a_token_lets_in_whom_it_says_and_nobody_else() -> anyhow::Result<()> {
         let guessed = JoinToken { secret: Secret([7; 32]), ..parsed.clone() }.reveal();
         let stranger = cluster_of_nobody();
         let other_cluster = JoinToken { roots: Roots::of(stranger), ..parsed }.reveal();
+        let refused = newcomer.fails(&other_cluster).await?;
+        let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+        ensure!(told.contains("this host belongs to cluster"), "one that has joined goes elsewhere: {told}");
         let slip = text(&scheduler).replace("dfj1_C", "dfj1_D");
         let file = cluster.path("missing");
         // (token, exit code, what it says)
@@ -169,16 +176,7 @@ async fn who_is_put_out_is_out_in_the_middle_of_a_transfer_and_stays_out() -> an
         if out.program().is_running() {
             out.program().kill().await?;
         }
-        out.program().start()?;
-        let told = async || {
-            ensure!(
-                out.program().log().contains("the host is revoked") && !out.program().is_running(),
-                "it is not told: {}",
-                damselfly_testnet::process::tail(&out.program().folder().join("log"))
-            );
-            Ok(())
-        };
-        until("it is told why", SETTLED, told).await?;
+        starts_in_vain(out).await?;
         // The others go on.
         exports(cluster, cluster.node(1), "file", &file).await?;
         let stat = cluster.node(1).stat("file").await?.ok()?;
@@ -187,7 +185,26 @@ async fn who_is_put_out_is_out_in_the_middle_of_a_transfer_and_stays_out() -> an
         let revoked: Vec<_> = hosts.iter().filter(|host| host["revoked"] == true).collect();
         ensure!(revoked.len() == 1 && revoked[0]["peer_id"] == out.program().peer_id(), "{revoked:?}");
         let token = cluster.join_token(&["node"], 1, 600).await?;
-        refused_for_good(cluster, out.program().folder(), text(&token)).await
+        refused_for_good(cluster, out.program().folder(), text(&token)).await?;
+        // One that was off, and so has heard nothing of it.
+        let off = cluster.node(1);
+        off.program().kill().await?;
+        let body = json!({ "peer_id": off.program().peer_id(), "reason": "lost too" });
+        ensure!(cluster.manage("POST", "revocations", Some(&body)).await?.status == 201);
+        starts_in_vain(off).await
+    })
+    .await
+}
+
+/// A host that was put out is told so, and ends.
+async fn starts_in_vain(node: &Node) -> anyhow::Result<()> {
+    let program = node.program();
+    program.start()?;
+    until("it is told why", SETTLED, async || {
+        let log = program.folder().join("log");
+        let told = program.log().contains("the host is revoked") && !program.is_running();
+        ensure!(told, "it is not told: {}", damselfly_testnet::process::tail(&log));
+        Ok(())
     })
     .await
 }
