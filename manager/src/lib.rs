@@ -13,6 +13,7 @@ pub mod http;
 pub mod keys;
 pub mod membership;
 pub mod picture;
+mod reach;
 pub mod server;
 pub mod state;
 pub mod store;

@@ -259,7 +259,7 @@ impl Membership {
         if tokio::time::timeout(HEALTHY_WITHIN, healthy).await.is_err() {
             return tracing::warn!(%peer, ?addresses, "the scheduler that joined cannot be reached; it is not in the ring");
         }
-        let entry = SchedulerEntry { peer_id: peer, addresses, weight: 1 };
+        let entry = SchedulerEntry::active(peer, addresses);
         match self.inner.state.add_scheduler(entry).await {
             Ok(epoch) => tracing::info!(%peer, epoch, "the scheduler is in the ring"),
             Err(error) => tracing::error!(%peer, %error, "the scheduler is not put into the ring"),
@@ -285,7 +285,7 @@ impl Authority for Membership {
             RequestBody::Join { .. } => {
                 let (credential, roles) = self.join(&asked).await?;
                 tracing::info!(%peer, %roles, "a host has joined");
-                if roles.contains(Role::Scheduler) && !current.ring.members().contains(&peer) {
+                if roles.contains(Role::Scheduler) && current.configuration.settings.scheduler(&peer).is_none() {
                     tokio::spawn(self.clone().put_into_ring(peer, self.seen(&asked)));
                 }
                 credential

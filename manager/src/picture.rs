@@ -3,7 +3,7 @@
 //! Hosts tell schedulers with their heartbeats, and the manager asks the schedulers, so it has no connection to hosts.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -12,6 +12,7 @@ use damselfly_messages::{
     config::Accepted,
     id::TaskId,
     info::{HostState, HostsAnswer, Request, Response, TASKS_MAX, TaskFilter, TaskState, TasksAnswer},
+    ring::Ring,
     scheduler::{self, DeleteAnswer, DeleteTask, RequestBody, ResponseBody},
 };
 use damselfly_transport::{
@@ -45,8 +46,10 @@ const HOSTS_SHOWN: Duration = Duration::from_secs(24 * 3600);
 /// The cluster as it was seen last.
 #[derive(Debug, Clone, Default)]
 pub struct Picture {
-    /// The ring's schedulers: what each answered, unless it did not.
+    /// All schedulers, in the ring or not: what each answered, unless it did not.
     pub schedulers: Vec<(PeerId, Option<HostsAnswer>)>,
+    /// Those that gave a sign of life: an answer, or that they are busy.
+    pub reached: HashSet<PeerId>,
     /// Every host that a scheduler has heard of, as it was heard of last.
     pub hosts: BTreeMap<PeerId, HostView>,
     /// What moves.
@@ -81,10 +84,11 @@ impl Picture {
         self.hosts.values().filter(|host| host.is_up)
     }
 
-    /// Tasks in the cluster: each is known to as many schedulers as it has owners.
-    pub fn tasks(&self, replicas: u32) -> u64 {
-        let told: Vec<_> = self.schedulers.iter().filter_map(|(_, answer)| Some(answer.as_ref()?.tasks)).collect();
-        let owners = u64::from(replicas).min(told.len() as u64).max(1);
+    /// Tasks in the cluster: each is known to as many schedulers of the ring as it has owners.
+    pub fn tasks(&self, ring: &Ring) -> u64 {
+        let members = self.schedulers.iter().filter(|(peer, _)| ring.members().contains(peer));
+        let told: Vec<_> = members.filter_map(|(_, answer)| Some(answer.as_ref()?.tasks)).collect();
+        let owners = ring.replicas().min(told.len()).max(1) as u64;
         told.iter().sum::<u64>().div_ceil(owners)
     }
 
@@ -152,24 +156,26 @@ impl Eyes {
 
     async fn look_once(&self, picture: &mut Picture) {
         let Some(accepted) = self.state.current() else { return };
-        let members = accepted.ring.members().to_vec();
+        let members: Vec<_> = accepted.configuration.settings.schedulers.iter().map(|entry| entry.peer_id).collect();
         let answers = join_all(members.iter().map(|scheduler| self.hosts_of(*scheduler))).await;
         picture.hosts.values_mut().for_each(|host| host.is_up = false);
         picture.hosts.retain(|_, host| host.heard.elapsed() < HOSTS_SHOWN);
-        for mut answer in answers.iter().flatten().cloned() {
-            for state in std::mem::take(&mut answer.items) {
-                see(&mut picture.hosts, state);
+        (picture.schedulers, picture.reached) = Default::default();
+        for (scheduler, answer) in members.into_iter().zip(answers) {
+            if matches!(answer, Ok(_) | Err(RequestError::Busy { .. })) {
+                picture.reached.insert(scheduler);
             }
+            let mut answer = answer.ok();
+            let items = answer.as_mut().map(|answer| std::mem::take(&mut answer.items));
+            items.into_iter().flatten().for_each(|state| see(&mut picture.hosts, state));
+            picture.schedulers.push((scheduler, answer));
         }
-        self.tell_those_behind(&accepted, &members, &answers);
-        let without_hosts = |answer: HostsAnswer| HostsAnswer { items: Vec::new(), ..answer };
-        let answers = answers.into_iter().map(|answer| answer.map(without_hosts));
-        picture.schedulers = members.into_iter().zip(answers).collect();
+        self.tell_those_behind(&accepted, &picture.schedulers);
     }
 
     /// Gossip may be lost: schedulers that run an older epoch are told, and hosts hear of it with their heartbeats.
-    fn tell_those_behind(&self, current: &Accepted, members: &[PeerId], answers: &[Option<HostsAnswer>]) {
-        for (scheduler, answer) in members.iter().zip(answers) {
+    fn tell_those_behind(&self, current: &Accepted, schedulers: &[(PeerId, Option<HostsAnswer>)]) {
+        for (scheduler, answer) in schedulers {
             if answer.as_ref().is_some_and(|answer| answer.epoch < current.configuration.epoch) {
                 let (follower, scheduler) = (self.state.follower().clone(), *scheduler);
                 tokio::spawn(async move { follower.tell(scheduler).await });
@@ -177,12 +183,18 @@ impl Eyes {
         }
     }
 
-    /// Everything that a scheduler has of hosts; nothing when it does not answer.
-    async fn hosts_of(&self, scheduler: PeerId) -> Option<HostsAnswer> {
+    /// Everything that a scheduler has of hosts.
+    async fn hosts_of(&self, scheduler: PeerId) -> Result<HostsAnswer, RequestError> {
         let mut all: Option<HostsAnswer> = None;
         for _ in 0..PARTS_MAX {
             let after = all.as_ref().and_then(|all| all.items.last()).map(|host| host.peer);
-            let Ok(Response::Hosts(mut part)) = self.ask(scheduler, &Request::Hosts { after }).await else { break };
+            let mut part = match self.ask(scheduler, &Request::Hosts { after }).await {
+                Ok(Response::Hosts(part)) => part,
+                Ok(Response::Tasks(_)) => break,
+                // What it has told already counts.
+                Err(_) if all.is_some() => break,
+                Err(error) => return Err(error),
+            };
             let items = std::mem::take(&mut part.items);
             let (more, moves) = (part.more, !items.is_empty());
             let known = all.get_or_insert(part);
@@ -191,7 +203,7 @@ impl Eyes {
                 break;
             }
         }
-        all
+        Ok(all.unwrap_or_default())
     }
 
     async fn ask(&self, scheduler: PeerId, request: &Request) -> Result<Response, RequestError> {
@@ -409,7 +421,10 @@ mod tests {
         let scheduler = |epoch| HostsAnswer { epoch, tasks: 7, ..HostsAnswer::default() };
         picture.schedulers = [Some(scheduler(5)), Some(scheduler(6)), None].map(|one| (PeerId::random(), one)).into();
         assert_eq!(picture.roll_out(5), 75.0, "two hosts are up, and two schedulers");
-        assert_eq!((picture.tasks(2), picture.tasks(1)), (7, 14), "each task has two owners, or one");
+        let members: Vec<_> = picture.schedulers.iter().map(|(peer, _)| (*peer, 1)).collect();
+        let tasks = |members: &[_], replicas| picture.tasks(&Ring::new(members.iter().copied(), replicas));
+        assert_eq!((tasks(&members, 2), tasks(&members, 1)), (7, 14), "each task has two owners, or one");
+        assert_eq!(tasks(&members[1..], 1), 7, "who is not in the ring owns none");
     }
 
     #[test]

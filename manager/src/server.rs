@@ -39,6 +39,7 @@ use crate::{
     keys::ISSUER_LIFETIME,
     membership::{Membership, join_addresses},
     picture::Eyes,
+    reach::keep_ring,
     state::State,
     store::{Store, StoreError},
 };
@@ -151,6 +152,7 @@ impl Server {
             tokio::spawn(state.clone().retire_roots()),
             tokio::spawn(membership.clone().keep_certified()),
             tokio::spawn(eyes.clone().look()),
+            tokio::spawn(keep_ring(state.clone(), eyes.clone())),
         ];
         let app = App { state: state.clone(), access: access.clone(), membership, eyes };
         let routes = monitoring(monitored(&network, &follower, &state)).merge(http::api(app));

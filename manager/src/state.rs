@@ -11,7 +11,7 @@ use std::{
 
 use damselfly_messages::{
     config::{
-        Accepted, Configuration, ConfigurationRefused, Gossip, Revocation, SchedulerEntry, Settings,
+        Accepted, Configuration, ConfigurationRefused, Gossip, Revocation, SchedulerEntry, SchedulerState, Settings,
         SignedConfiguration,
     },
     id::ClusterId,
@@ -59,13 +59,23 @@ struct Purpose {
     action: &'static str,
     reason: Option<String>,
     roots: RootChange,
+    empty: EmptyRing,
 }
 
 impl Purpose {
-    /// Of a change that leaves the roots as they are.
+    /// Of a change that leaves the roots as they are, and some scheduler in the ring.
     const fn new(action: &'static str, reason: Option<String>) -> Self {
-        Self { action, reason, roots: RootChange::None }
+        Self { action, reason, roots: RootChange::None, empty: EmptyRing::Refused }
     }
+}
+
+/// Whether a change may leave a ring without schedulers that has some.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EmptyRing {
+    /// It is refused.
+    Refused,
+    /// That is what is wanted.
+    Allowed,
 }
 
 /// A handle to the manager's state.
@@ -121,6 +131,15 @@ pub enum ChangeError {
     /// No configuration is in force; only a defect gets here.
     #[error("no configuration is in force")]
     Nothing,
+    /// No scheduler would be left in the ring.
+    #[error("no scheduler would be left in the ring: nothing could be announced or found")]
+    LastScheduler,
+    /// There is no such scheduler.
+    #[error("the configuration lists no scheduler {peer}")]
+    NoScheduler {
+        /// Who was asked for.
+        peer: PeerId,
+    },
     /// There is nothing to roll back to.
     #[error("there is no epoch {epoch} in the history")]
     NoEpoch {
@@ -204,10 +223,46 @@ impl State {
         &self,
         settings: Settings,
         actor: Actor,
+        empty: EmptyRing,
         is_expected: impl Fn(u64) -> bool + Send + Sync + 'static,
     ) -> Result<u64, ChangeError> {
-        let purpose = Purpose::new("config.change", None);
+        let purpose = Purpose { empty, ..Purpose::new("config.change", None) };
         self.order(keep_out(settings), (actor, purpose), is_expected).await
+    }
+
+    /// Takes a scheduler out of the ring or puts it back, as [`State::change`] does. Nothing changes when it is so.
+    ///
+    /// # Errors
+    /// [`ChangeError::NoScheduler`], and those of [`State::change`].
+    pub async fn set_scheduler(
+        &self,
+        peer: PeerId,
+        to: SchedulerState,
+        actor: Actor,
+        empty: EmptyRing,
+        is_expected: impl Fn(u64) -> bool + Send + Sync + 'static,
+    ) -> Result<u64, ChangeError> {
+        let current = self.current().ok_or(ChangeError::Nothing)?;
+        current.configuration.settings.scheduler(&peer).ok_or(ChangeError::NoScheduler { peer })?;
+        let reason = Some(format!("{peer}: {}", to.name()));
+        let purpose = Purpose { empty, ..Purpose::new("scheduler.state", reason) };
+        self.order(with_state(peer, to, move |state| state != to), (actor, purpose), is_expected).await
+    }
+
+    /// Changes a scheduler's state from one to another because of what was seen of it. Nothing changes when it has
+    /// another one meanwhile.
+    ///
+    /// # Errors
+    /// [`ChangeError`]: it is as before.
+    pub async fn observe_scheduler(
+        &self,
+        peer: PeerId,
+        (from, to): (SchedulerState, SchedulerState),
+        because: &str,
+    ) -> Result<u64, ChangeError> {
+        let reason = Some(format!("{peer}: {}, {because}", to.name()));
+        let purpose = Purpose::new("scheduler.state", reason);
+        self.order(with_state(peer, to, move |state| state == from), (Actor::manager(), purpose), |_| true).await
     }
 
     /// Puts a host out with the next epoch. Returns the epoch that says so.
@@ -228,7 +283,8 @@ impl State {
             revoked.push(Revocation { peer, at: now() });
             Some((settings, revoked))
         };
-        let purpose = Purpose::new("config.revoke", Some(format!("{peer}: {reason}")));
+        let purpose =
+            Purpose { empty: EmptyRing::Allowed, ..Purpose::new("config.revoke", Some(format!("{peer}: {reason}"))) };
         self.order(revoke, (actor, purpose), |_| true).await
     }
 
@@ -241,7 +297,7 @@ impl State {
             let added = entry.clone();
             let add = move |current: &Configuration| {
                 let mut settings = current.settings.clone();
-                if settings.schedulers.iter().any(|known| known.peer_id == added.peer_id) {
+                if settings.scheduler(&added.peer_id).is_some() {
                     return None;
                 }
                 settings.schedulers.push(added.clone());
@@ -263,11 +319,12 @@ impl State {
         &self,
         epoch: u64,
         actor: Actor,
+        empty: EmptyRing,
         is_expected: impl Fn(u64) -> bool + Send + Sync + 'static,
     ) -> Result<(u64, Settings), ChangeError> {
         let past = self.inner.store.past(epoch).await?;
         let settings = past.ok_or(ChangeError::NoEpoch { epoch })?.settings;
-        let purpose = Purpose::new("config.rollback", Some(format!("back to epoch {epoch}")));
+        let purpose = Purpose { empty, ..Purpose::new("config.rollback", Some(format!("back to epoch {epoch}"))) };
         Ok((self.order(keep_out(settings.clone()), (actor, purpose), is_expected).await?, settings))
     }
 
@@ -309,6 +366,11 @@ impl State {
                 return Err(ChangeError::Stale { current: epoch });
             }
             let Some((settings, revoked)) = make(in_force) else { return Ok(epoch) };
+            let empties =
+                in_force.settings.active_schedulers().next().is_some() && settings.active_schedulers().next().is_none();
+            if empties && purpose.empty == EmptyRing::Refused {
+                return Err(ChangeError::LastScheduler);
+            }
             let next = self.next_root(purpose.roots).await?;
             let roots = purpose.roots.after(&in_force.roots, next.as_ref());
             let (action, reason) = (purpose.action, purpose.reason.as_deref());
@@ -399,6 +461,19 @@ impl State {
 /// Other settings, and whoever is out stays out.
 fn keep_out(settings: Settings) -> impl Fn(&Configuration) -> Option<(Settings, Vec<Revocation>)> + Send + Sync {
     move |current| Some((settings.clone(), current.revoked.clone()))
+}
+
+/// Another state of a scheduler whose present one `is_wanted` accepts.
+fn with_state(
+    peer: PeerId,
+    to: SchedulerState,
+    is_wanted: impl Fn(SchedulerState) -> bool + Send + Sync,
+) -> impl Fn(&Configuration) -> Option<(Settings, Vec<Revocation>)> + Send + Sync {
+    move |current| {
+        let mut settings = current.settings.clone();
+        settings.schedulers.iter_mut().find(|entry| entry.peer_id == peer && is_wanted(entry.state))?.state = to;
+        Some((settings, current.revoked.clone()))
+    }
 }
 
 /// Gossips `signed`; who misses it learns by pulling.

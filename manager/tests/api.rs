@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use damselfly_manager::database::audit::Actor;
+use damselfly_manager::{database::audit::Actor, state::EmptyRing};
 use damselfly_messages::{
     config::{SchedulerEntry, Settings},
     id::ClusterId,
@@ -90,7 +90,7 @@ async fn the_history_is_shown_and_rolled_back_to() {
     let first = server.state().current().expect("in force").configuration.settings.clone();
     let second = Settings { candidate_parents: 3, ..first.clone() };
     for settings in [second.clone(), Settings { heartbeat_ms: 200, lease_ms: 900, ..second }] {
-        server.state().change(settings, Actor::manager(), |_| true).await.expect("changed");
+        server.state().change(settings, Actor::manager(), EmptyRing::Refused, |_| true).await.expect("changed");
     }
     sql(&data, "UPDATE configurations SET signed = X'00' WHERE epoch = 2").await;
     let get = async |query: &str| ask(address, &format!("GET /api/v1/config/history{query}"), &[&token], "").await;
@@ -138,7 +138,7 @@ async fn of_changes_at_the_same_time_one_wins() {
     let folder = tempfile::tempdir().expect("a folder");
     let server = start(&folder.path().join("data")).await;
     let state = server.state();
-    let change = || state.change(Settings::default(), Actor::manager(), |epoch| epoch == 1);
+    let change = || state.change(Settings::default(), Actor::manager(), EmptyRing::Refused, |epoch| epoch == 1);
     let results = tokio::join!(change(), change(), change());
     let won = [results.0.is_ok(), results.1.is_ok(), results.2.is_ok()];
     assert_eq!(won.iter().filter(|won| **won).count(), 1, "{won:?}");
@@ -191,15 +191,22 @@ async fn a_restored_manager_goes_on_above_what_members_know() {
     let key = Keypair::generate_ed25519();
     let (member, follower) = scheduler(&key, "/ip4/127.0.0.1/tcp/0".parse().expect("an address"), &root, &stored);
     let listen = member.listeners()[0].clone();
-    let entry = SchedulerEntry { peer_id: member.peer_id(), addresses: vec![listen.clone()], weight: 1 };
+    let entry = SchedulerEntry::active(member.peer_id(), vec![listen.clone()]);
     let settings = Settings { schedulers: vec![entry], ..Settings::default() };
     assert_eq!(
-        server.state().change(settings.clone(), Actor::manager(), |_| true).await.expect("a new cluster need not wait"),
+        server
+            .state()
+            .change(settings.clone(), Actor::manager(), EmptyRing::Refused, |_| true)
+            .await
+            .expect("a new cluster need not wait"),
         2
     );
     copy(&data, &backup);
     let changed = Settings { candidate_parents: 3, ..settings.clone() };
-    assert_eq!(server.state().change(changed, Actor::manager(), |_| true).await.expect("changed"), 3);
+    assert_eq!(
+        server.state().change(changed, Actor::manager(), EmptyRing::Refused, |_| true).await.expect("changed"),
+        3
+    );
     let newest = server.state().current().expect("in force");
     follower.offer(newest.signed.as_bytes(), member.peer_id()).await.expect("taken over");
     server.stop().await;
@@ -245,7 +252,14 @@ async fn a_manager_that_nobody_answers_waits_no_longer_than_a_few_seconds() {
     let server = start(&data).await;
     let left = server.state().unsettled().expect("it may have been restored");
     tokio::time::sleep(left).await;
-    assert_eq!(server.state().change(Settings::default(), Actor::manager(), |_| true).await.expect("changed"), 2);
+    assert_eq!(
+        server
+            .state()
+            .change(Settings::default(), Actor::manager(), EmptyRing::Refused, |_| true)
+            .await
+            .expect("changed"),
+        2
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -277,4 +291,54 @@ async fn the_console_takes_nothing_from_elsewhere() {
         let page = body(&answer);
         assert!(!page.contains("://") && !page.contains("innerHTML"), "{path}: from elsewhere, or markup from data");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn schedulers_are_drained_and_the_last_one_stays() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().join("data");
+    let server = start(&data).await;
+    let address = server.http_address();
+    let token = format!("authorization: Bearer {}", fs::read_to_string(data.join("admin_token")).expect("read"));
+    let token = token.as_str();
+    let [one, two] = [(); 2].map(|()| libp2p::PeerId::random());
+    let listen: Multiaddr = "/ip4/127.0.0.1/tcp/1".parse().expect("an address");
+    let entries = [one, two].map(|peer| SchedulerEntry::active(peer, vec![listen.clone()]));
+    let settings = Settings { schedulers: entries.into(), ..Settings::default() };
+    let without = serde_json::to_string(&Settings { schedulers: Vec::new(), ..settings.clone() }).expect("JSON");
+    server.state().change(settings, Actor::manager(), EmptyRing::Refused, |_| true).await.expect("changed");
+
+    let patch = |peer: &str, query: &str| format!("PATCH /api/v1/schedulers/{peer}{query}");
+    let (one, two, stranger) = (one.to_string(), two.to_string(), libp2p::PeerId::random().to_string());
+    let (drain, activate) = ("{\"state\":\"draining\"}", "{\"state\":\"active\"}");
+    let dead = "{\"state\":\"dead\"}";
+    let stale = "if-match: \"1\"";
+    let put = |query: &str| format!("PUT /api/v1/config{query}");
+    let back = |query: &str| format!("POST /api/v1/config/rollback{query}");
+    let cases: [(String, &[&str], &str, &[&str]); 13] = [
+        (patch(&one, ""), &[], drain, &["401"]),
+        (patch(&one, ""), &[token, stale], drain, &["412", "stale", "epoch 2"]),
+        (patch(&one, ""), &[token], dead, &["400", "invalid_body", "dead"]),
+        (patch(&one, "?force=true"), &[token], drain, &["400", "invalid_query", "force"]),
+        (patch(&stranger, ""), &[token], drain, &["404", "no_such_scheduler", &stranger]),
+        (patch("x", ""), &[token], drain, &["404", "not_found"]),
+        (patch(&one, ""), &[token], activate, &["200", "etag: \"2\"", "\"state\":\"active\""]),
+        (patch(&one, ""), &[token, "if-match: \"2\""], drain, &["200", "etag: \"3\"", "\"state\":\"draining\""]),
+        (patch(&two, ""), &[token], drain, &["409", "last_scheduler", "allow_empty=true"]),
+        (put(""), &[token, "if-match: *"], &without, &["409", "last_scheduler"]),
+        (back(""), &[token], "{\"epoch\":1}", &["409", "last_scheduler"]),
+        (back("?allow_empty=true"), &[token], "{\"epoch\":1}", &["200", "etag: \"4\""]),
+        (put("?allow_empty=true"), &[token, "if-match: *"], &without, &["200", "etag: \"5\""]),
+    ];
+    for (request, headers, sent, expected) in cases {
+        let answer = ask(address, &request, headers, sent).await;
+        for part in expected {
+            assert!(answer.contains(part), "{request} {sent}: {part:?} is not in {answer}");
+        }
+    }
+    let audit = ask(address, "GET /api/v1/audit?action=scheduler.state", &[token], "").await;
+    let audit: serde_json::Value = serde_json::from_str(body(&audit)).expect("JSON");
+    let [entry] = audit["items"].as_array().expect("a list").as_slice() else { panic!("one change: {audit}") };
+    let of = |when: &str| entry[when]["schedulers"][0]["state"].clone();
+    assert_eq!((of("before"), of("after"), &entry["target"]), ("active".into(), "draining".into(), &"3".into()));
 }

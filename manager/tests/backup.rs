@@ -7,6 +7,7 @@ use damselfly_manager::{
     config::ManagerConfig,
     database::audit::Actor,
     server::Server,
+    state::EmptyRing,
 };
 use damselfly_messages::config::Settings;
 use damselfly_transport::program::http::HttpConfig;
@@ -32,7 +33,7 @@ async fn a_backup_of_a_running_manager_brings_it_back() {
 
     let server = Server::start(config(&data)).await.expect("started");
     let cluster = server.state().cluster();
-    server.state().change(Settings::default(), Actor::manager(), |_| true).await.expect("changed");
+    server.state().change(Settings::default(), Actor::manager(), EmptyRing::Refused, |_| true).await.expect("changed");
     backup::backup(&config(&data), &copy).await.expect("copied");
     assert!(matches!(backup::backup(&config(&data), &copy).await, Err(BackupError::Exists(_))));
     for entry in fs::read_dir(&copy).expect("a folder") {
@@ -41,7 +42,7 @@ async fn a_backup_of_a_running_manager_brings_it_back() {
         assert_eq!(mode, 0o600, "{:?}", entry.file_name());
     }
     assert!(matches!(backup::restore(&config(&data), &copy).await, Err(BackupError::Server(_))), "it runs");
-    server.state().change(Settings::default(), Actor::manager(), |_| true).await.expect("changed");
+    server.state().change(Settings::default(), Actor::manager(), EmptyRing::Refused, |_| true).await.expect("changed");
     server.stop().await;
     assert!(matches!(backup::restore(&config(&data), &copy).await, Err(BackupError::Exists(_))), "nothing is lost");
 

@@ -10,7 +10,7 @@ use damselfly_manager::{
     config::ManagerConfig,
     database::audit::Actor,
     server::{Server, ServerError},
-    state::ChangeError,
+    state::{ChangeError, EmptyRing},
     store::StoreError,
 };
 use damselfly_messages::config::Settings;
@@ -40,7 +40,7 @@ fn epoch(server: &Server) -> u64 {
 
 async fn change(server: &Server, parents: u32, expected: u64) -> Result<u64, ChangeError> {
     let settings = Settings { candidate_parents: parents, ..Settings::default() };
-    server.state().change(settings, Actor::manager(), move |epoch| epoch == expected).await
+    server.state().change(settings, Actor::manager(), EmptyRing::Refused, move |epoch| epoch == expected).await
 }
 
 async fn publishes(server: &Server) {

@@ -14,7 +14,7 @@ pub struct Health {
     pub cluster: String,
     /// Epoch of the configuration; 0 before the first.
     pub epoch: u64,
-    /// The schedulers of the configuration.
+    /// The schedulers in the ring.
     pub schedulers: Vec<SchedulerHealth>,
     /// The worst first.
     pub problems: Vec<Problem>,
@@ -58,8 +58,7 @@ pub fn health(follower: Option<&Follower>, announcer: &Announcer) -> Health {
     let configuration = &accepted.configuration;
     let schedulers: Vec<_> = configuration
         .settings
-        .schedulers
-        .iter()
+        .active_schedulers()
         .map(|entry| {
             let view = views.iter().find(|(peer, _)| *peer == entry.peer_id).map(|(_, view)| *view);
             let view = view.unwrap_or_default();

@@ -45,7 +45,9 @@ impl Notified {
     }
 
     fn is_scheduler(&self, inbound: &Inbound<NotifyProtocol>) -> bool {
-        self.schedulers.accepted().is_some_and(|accepted| accepted.ring.members().contains(&inbound.peer()))
+        self.schedulers
+            .accepted()
+            .is_some_and(|accepted| accepted.configuration.settings.scheduler(&inbound.peer()).is_some())
     }
 
     async fn answer(&self, inbound: Inbound<NotifyProtocol>) {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use damselfly_messages::{
-    config::Accepted,
+    config::{Accepted, SchedulerState},
     id::{ContentId, TaskId},
     name::Name,
     record::{Tombstone, UnixMillis},
@@ -326,8 +326,7 @@ impl Schedulers {
     ) -> Result<ResponseBody, String> {
         let accepted = self.accepted().ok_or("no configuration")?;
         let settings = &accepted.configuration.settings;
-        let entry = settings.schedulers.iter().find(|entry| entry.peer_id == peer);
-        let addresses = entry.map(|entry| entry.addresses.clone()).unwrap_or_default();
+        let addresses = settings.scheduler(&peer).map(|entry| entry.addresses.clone()).unwrap_or_default();
         self.network.connect(peer, addresses, CONNECT_WITHIN).await.map_err(|error| error.to_string())?;
         let request = Request { epoch: accepted.configuration.epoch, stand_in, body: body.clone() };
         let deadline = Instant::now() + within;
@@ -370,8 +369,11 @@ impl Schedulers {
         }
         let now = owners.len();
         if let Some(previous) = self.previous(&current) {
-            let still_listed = |peer: &PeerId| current.ring.members().contains(peer) && !owners.contains(peer);
-            let old: Vec<_> = previous.ring.owners(task).filter(still_listed).collect();
+            let lives = |peer: &PeerId| {
+                let entry = current.configuration.settings.scheduler(peer);
+                entry.is_some_and(|entry| entry.state != SchedulerState::Dead)
+            };
+            let old: Vec<_> = previous.ring.owners(task).filter(|peer| lives(peer) && !owners.contains(peer)).collect();
             owners.extend(old);
         }
         Ok(Targets { owners, current: now, stand_ins })

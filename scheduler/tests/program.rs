@@ -116,7 +116,7 @@ async fn a_host_announces_another_finds_and_deletes() {
     };
     identity::prepare_data_dir(&config.data_dir).expect("made");
     let key = identity::load_or_create(&config.key_file()).expect("made");
-    let entry = SchedulerEntry { peer_id: key.public().to_peer_id(), addresses: vec![loopback()], weight: 1 };
+    let entry = SchedulerEntry::active(key.public().to_peer_id(), vec![loopback()]);
     let settings = Settings { schedulers: vec![entry], heartbeat_ms: 100, lease_ms: 5_000, ..Settings::default() };
     let configuration = Configuration {
         cluster,

@@ -216,8 +216,7 @@ impl Cluster {
     pub async fn join_ring(&self, index: usize) -> anyhow::Result<u64> {
         let scheduler = &self.schedulers[index];
         let (address, _) = scheduler.listen().split_once("/p2p/").context("an address without its peer")?;
-        let entry =
-            SchedulerEntry { peer_id: scheduler.peer_id().parse()?, addresses: vec![address.parse()?], weight: 1 };
+        let entry = SchedulerEntry::active(scheduler.peer_id().parse()?, vec![address.parse()?]);
         self.change_settings(|settings| settings.schedulers.push(entry)).await
     }
 

@@ -1,4 +1,4 @@
-//! `/api/v1/overview`, `/api/v1/schedulers` and `/api/v1/tasks`: what the cluster holds and does.
+//! `/api/v1/overview` and `/api/v1/tasks`: what the cluster holds and does.
 
 use axum::{
     Extension, Json,
@@ -11,7 +11,6 @@ use damselfly_messages::{
     name::Name,
     wire::Invalid,
 };
-use libp2p::PeerId;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -19,7 +18,7 @@ use super::{Problem, guard::Origin, page, time::rfc3339};
 use crate::{
     access::Caller,
     picture::{Eyes, Picture, Unseen},
-    state::{ChangeError, State},
+    state::State,
 };
 
 /// The cluster at a glance.
@@ -63,7 +62,6 @@ impl Overview {
     pub(super) fn of(state: &State, picture: &Picture) -> Self {
         let current = state.current();
         let epoch = current.as_ref().map_or(0, |accepted| accepted.configuration.epoch);
-        let replicas = current.as_ref().map_or(1, |accepted| accepted.configuration.settings.replicas);
         let sum =
             |of: fn(&HostReport) -> u64| picture.up().map(|host| of(&host.state.report)).fold(0, u64::saturating_add);
         let answered = || picture.schedulers.iter().filter_map(|(_, answer)| answer.as_ref());
@@ -77,7 +75,7 @@ impl Overview {
             seeds_up: picture.up().filter(|host| host.state.seed).count(),
             schedulers: picture.schedulers.len(),
             schedulers_up: answered().count(),
-            tasks: picture.tasks(replicas),
+            tasks: current.as_ref().map_or(0, |accepted| picture.tasks(&accepted.ring)),
             downloads: picture.up().map(|host| u64::from(host.state.downloads)).sum(),
             contents: sum(|report| report.contents),
             stored_bytes: sum(|report| report.stored_bytes),
@@ -89,61 +87,6 @@ impl Overview {
             },
         }
     }
-}
-
-/// A scheduler of the ring as it is shown.
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct Scheduler {
-    peer_id: String,
-    addresses: Vec<String>,
-    weight: u32,
-    /// It answered the last time it was asked.
-    up: bool,
-    warm: bool,
-    epoch: Option<u64>,
-    version: Option<String>,
-    tasks: Option<u64>,
-    hosts: Option<u64>,
-    announcements: Option<u64>,
-    tombstones: Option<u64>,
-}
-
-/// The ring.
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct SchedulerList {
-    items: Vec<Scheduler>,
-    next: Option<String>,
-}
-
-/// All of them: the ring has at most 256.
-pub(super) async fn schedulers(
-    extract::State(state): extract::State<State>,
-    extract::State(eyes): extract::State<Eyes>,
-) -> Result<Json<SchedulerList>, Problem> {
-    let current = state.current().ok_or(ChangeError::Nothing)?;
-    let picture = eyes.picture();
-    let answer_of = |peer: &PeerId| {
-        let seen = picture.schedulers.iter().find(|(known, _)| known == peer);
-        seen.and_then(|(_, answer)| answer.clone())
-    };
-    let items = current.configuration.settings.schedulers.iter().map(|entry| {
-        let answer = answer_of(&entry.peer_id);
-        let counts = answer.as_ref();
-        Scheduler {
-            peer_id: entry.peer_id.to_string(),
-            addresses: entry.addresses.iter().map(ToString::to_string).collect(),
-            weight: entry.weight,
-            up: answer.is_some(),
-            warm: counts.is_some_and(|answer| answer.warm),
-            epoch: counts.map(|answer| answer.epoch),
-            version: counts.map(|answer| answer.version.clone()),
-            tasks: counts.map(|answer| answer.tasks),
-            hosts: counts.map(|answer| answer.hosts),
-            announcements: counts.map(|answer| answer.announcements),
-            tombstones: counts.map(|answer| answer.tombstones),
-        }
-    });
-    Ok(Json(SchedulerList { items: items.collect(), next: None }))
 }
 
 /// Which tasks.

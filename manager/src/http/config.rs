@@ -3,17 +3,20 @@
 use axum::{
     Extension, Json,
     body::Bytes,
-    extract::{self, rejection::BytesRejection},
+    extract::{
+        self, Query,
+        rejection::{BytesRejection, QueryRejection},
+    },
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use damselfly_messages::config::Settings;
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, de::DeserializeOwned};
 
-use super::{Problem, guard::Origin};
+use super::{Problem, guard::Origin, page};
 use crate::{
     access::Caller,
-    state::{ChangeError, State},
+    state::{ChangeError, EmptyRing, State},
 };
 
 pub(super) async fn show(extract::State(state): extract::State<State>) -> Result<Response, Problem> {
@@ -26,13 +29,33 @@ pub(super) async fn change(
     extract::State(state): extract::State<State>,
     Extension(caller): Extension<Caller>,
     Extension(Origin(address)): Extension<Origin>,
+    allowed: Result<Query<Allowed>, QueryRejection>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
+    let empty = page::read(allowed)?.empty_ring();
     let expected = Expected::from_headers(&headers)?;
     let settings: Settings = read_body(body)?;
-    let epoch = state.change(settings.clone(), caller.actor(address), move |epoch| expected.matches(epoch)).await?;
+    let actor = caller.actor(address);
+    let epoch = state.change(settings.clone(), actor, empty, move |epoch| expected.matches(epoch)).await?;
     Ok((tagged(epoch), Json(settings)).into_response())
+}
+
+/// What a change may do beside what it says.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Allowed {
+    #[serde(default)]
+    allow_empty: bool,
+}
+
+impl Allowed {
+    /// The parameters in the query.
+    pub(super) const QUERY: &[&str] = &["allow_empty"];
+
+    pub(super) const fn empty_ring(&self) -> EmptyRing {
+        if self.allow_empty { EmptyRing::Allowed } else { EmptyRing::Refused }
+    }
 }
 
 /// A JSON body, with a reason when it is none.
@@ -66,6 +89,11 @@ impl Expected {
             "*" => Self::Any,
             tags => Self::Tags(tags.split(',').map(|tag| tag.trim().to_owned()).collect()),
         })
+    }
+
+    /// Where the change itself says what is wanted, the header may be left out.
+    pub(super) fn if_given(headers: &HeaderMap) -> Result<Self, Problem> {
+        if headers.contains_key(header::IF_MATCH) { Self::from_headers(headers) } else { Ok(Self::Any) }
     }
 
     pub(super) fn matches(&self, epoch: u64) -> bool {

@@ -1,6 +1,6 @@
 //! Errors as `application/problem+json`.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use axum::{
     Json,
@@ -29,7 +29,7 @@ pub struct Problem {
     detail: String,
     /// The setting that is wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
-    field: Option<&'static str>,
+    field: Option<Cow<'static, str>>,
     /// Becomes the header Retry-After.
     #[serde(skip)]
     retry_after: Option<Duration>,
@@ -85,6 +85,11 @@ impl From<ChangeError> for Problem {
                 tracing::error!(%error, "nothing can be signed");
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "root_key_unusable", error.to_string())
             }
+            ChangeError::LastScheduler => {
+                let detail = format!("{error}; to do so all the same, add ?allow_empty=true");
+                Self::new(StatusCode::CONFLICT, "last_scheduler", detail)
+            }
+            ChangeError::NoScheduler { .. } => Self::new(StatusCode::NOT_FOUND, "no_such_scheduler", error.to_string()),
             ChangeError::NoEpoch { .. } => Self::new(StatusCode::NOT_FOUND, "no_such_epoch", error.to_string()),
             error @ (ChangeError::Store(_)
             | ChangeError::Interrupted(_)

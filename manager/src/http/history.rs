@@ -7,7 +7,7 @@ use axum::{
         self, Query,
         rejection::{BytesRejection, QueryRejection},
     },
-    http::{HeaderMap, header},
+    http::HeaderMap,
     response::{IntoResponse, Response},
 };
 use damselfly_messages::config::Settings;
@@ -102,15 +102,14 @@ pub(super) async fn roll_back(
     extract::State(state): extract::State<State>,
     Extension(caller): Extension<Caller>,
     Extension(Origin(address)): Extension<Origin>,
+    allowed: Result<Query<config::Allowed>, QueryRejection>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
-    let expected = match headers.contains_key(header::IF_MATCH) {
-        true => config::Expected::from_headers(&headers)?,
-        false => config::Expected::Any,
-    };
+    let empty = page::read(allowed)?.empty_ring();
+    let expected = config::Expected::if_given(&headers)?;
     let RollBack { epoch } = config::read_body(body)?;
     let (epoch, settings) =
-        state.roll_back(epoch, caller.actor(address), move |current| expected.matches(current)).await?;
+        state.roll_back(epoch, caller.actor(address), empty, move |current| expected.matches(current)).await?;
     Ok((config::tagged(epoch), Json(settings)).into_response())
 }

@@ -17,6 +17,7 @@ mod openapi;
 mod page;
 mod roots;
 mod routes;
+mod schedulers;
 mod session;
 mod time;
 mod tokens;

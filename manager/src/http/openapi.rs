@@ -7,7 +7,7 @@ use utoipa::OpenApi;
 use super::{
     PREFIX, audit, cluster, error, history, membership, roots,
     routes::{self, Needs, Route},
-    session, tokens, users,
+    schedulers, session, tokens, users,
 };
 
 /// The schemas of bodies and answers.
@@ -21,7 +21,6 @@ use super::{
         history::RollBack,
         cluster::Deleted,
         cluster::Overview,
-        cluster::SchedulerList,
         cluster::Task,
         cluster::TaskList,
         membership::HostList,
@@ -33,6 +32,9 @@ use super::{
         membership::Token,
         roots::RootList,
         roots::Rotation,
+        schedulers::Scheduler,
+        schedulers::SchedulerChange,
+        schedulers::SchedulerList,
         session::LogIn,
         session::Session,
         session::SetUp,

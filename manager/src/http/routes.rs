@@ -7,7 +7,9 @@ use axum::{
     routing::{MethodRouter, delete, get, patch, post},
 };
 
-use super::{App, audit, cluster, config, events, history, membership, openapi, roots, session, tokens, users};
+use super::{
+    App, audit, cluster, config, events, history, membership, openapi, roots, schedulers, session, tokens, users,
+};
 use crate::access::Role;
 
 /// Who may use a route.
@@ -72,7 +74,18 @@ pub(super) fn table() -> Vec<Route> {
     vec![
         route(Method::GET, "/overview", VIEWER, "The cluster at a glance.", get(cluster::overview))
             .answers(200, "Overview"),
-        route(Method::GET, "/schedulers", VIEWER, "The ring.", get(cluster::schedulers)).answers(200, "SchedulerList"),
+        route(Method::GET, "/schedulers", VIEWER, "All schedulers, in the ring or not.", get(schedulers::list))
+            .answers(200, "SchedulerList"),
+        route(
+            Method::PATCH,
+            "/schedulers/{peer_id}",
+            OPERATOR,
+            "Takes a scheduler out of the ring, or puts it back. If-Match may be left out.",
+            patch(schedulers::change),
+        )
+        .takes("SchedulerChange")
+        .query(config::Allowed::QUERY)
+        .answers(200, "Scheduler"),
         route(Method::GET, "/hosts", VIEWER, "Members, and what each said last.", get(membership::hosts))
             .query(&["limit", "cursor", "role"])
             .answers(200, "HostList"),
@@ -119,6 +132,7 @@ pub(super) fn table() -> Vec<Route> {
             axum::routing::put(config::change),
         )
         .takes("Settings")
+        .query(config::Allowed::QUERY)
         .answers(200, "Settings"),
         route(Method::GET, "/config/history", VIEWER, "What was in force, newest first.", get(history::show))
             .query(PAGE)
@@ -131,6 +145,7 @@ pub(super) fn table() -> Vec<Route> {
             post(history::roll_back),
         )
         .takes("RollBack")
+        .query(config::Allowed::QUERY)
         .answers(200, "Settings"),
         route(Method::GET, "/roots", VIEWER, "The root keys of the cluster, oldest first.", get(roots::list))
             .answers(200, "RootList"),

@@ -101,6 +101,7 @@ impl Manager {
 const ROUTES: &[(&str, &str, &str)] = &[
     ("GET", "/overview", "viewer"),
     ("GET", "/schedulers", "viewer"),
+    ("PATCH", "/schedulers/{peer_id}", "operator"),
     ("GET", "/hosts", "viewer"),
     ("GET", "/tasks", "viewer"),
     ("GET", "/tasks/{task_id}", "viewer"),

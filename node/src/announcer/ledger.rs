@@ -213,7 +213,7 @@ mod tests {
 
     fn ring(root: &Keypair, epoch: u64, members: &[PeerId]) -> Arc<Accepted> {
         let address: libp2p::Multiaddr = "/ip4/127.0.0.1/tcp/1".parse().expect("an address");
-        let entry = |peer: &PeerId| SchedulerEntry { peer_id: *peer, addresses: vec![address.clone()], weight: 1 };
+        let entry = |peer: &PeerId| SchedulerEntry::active(*peer, vec![address.clone()]);
         let settings = Settings { schedulers: members.iter().map(entry).collect(), ..Settings::default() };
         let cluster = ClusterId::of_root(&root.public());
         let configuration = Configuration {

@@ -2,9 +2,9 @@
 //!
 //! [`Acceptance`] is the only place that decides whether a signed configuration is taken over.
 
-use std::{collections::HashSet, sync::Arc};
+use std::sync::Arc;
 
-use libp2p::{Multiaddr, PeerId};
+use libp2p::PeerId;
 use prost::Message as _;
 use serde::{Deserialize, Serialize};
 
@@ -13,12 +13,10 @@ use crate::{
     membership::{Issuer, IssuerCertificate, Roots},
     pb,
     record::UnixMillis,
-    ring::{REPLICAS_MAX, Ring},
+    ring::Ring,
     wire::{Invalid, Wire},
 };
 
-/// Most schedulers of a cluster.
-pub const SCHEDULERS_MAX: usize = 256;
 /// Longest signed configuration in bytes.
 pub const CONFIGURATION_BYTES_MAX: usize = 512 << 10;
 /// Longest configuration that is sent by gossip itself and not as a hint to pull it.
@@ -28,33 +26,33 @@ const SIGNATURE_DOMAIN: &[u8] = b"damselfly configuration v1\0";
 
 /// Hosts that can be revoked at a time; one is forgotten when none of its credentials can hold any more.
 pub const REVOKED_MAX: usize = 4096;
-const DAY_MS: u64 = 24 * 3_600_000;
 
-/// What an operator sets for the whole cluster.
+/// What an operator sets for the whole cluster. [`FIELDS`] says what values each may have.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// How many schedulers own each task: 1–8.
+    /// How many schedulers own each task.
     pub replicas: u32,
-    /// The members of the hash ring.
+    /// The schedulers; the active ones are the members of the hash ring.
     pub schedulers: Vec<SchedulerEntry>,
-    /// Milliseconds between two heartbeats of a host: 100–60,000. A scheduler is warm after three, 15 s at most.
+    /// Milliseconds between two heartbeats of a host. A scheduler is warm after three, 15 s at most.
     pub heartbeat_ms: u64,
-    /// Milliseconds without a heartbeat after which a host is no longer a holder: 3 heartbeats to 1 hour.
+    /// Milliseconds without a heartbeat after which a host is no longer a holder.
     pub lease_ms: u64,
-    /// Most parents that a downloader is given: 1–64.
+    /// Most parents that a downloader is given.
     pub candidate_parents: u32,
-    /// Parents that a downloader fetches from at a time: 1–64.
+    /// Parents that a downloader fetches from at a time.
     pub concurrent_parents: u32,
-    /// Most bytes per second that each node sends to peers: 0 for no limit, else 65,536 to 1 TiB. A node's own limit counts
-    /// too.
+    /// Most bytes per second that each node sends to peers; 0 for no limit. A node's own limit counts too.
     pub upload_bytes_per_second: u64,
     /// The same of what it receives.
     pub download_bytes_per_second: u64,
-    /// Milliseconds that a credential holds: 1 second to 90 days. It is renewed after a fourteenth of that.
+    /// Milliseconds that a credential holds. It is renewed after a fourteenth of that.
     pub credential_ms: u64,
-    /// Milliseconds for which members go on whose credential has expired, with an alarm: 0 to 365 days.
+    /// Milliseconds for which members go on whose credential has expired, with an alarm.
     pub grace_ms: u64,
+    /// Milliseconds for which a scheduler is out of reach before a manager takes it out of the ring; 0: it never does.
+    pub dead_scheduler_ms: u64,
 }
 
 impl Default for Settings {
@@ -70,71 +68,16 @@ impl Default for Settings {
             download_bytes_per_second: 0,
             credential_ms: 14 * DAY_MS,
             grace_ms: 7 * DAY_MS,
+            dead_scheduler_ms: 600_000,
         }
     }
-}
-
-/// A scheduler in the ring.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SchedulerEntry {
-    /// Its identity.
-    pub peer_id: PeerId,
-    /// Where it can be dialled; `/dns` addresses are resolved at each dial.
-    pub addresses: Vec<Multiaddr>,
-    /// Its share of the ring relative to the others: 1–100.
-    #[serde(default = "one")]
-    pub weight: u32,
-}
-
-const fn one() -> u32 {
-    1
 }
 
 impl Settings {
-    /// Checks every value against its range.
-    ///
-    /// # Errors
-    /// [`Invalid`] names the field and its range.
-    pub fn validate(&self) -> Result<(), Invalid> {
-        in_range("replicas", self.replicas.into(), 1, REPLICAS_MAX as u64)?;
-        in_range("schedulers", self.schedulers.len() as u64, 0, SCHEDULERS_MAX as u64)?;
-        in_range("heartbeat_ms", self.heartbeat_ms, 100, 60_000)?;
-        in_range("lease_ms", self.lease_ms, 3 * self.heartbeat_ms, 3_600_000)?;
-        in_range("candidate_parents", self.candidate_parents.into(), 1, 64)?;
-        in_range("concurrent_parents", self.concurrent_parents.into(), 1, 64)?;
-        for (what, rate) in [
-            ("upload_bytes_per_second", self.upload_bytes_per_second),
-            ("download_bytes_per_second", self.download_bytes_per_second),
-        ] {
-            if rate > 0 {
-                in_range(what, rate, 64 << 10, 1 << 40)?;
-            }
-        }
-        in_range("credential_ms", self.credential_ms, 1_000, 90 * DAY_MS)?;
-        in_range("grace_ms", self.grace_ms, 0, 365 * DAY_MS)?;
-        let mut seen = HashSet::new();
-        for scheduler in &self.schedulers {
-            in_range("schedulers.weight", scheduler.weight.into(), 1, 100)?;
-            in_range("schedulers.addresses", scheduler.addresses.len() as u64, 1, pb::ADDRESSES_MAX as u64)?;
-            if !seen.insert(scheduler.peer_id) {
-                return Err(Invalid::new("schedulers", format!("{} is listed twice", scheduler.peer_id)));
-            }
-        }
-        Ok(())
-    }
-
     /// How long after a start or an epoch change a scheduler's not knowing a task means nothing, in milliseconds.
     pub fn warm_up_ms(&self) -> u64 {
         (3 * self.heartbeat_ms).min(15_000)
     }
-}
-
-fn in_range(what: &'static str, value: u64, low: u64, high: u64) -> Result<(), Invalid> {
-    if (low..=high).contains(&value) {
-        return Ok(());
-    }
-    Err(Invalid::new(what, format!("{value} is not within {low}–{high}")))
 }
 
 /// One version of the settings of one cluster.
@@ -176,9 +119,9 @@ impl Revocation {
 }
 
 impl Configuration {
-    /// The ring that follows from it.
+    /// The ring that follows from it: its active schedulers.
     pub fn ring(&self) -> Ring {
-        let members = self.settings.schedulers.iter().map(|entry| (entry.peer_id, entry.weight));
+        let members = self.settings.active_schedulers().map(|entry| (entry.peer_id, entry.weight));
         Ring::new(members, self.settings.replicas as usize)
     }
 
@@ -190,7 +133,9 @@ impl Configuration {
     pub fn sign(&self, issuer: &Issuer) -> Result<SignedConfiguration, Invalid> {
         self.settings.validate()?;
         // What no member would accept is not signed.
-        in_range("revocations", self.revoked.len() as u64, 0, REVOKED_MAX as u64)?;
+        if self.revoked.len() > REVOKED_MAX {
+            return Err(Invalid::new("revocations", format!("{} are more than {REVOKED_MAX}", self.revoked.len())));
+        }
         if !self.roots.are_of(issuer.certificate().succession())? {
             return Err(Invalid::new("roots", "they are not those of who signs"));
         }
@@ -390,9 +335,7 @@ impl Acceptance {
         if !roots.are_of(issuer.succession())? {
             return Err(ConfigurationRefused::OtherRoots);
         }
-        let settings: Settings =
-            serde_json::from_slice(&body.settings).map_err(|error| Invalid::new("settings", error.to_string()))?;
-        settings.validate()?;
+        let settings = Settings::from_signed(&body.settings)?;
         let revoked = pb::at_most("revocations", body.revoked, REVOKED_MAX)?;
         let revoked = revoked.into_iter().map(Revocation::from_pb).collect::<Result<_, _>>()?;
         Ok(Configuration { cluster, epoch: body.epoch, issued, settings, revoked, roots })
@@ -400,7 +343,14 @@ impl Acceptance {
 }
 
 mod exchange;
+mod fields;
+mod newer;
+mod schedulers;
+
 pub use exchange::{Gossip, Request, Response};
+use fields::DAY_MS;
+pub use fields::{FIELDS, Field, Values};
+pub use schedulers::{SCHEDULER_ADDRESSES_MAX, SCHEDULERS_MAX, SchedulerEntry, SchedulerState, WEIGHT_MAX};
 
 #[cfg(test)]
 mod tests;

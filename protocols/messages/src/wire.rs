@@ -1,5 +1,7 @@
 //! The border between bytes and domain types.
 
+use std::borrow::Cow;
+
 /// A message that can be sent as one bounded frame.
 ///
 /// Decoding validates: a value that exists obeys every limit stated on its type.
@@ -19,14 +21,14 @@ pub trait Wire: Sized + Send + 'static {
 #[error("invalid {what}: {reason}")]
 pub struct Invalid {
     /// The part of the message that is wrong.
-    pub what: &'static str,
+    pub what: Cow<'static, str>,
     /// What is wrong with it.
     pub reason: String,
 }
 
 impl Invalid {
     /// A refusal of `what`, because of `reason`.
-    pub fn new(what: &'static str, reason: impl Into<String>) -> Self {
-        Self { what, reason: reason.into() }
+    pub fn new(what: impl Into<Cow<'static, str>>, reason: impl Into<String>) -> Self {
+        Self { what: what.into(), reason: reason.into() }
     }
 }

@@ -151,7 +151,7 @@ impl Eras {
 
 fn same_ring(one: &Settings, other: &Settings) -> bool {
     let members = |settings: &Settings| {
-        let mut members: Vec<_> = settings.schedulers.iter().map(|entry| (entry.peer_id, entry.weight)).collect();
+        let mut members: Vec<_> = settings.active_schedulers().map(|entry| (entry.peer_id, entry.weight)).collect();
         members.sort_unstable();
         members
     };

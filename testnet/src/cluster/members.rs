@@ -105,7 +105,7 @@ impl Member {
     /// What the ring says of it, if it is a scheduler.
     pub(super) fn ring_entry(&self) -> Option<RingEntry> {
         let addresses = vec![address(self.advertised).parse().ok()?];
-        matches!(self.role, Role::Scheduler).then_some(RingEntry { peer_id: self.peer, addresses, weight: 1 })
+        matches!(self.role, Role::Scheduler).then(|| RingEntry::active(self.peer, addresses))
     }
 
     fn listen(&self) -> String {

@@ -6,11 +6,7 @@ use super::*;
 use crate::membership::Root;
 
 fn configuration(root: &Keypair, epoch: u64) -> Configuration {
-    let scheduler = SchedulerEntry {
-        peer_id: PeerId::random(),
-        addresses: vec!["/ip4/127.0.0.1/tcp/1".parse().expect("an address")],
-        weight: 1,
-    };
+    let scheduler = SchedulerEntry::active(PeerId::random(), vec!["/ip4/127.0.0.1/tcp/1".parse().expect("an address")]);
     let settings = Settings { schedulers: vec![scheduler], ..Settings::default() };
     Configuration {
         cluster: ClusterId::of_root(&root.public()),

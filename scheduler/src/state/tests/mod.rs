@@ -74,11 +74,8 @@ fn complete(text: &str, binding: Binding) -> Record {
 }
 
 fn accepted(epoch: u64, schedulers: &[u32], replicas: u32) -> Arc<Accepted> {
-    let entry = |seed: &u32| SchedulerEntry {
-        peer_id: peer(*seed),
-        addresses: vec!["/ip4/10.0.0.1/tcp/4600".parse().expect("an address")],
-        weight: 1,
-    };
+    let address = || "/ip4/10.0.0.1/tcp/4600".parse().expect("an address");
+    let entry = |seed: &u32| SchedulerEntry::active(peer(*seed), vec![address()]);
     let settings = Settings { schedulers: schedulers.iter().map(entry).collect(), replicas, ..Settings::default() };
     let cluster = ClusterId::of_root(&key(0).public());
     let configuration = Configuration {

@@ -51,12 +51,14 @@ impl Connections {
         if self.role == Role::Manager {
             return true;
         }
-        accepted.ring.members().contains(peer) || self.bootstrap.iter().any(|known| known.peer() == *peer)
+        accepted.configuration.settings.scheduler(peer).is_some()
+            || self.bootstrap.iter().any(|known| known.peer() == *peer)
     }
 
     /// The peers to send gossip to directly.
     pub(super) fn gossip_peers(&self, connected: &Peers, accepted: Option<&Accepted>) -> Vec<PeerId> {
-        let schedulers = accepted.into_iter().flat_map(|accepted| accepted.ring.members()).copied();
+        let schedulers = accepted.into_iter().flat_map(|accepted| &accepted.configuration.settings.schedulers);
+        let schedulers = schedulers.map(|entry| entry.peer_id);
         let mut peers: Vec<_> = schedulers.chain(self.bootstrap.iter().map(PeerAddress::peer)).collect();
         if self.role != Role::Node {
             peers.extend(connected.keys());
@@ -120,7 +122,7 @@ impl Connections {
         merged(schedulers.into_iter().chain(bootstrap))
     }
 
-    /// The ring's schedulers but us; each node begins with another one, so that they share the load.
+    /// All schedulers but us; each node begins with another one, so that they share the load, and with those in the ring.
     fn schedulers(&self, accepted: Option<&Accepted>) -> Vec<Target> {
         let Some(accepted) = accepted else { return Vec::new() };
         let entries = accepted.configuration.settings.schedulers.iter().filter(|entry| entry.peer_id != self.us);
@@ -129,6 +131,7 @@ impl Connections {
         if self.role == Role::Node && !targets.is_empty() {
             let first = self.us.to_bytes().last().map_or(0, |byte| usize::from(*byte)) % targets.len();
             targets.rotate_left(first);
+            targets.sort_by_key(|target| !accepted.ring.members().contains(&target.peer));
         }
         targets
     }
@@ -182,7 +185,7 @@ mod tests {
 
     /// A configuration with the schedulers 1 to `count`.
     fn accepted(count: u8) -> Arc<Accepted> {
-        let entry = |seed| SchedulerEntry { peer_id: peer(seed), addresses: vec![address(seed)], weight: 1 };
+        let entry = |seed| SchedulerEntry::active(peer(seed), vec![address(seed)]);
         let settings = Settings { schedulers: (1..=count).map(entry).collect(), ..Settings::default() };
         let cluster = ClusterId::of_root(&key(9).public());
         let configuration = Configuration {

@@ -61,7 +61,7 @@ fn address(network: &Network) -> PeerAddress {
 }
 
 fn entry(network: &Network) -> SchedulerEntry {
-    SchedulerEntry { peer_id: network.peer_id(), addresses: vec![address(network).address().clone()], weight: 1 }
+    SchedulerEntry::active(network.peer_id(), vec![address(network).address().clone()])
 }
 
 async fn reaches(follower: &Follower, epoch: u64) {
