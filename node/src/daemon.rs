@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use damselfly_messages::{config::Accepted, membership::JoinToken};
+use damselfly_messages::membership::JoinToken;
 use damselfly_transport::{
     admission::Admission,
     local::{self, LocalServer},
@@ -16,7 +16,6 @@ use damselfly_transport::{
         metrics as program_metrics,
     },
 };
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -28,12 +27,13 @@ use crate::{
     health::health,
     host::Host,
     import::Importer,
-    limiter::{Limiter, Rate},
+    limits::Limits,
     metrics::Metrics,
     notified::Notified,
     places::Places,
     rpc::Rpc,
     schedulers::Schedulers,
+    settings::HostSettings,
     store::{Opened, Options, Store},
     tasks::Tasks,
     upload::Uploads,
@@ -124,24 +124,27 @@ impl Daemon {
             let (network, metrics) = (network.clone(), metrics.clone());
             blocking(move || Announcer::new(store, schedulers, network, host, metrics)).await?
         };
-        let limits = [config.upload_rate_limit, config.download_rate_limit];
-        let [upload_limiter, download_limiter] = limits.map(Limiter::new);
+        let settings = follower.as_ref().map(|follower| HostSettings::new(follower, network.admission()));
+        let settings = settings.unwrap_or_default();
+        let limits = Limits::new([config.upload_rate_limit, config.download_rate_limit], &settings);
         let downloads = Downloads::new(
             store.clone(),
             network.clone(),
             schedulers.clone(),
             announcer.clone(),
-            download_limiter.clone(),
+            (limits.download.clone(), settings.clone()),
             metrics.clone(),
         );
-        let uploads = Uploads::new(store.clone(), downloads.clone(), upload_limiter.clone(), metrics.clone());
+        let serving = (limits.upload.clone(), limits.uploads.clone());
+        let uploads = Uploads::new(store.clone(), downloads.clone(), serving, metrics.clone());
 
         let mut tasks = tokio::task::JoinSet::new();
         tasks.spawn(uploads.run(inbox.piece, inbox.have));
         tasks.spawn(announcer.clone().run_expiry());
         tasks.spawn(watch_usage(store.clone(), metrics.clone()));
         if let Some(follower) = &follower {
-            tasks.spawn(follow_limits(follower.watch(), limits, [upload_limiter, download_limiter]));
+            tasks.spawn(settings.clone().follow(follower.clone(), network.admission().clone()));
+            tasks.spawn(limits.follow(settings.watch()));
             tasks.spawn(announcer.clone().run(follower.watch(), inbox.peers));
             tasks.spawn(announcer.clone().run_outbox());
             let notified = Notified {
@@ -165,12 +168,18 @@ impl Daemon {
             descriptors: local.descriptors(),
             imports: Places::new("imports"),
             exports: Places::new("exports"),
-            importer: Importer { store: store.clone(), announcer: announcer.clone(), metrics: metrics.clone() },
+            importer: Importer {
+                store: store.clone(),
+                announcer: announcer.clone(),
+                settings: settings.clone(),
+                metrics: metrics.clone(),
+            },
             exporter: Exporter {
                 store: store.clone(),
                 schedulers: schedulers.clone(),
                 downloads: downloads.clone(),
                 announcer: announcer.clone(),
+                settings,
                 metrics: metrics.clone(),
             },
             tasks: Tasks { store: store.clone(), schedulers, downloads, announcer: announcer.clone(), metrics },
@@ -207,27 +216,6 @@ impl Daemon {
         }
         self.http.stop().await;
         self.network.shutdown().await;
-    }
-}
-
-/// Of a host's own limits and those of the cluster the lower ones count, upload first.
-async fn follow_limits(
-    mut configuration: watch::Receiver<Option<Arc<Accepted>>>,
-    own: [Option<Rate>; 2],
-    limiters: [Limiter; 2],
-) {
-    loop {
-        let settings =
-            configuration.borrow_and_update().as_ref().map(|accepted| accepted.configuration.settings.clone());
-        let settings = settings.unwrap_or_default();
-        let of_cluster = [settings.upload_bytes_per_second, settings.download_bytes_per_second];
-        for ((limiter, own), of_cluster) in limiters.iter().zip(own).zip(of_cluster.map(Rate::from_bytes)) {
-            let lower = own.into_iter().chain(of_cluster).min_by_key(|rate| rate.bytes_per_second());
-            limiter.set(lower);
-        }
-        if configuration.changed().await.is_err() {
-            return;
-        }
     }
 }
 

@@ -32,6 +32,7 @@ use crate::{
     limiter::Limiter,
     metrics::Metrics,
     schedulers::Schedulers,
+    settings::HostSettings,
     store::{self, PieceMap, ReadError, Store, StoreError, TaskRecord},
 };
 
@@ -60,6 +61,7 @@ struct Shared {
     schedulers: Schedulers,
     announcer: Announcer,
     limiter: Limiter,
+    settings: HostSettings,
     metrics: Metrics,
     buffers: Buffers,
     pool: pool::Pool,

@@ -27,6 +27,7 @@ use crate::{
     metrics::Metrics,
     places::Place,
     schedulers::{Answer, Schedulers},
+    settings::HostSettings,
     store::{ContentState, ReadError, Reader, Store, TaskRecord, TaskState},
 };
 
@@ -51,6 +52,8 @@ pub struct Exporter {
     pub downloads: Downloads,
     /// Who tells that this host is a holder now.
     pub announcer: Announcer,
+    /// What is permitted.
+    pub settings: HostSettings,
     /// Counts.
     pub metrics: Metrics,
 }
@@ -123,6 +126,7 @@ impl Exporter {
     }
 
     async fn try_export(&self, name: &Name, local: bool, target: &Target) -> Result<ExportOutcome, Failure> {
+        self.settings.permit_tag(name.tag())?;
         let record = self.store.task(&name.task_id()).filter(is_usable);
         let damaged = match &record {
             Some(record) => match self.export_copy(record.binding, target).await {

@@ -29,6 +29,7 @@ use crate::{
     limiter::{Limiter, Rate},
     metrics::Metrics,
     places::Place,
+    settings::HostSettings,
     store::{Imported, Store, TaskRecord, TaskState},
 };
 
@@ -49,6 +50,8 @@ pub struct Importer {
     pub store: Store,
     /// Who tells the owners.
     pub announcer: Announcer,
+    /// What is permitted.
+    pub settings: HostSettings,
     /// Counts.
     pub metrics: Metrics,
 }
@@ -123,6 +126,7 @@ impl Importer {
         let named = cid.as_deref().map(|cid| Name::parse(cid, &tag)).transpose().or_failure()?;
         // A tag that is too long is refused before anything is read.
         Name::parse("x", &tag).or_failure()?;
+        self.settings.permit_tag(&tag)?;
         let digest = named.as_ref().and_then(Name::digest);
         let is_pipe = source.metadata().is_ok_and(|metadata| !metadata.is_file());
         let imported = self.read(source, digest, rate, place.clone(), Arc::clone(&progress)).await?;

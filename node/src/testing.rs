@@ -24,6 +24,7 @@ use crate::{
     limiter::Limiter,
     metrics::Metrics,
     schedulers::Schedulers,
+    settings::HostSettings,
     store::{Options, Store, TaskRecord, TaskState},
 };
 
@@ -104,8 +105,14 @@ pub fn exporter(directory: &Path) -> Exporter {
     let announcer =
         Announcer::new(store.clone(), schedulers.clone(), network.clone(), Host::default(), metrics.clone());
     let announcer = announcer.expect("reads the store");
-    let limiter = Limiter::new(None);
-    let downloads =
-        Downloads::new(store.clone(), network, schedulers.clone(), announcer.clone(), limiter, metrics.clone());
-    Exporter { store, schedulers, downloads, announcer, metrics }
+    let (limiter, settings) = (Limiter::new(None), HostSettings::default());
+    let downloads = Downloads::new(
+        store.clone(),
+        network,
+        schedulers.clone(),
+        announcer.clone(),
+        (limiter, settings.clone()),
+        metrics.clone(),
+    );
+    Exporter { store, schedulers, downloads, announcer, settings, metrics }
 }

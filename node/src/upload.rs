@@ -24,6 +24,7 @@ use crate::{
     blocking::blocking,
     buffers::{Buffer, Buffers},
     download::{Download, Downloads},
+    gate::Gate,
     limiter::Limiter,
     metrics::Metrics,
     store::{ContentState, ReadError, Reader, Store, StoreError},
@@ -50,6 +51,8 @@ pub struct Uploads {
     store: Store,
     downloads: Downloads,
     limiter: Limiter,
+    /// So many pieces are served at a time.
+    gate: Gate,
     buffers: Buffers,
     metrics: Metrics,
 }
@@ -101,9 +104,9 @@ enum ServeError {
 }
 
 impl Uploads {
-    /// Serves from `store` and `downloads`, no faster than `limiter` allows.
-    pub fn new(store: Store, downloads: Downloads, limiter: Limiter, metrics: Metrics) -> Self {
-        Self { store, downloads, limiter, buffers: Buffers::new(BUFFER_BYTES), metrics }
+    /// Serves from `store` and `downloads`, no faster and no more pieces at a time than `limiter` and `gate` allow.
+    pub fn new(store: Store, downloads: Downloads, (limiter, gate): (Limiter, Gate), metrics: Metrics) -> Self {
+        Self { store, downloads, limiter, gate, buffers: Buffers::new(BUFFER_BYTES), metrics }
     }
 
     /// Serves every stream that arrives, until the daemon ends. The network bounds how many there are.
@@ -157,7 +160,8 @@ impl Uploads {
     async fn send_piece(&self, stream: &mut Stream, source: &Source, index: u32) -> Result<Option<()>, ServeError> {
         let Ok(index) = source.manifest().layout().index(index) else { return Ok(None) };
         let bytes = source.manifest().layout().bytes(index);
-        let Ok(buffer) = timeout(ROOM_WITHIN, self.buffers.take(bytes)).await else {
+        let room = async { (self.gate.enter().await, self.buffers.take(bytes).await) };
+        let Ok((_inside, buffer)) = timeout(ROOM_WITHIN, room).await else {
             self.metrics.busy_answers.inc();
             return send(stream, &PieceResponse::Busy { retry_millis: RETRY_MILLIS }).await.map(Some);
         };

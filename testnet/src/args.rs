@@ -58,6 +58,9 @@ enum Command {
         /// The node serves others at most this fast.
         #[arg(long, value_name = "SIZE/s", value_parser = parse_rate)]
         upload_rate_limit: Option<String>,
+        /// A tag in the node's credential; may be given several times
+        #[arg(long, value_name = "NAME=VALUE", value_parser = parse_tag)]
+        tag: Vec<(String, String)>,
         #[command(flatten)]
         place: Place,
     },
@@ -123,8 +126,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Down { place } => cluster::down(&place.dir()).await?,
         Command::Demo { dir } => return demo::run(dir).await,
         Command::AddScheduler { place } => cluster::add_scheduler(&place.dir()).await?,
-        Command::AddNode { seed, upload_rate_limit, place } => {
-            cluster::add_node(&place.dir(), seed, upload_rate_limit).await?;
+        Command::AddNode { seed, upload_rate_limit, tag, place } => {
+            cluster::add_node(&place.dir(), seed, upload_rate_limit, tag.into_iter().collect()).await?;
         }
         Command::Bench { bench } => return bench::run(bench).await,
         Command::Become(program) => return Err(program.exec().into()),
@@ -132,6 +135,11 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Baseline(baseline) => baseline.run().await?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn parse_tag(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("a tag is NAME=VALUE, such as zone=a")?;
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 fn options(size: Size) -> Options {

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use damselfly_messages::membership::Tags;
 use damselfly_transport::program::lifecycle::Signals;
 use rustix::fs::{FlockOperation, flock};
 
@@ -85,7 +86,7 @@ impl Cluster {
         let (manager, child) = members::start_manager(layout, programs, schedulers, options.detached).await?;
         children.push(child);
         let mut file = ClusterFile { cluster_id: manager.1, manager: manager.0, schedulers: vec![], nodes: vec![] };
-        let tokens = Tokens::make(&file.manager, plan.len().max(1)).await?;
+        let tokens = Tokens::make(&file.manager, plan.len().max(1), &Tags::new()).await?;
         for member in &plan {
             children.push(member.start(layout, programs, &tokens, &mut file, options.detached)?);
         }
@@ -243,7 +244,7 @@ pub async fn add_scheduler(dir: &Path) -> anyhow::Result<()> {
     let detached = guarded(&layout)?;
     let name = free_name("scheduler", &file);
     let member = Member::scheduler(&layout, name)?;
-    let tokens = Tokens::make(&file.manager, 1).await?;
+    let tokens = Tokens::make(&file.manager, 1, &Tags::new()).await?;
     member.start(&layout, &programs, &tokens, &mut file, detached)?;
     let entry = member.ring_entry().context("no scheduler")?;
     let epoch = change::in_ring(&file.manager, entry.peer_id).await?;
@@ -259,14 +260,14 @@ pub async fn add_scheduler(dir: &Path) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// What did not get ready.
-pub async fn add_node(dir: &Path, is_seed: bool, upload_rate_limit: Option<String>) -> anyhow::Result<()> {
+pub async fn add_node(dir: &Path, is_seed: bool, upload_rate_limit: Option<String>, tags: Tags) -> anyhow::Result<()> {
     let (layout, mut file) = Layout::open(dir)?;
     let epoch = running(&file).await?;
     let programs = Programs::find()?;
     let detached = guarded(&layout)?;
     let role = if is_seed { "seed" } else { "node" };
     let member = Member::node(&layout, free_name(role, &file), role, upload_rate_limit, None)?;
-    let tokens = Tokens::make(&file.manager, 1).await?;
+    let tokens = Tokens::make(&file.manager, 1, &tags).await?;
     member.start(&layout, &programs, &tokens, &mut file, detached)?;
     layout.write(&file)?;
     ready::cluster(&layout, &file, &programs, epoch).await?;

@@ -27,7 +27,7 @@ use crate::buffers::Buffer;
 
 /// Streams per parent: windows refill by halves, and many small bursts keep the pipeline fuller than few large ones.
 const STREAMS: usize = 8;
-/// Requests under way on one stream, at most.
+/// Requests under way on one stream, at most. The settings allow a parent as many as its streams have together.
 const REQUESTS_PER_STREAM: usize = 8;
 /// How long a parent may take to accept a stream.
 const OPEN_WITHIN: Duration = Duration::from_secs(5);
@@ -97,8 +97,9 @@ impl From<OpenError> for ParentError {
 pub(super) async fn run(download: Arc<Download>, parent: PeerId) -> Result<(), ParentError> {
     let pieces = download.manifest().layout().pieces() as usize;
     let mut streams = JoinSet::new();
-    for number in 0..STREAMS.min(pieces.div_ceil(2)).max(1) {
-        streams.spawn(run_stream(Arc::clone(&download), parent, number == 0));
+    let most = download.shared.settings.get().concurrent_pieces as usize;
+    for number in 0..STREAMS.min(pieces.div_ceil(2)).min(most).max(1) {
+        streams.spawn(run_stream(Arc::clone(&download), parent, number));
     }
     // The first stream that fails takes the others with it: they share the connection.
     while let Some(ended) = streams.join_next().await {
@@ -111,8 +112,8 @@ pub(super) async fn run(download: Arc<Download>, parent: PeerId) -> Result<(), P
 }
 
 /// Works on one stream. The first one of a download waits for its place, the others do without.
-async fn run_stream(download: Arc<Download>, parent: PeerId, is_first: bool) -> Result<(), ParentError> {
-    let mut worker = StreamWorker { download, parent, under_way: VecDeque::new(), answers: 0 };
+async fn run_stream(download: Arc<Download>, parent: PeerId, number: usize) -> Result<(), ParentError> {
+    let mut worker = StreamWorker { download, parent, number, under_way: VecDeque::new(), answers: 0 };
     if let Some(mut stream) = worker.download.shared.pool.take(&parent) {
         match worker.work(&mut stream).await {
             Ok(()) => return worker.keep(stream),
@@ -121,7 +122,7 @@ async fn run_stream(download: Arc<Download>, parent: PeerId, is_first: bool) -> 
             Err(error) => return Err(error),
         }
     }
-    let place = match is_first {
+    let place = match number == 0 {
         true => worker.download.place(&parent).await,
         false => worker.download.shared.pool.spare_place(&parent),
     };
@@ -135,6 +136,8 @@ async fn run_stream(download: Arc<Download>, parent: PeerId, is_first: bool) -> 
 struct StreamWorker {
     download: Arc<Download>,
     parent: PeerId,
+    /// Which of the parent's streams it is.
+    number: usize,
     /// Asked on this stream and not answered, in order.
     under_way: VecDeque<PieceIndex>,
     answers: u64,
@@ -164,7 +167,8 @@ impl StreamWorker {
 
     /// Asks for as much as the plan gives.
     async fn ask(&mut self, stream: &mut PieceStream) -> Result<(), ParentError> {
-        while self.under_way.len() < REQUESTS_PER_STREAM {
+        let most = self.download.shared.settings.get().concurrent_pieces as usize;
+        while self.under_way.len() < part_of(most, self.number).min(REQUESTS_PER_STREAM) {
             let Some(index) = self.download.lock().next_on_stream(&self.parent, self.under_way.len()) else { break };
             self.under_way.push_back(index);
             let content = self.download.manifest().content();
@@ -216,6 +220,11 @@ impl StreamWorker {
         }
         Ok(())
     }
+}
+
+/// How many of `most` requests are those of a parent's stream of this number.
+const fn part_of(most: usize, number: usize) -> usize {
+    (most + STREAMS - 1 - number) / STREAMS
 }
 
 /// Verifies and writes a piece beside the stream, which goes on unless too many are behind.
@@ -338,5 +347,23 @@ where
     match timeout(SILENCE_MAX, work).await {
         Ok(done) => Ok(done?),
         Err(_) => Err(ParentError::Unreachable(format!("it was silent for {} s", SILENCE_MAX.as_secs()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use damselfly_messages::config::Settings;
+
+    use super::*;
+
+    #[test]
+    fn streams_share_what_the_settings_allow() {
+        for most in 1..=STREAMS * REQUESTS_PER_STREAM {
+            let parts: Vec<_> = (0..STREAMS).map(|number| part_of(most, number)).collect();
+            assert_eq!(parts.iter().sum::<usize>(), most);
+            assert!(parts[0] - parts[STREAMS - 1] <= 1 && parts[0] > 0, "{parts:?}");
+        }
+        let default = Settings::default().concurrent_pieces as usize;
+        assert_eq!(part_of(default, STREAMS - 1), REQUESTS_PER_STREAM, "no stream has less than it can take");
     }
 }

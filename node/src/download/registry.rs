@@ -27,6 +27,7 @@ use crate::{
     limiter::Limiter,
     metrics::Metrics,
     schedulers::Schedulers,
+    settings::HostSettings,
     store::{self, ContentState, DownloadError, Store},
 };
 
@@ -50,7 +51,7 @@ impl Downloads {
         network: Network,
         schedulers: Schedulers,
         announcer: Announcer,
-        limiter: Limiter,
+        (limiter, settings): (Limiter, HostSettings),
         metrics: Metrics,
     ) -> Self {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
@@ -61,6 +62,7 @@ impl Downloads {
                 schedulers,
                 announcer,
                 limiter,
+                settings,
                 metrics,
                 buffers: Buffers::new(BUFFER_BYTES),
                 pool: pool::Pool::default(),

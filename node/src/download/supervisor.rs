@@ -166,8 +166,7 @@ impl Supervisor {
 
     /// Puts spare parents to work, complete ones first, as long as there are too few.
     fn take_up_parents(&mut self) {
-        let accepted = self.download.shared.schedulers.accepted();
-        let most = accepted.map_or(8, |accepted| accepted.configuration.settings.concurrent_parents as usize);
+        let most = self.download.shared.settings.get().concurrent_parents as usize;
         let mut spare: Vec<_> = self.spare.values().cloned().collect();
         spare.sort_by_key(|parent| (!parent.seed, !parent.complete));
         for parent in spare {

@@ -14,7 +14,7 @@ fn importer() -> (TempDir, Importer) {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let store = testing::store(&directory.path().join("store"));
     let announcer = testing::announcer(&store);
-    (directory, Importer { store, announcer, metrics: Metrics::default() })
+    (directory, Importer { store, announcer, settings: HostSettings::default(), metrics: Metrics::default() })
 }
 
 fn request(source: File) -> ImportRequest {

@@ -53,6 +53,14 @@ pub struct Settings {
     pub grace_ms: u64,
     /// Milliseconds for which a scheduler is out of reach before a manager takes it out of the ring; 0: it never does.
     pub dead_scheduler_ms: u64,
+    /// Pieces that a host serves at a time.
+    pub concurrent_uploads: u32,
+    /// Pieces that a download asks of one parent at a time.
+    pub concurrent_pieces: u32,
+    /// Tags whose tasks are neither imported nor exported.
+    pub blocked_tags: Vec<String>,
+    /// Other values for hosts with certain tags, in order; later ones count.
+    pub overrides: Vec<Override>,
 }
 
 impl Default for Settings {
@@ -69,6 +77,10 @@ impl Default for Settings {
             credential_ms: 14 * DAY_MS,
             grace_ms: 7 * DAY_MS,
             dead_scheduler_ms: 600_000,
+            concurrent_uploads: 1024,
+            concurrent_pieces: 64,
+            blocked_tags: Vec::new(),
+            overrides: Vec::new(),
         }
     }
 }
@@ -345,11 +357,14 @@ impl Acceptance {
 mod exchange;
 mod fields;
 mod newer;
+mod overrides;
 mod schedulers;
+mod tags;
 
 pub use exchange::{Gossip, Request, Response};
 use fields::DAY_MS;
-pub use fields::{FIELDS, Field, Values};
+pub use fields::{Entries, FIELDS, Field, Values};
+pub use overrides::{OVERRIDES_MAX, Override};
 pub use schedulers::{SCHEDULER_ADDRESSES_MAX, SCHEDULERS_MAX, SchedulerEntry, SchedulerState, WEIGHT_MAX};
 
 #[cfg(test)]

@@ -68,7 +68,7 @@ pub struct Admission {
 #[derive(Debug)]
 struct Inner {
     state: Mutex<State>,
-    /// Grows whenever somebody may have ceased to be a member.
+    /// Grows whenever somebody may have ceased to be a member, or this host shows another credential.
     changed: watch::Sender<u64>,
 }
 
@@ -126,6 +126,7 @@ impl Admission {
     /// Shows `own` from now on.
     pub fn present(&self, own: SignedCredential) {
         self.lock().own = Some(own);
+        self.inner.changed.send_modify(|changes| *changes += 1);
     }
 
     /// What this host shows.
@@ -273,8 +274,8 @@ impl Admission {
         connected.filter_map(|(peer, member)| Some((*peer, trust.standing(&member.admitted, now).err()?))).collect()
     }
 
-    /// Tells whenever somebody may have ceased to be a member.
-    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+    /// Tells whenever somebody may have ceased to be a member, or this host shows another credential.
+    pub fn changes(&self) -> watch::Receiver<u64> {
         self.inner.changed.subscribe()
     }
 }

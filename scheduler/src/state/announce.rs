@@ -8,7 +8,7 @@ use damselfly_messages::{
 };
 
 use super::{
-    Action, Asker, Now, Reply, State,
+    Action, Asker, BLOCKED, Now, Reply, State,
     claims::Gone,
     eras::Role,
     hosts::{HostId, Locality},
@@ -136,6 +136,10 @@ impl State {
         binding.accepted = binding.accepted.map(|accepted| clamp(accepted, now.wall));
         if !name.allows(binding.content) {
             return Outcome::Refused("the content is not the one that the name states".into());
+        }
+        // What was accepted before is told again after a ring change; without it, it could not be found to be deleted.
+        if binding.accepted.is_none() && self.is_blocked(name.tag()) {
+            return Outcome::Refused(BLOCKED.into());
         }
         if let Some(tombstone) = self.tombstone(&task).filter(|tombstone| tombstone.buries(&binding)) {
             return Outcome::Buried(tombstone);

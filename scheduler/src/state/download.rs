@@ -12,7 +12,7 @@ use damselfly_messages::{
     scheduler::{Candidate, Parent, RegisterAnswer, RegisterPeerTask, ResponseBody},
 };
 
-use super::{Asker, Now, Reply, State, hosts::HostId};
+use super::{Asker, BLOCKED, Now, Reply, State, hosts::HostId};
 use crate::placement::{self, Offer, eighths};
 
 /// A download that nothing was heard of for so long is over.
@@ -105,6 +105,9 @@ impl State {
     ) -> Result<ResponseBody, Reply> {
         let task = register.name.task_id();
         self.admit(asker, &task, true, now)?;
+        if self.is_blocked(register.name.tag()) {
+            return Err(Reply::Refused(BLOCKED));
+        }
         self.drop_ended(&task, now);
         let bindings = self.tasks.get(&task).map(|known| known.standing().map(|candidate| candidate.binding));
         let bindings: Vec<_> = bindings.into_iter().flatten().collect();

@@ -41,6 +41,9 @@ use tasks::{Keep, Task};
 /// The same newer configuration is asked for this often at most.
 const PULL_EVERY: Duration = Duration::from_secs(1);
 
+/// Why nothing with a tag is taken or given.
+const BLOCKED: &str = "the tag is blocked in this cluster";
+
 /// The memory of a delete.
 #[derive(Debug, Clone, Copy)]
 struct Grave {
@@ -150,6 +153,10 @@ impl State {
 
     fn respond(&self, body: ResponseBody) -> Reply {
         Reply::Response(Response { epoch: self.eras.epoch(), body })
+    }
+
+    fn is_blocked(&self, tag: &str) -> bool {
+        self.eras.settings().is_some_and(|settings| settings.is_blocked(tag))
     }
 
     fn not_owner(&self, asker: Asker) -> ResponseBody {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail, ensure};
-use damselfly_messages::membership::{JoinToken, Role};
+use damselfly_messages::membership::{JoinToken, Role, Tags};
 use damselfly_transport::{
     network::{self, Network, NetworkConfig, Serves},
     program::{
@@ -69,7 +69,8 @@ async fn measure(rollout: &Rollout, folder: &Path, report: &mut Report) -> anyho
 
 async fn with_cluster(rollout: &Rollout, folder: &Path, cluster: &Cluster, report: &mut Report) -> anyhow::Result<()> {
     let manager = &cluster.file().manager;
-    let token: JoinToken = change::join_token(manager, &["node"], rollout.hosts as usize).await?.parse()?;
+    let uses = rollout.hosts as usize;
+    let token: JoinToken = change::join_token(manager, &["node"], uses, &Tags::new()).await?.parse()?;
     let begun = Instant::now();
     let joining =
         stream::iter(0..rollout.hosts).map(|number| Host::join(folder.join(format!("host-{number}")), &token));

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use damselfly_messages::config::Settings;
+use damselfly_messages::{config::Settings, membership::Tags};
 use libp2p::PeerId;
 
 use crate::{
@@ -33,9 +33,14 @@ pub(super) async fn in_ring(manager: &ManagerEntry, peer: PeerId) -> anyhow::Res
     }
 }
 
-/// Makes a join token that is good for so many hosts.
-pub(crate) async fn join_token(manager: &ManagerEntry, roles: &[&str], uses: usize) -> anyhow::Result<String> {
-    let body = serde_json::json!({ "roles": roles, "uses": uses, "ttl_seconds": TOKEN_SECONDS });
+/// Makes a join token that is good for so many hosts, and gives them these tags.
+pub(crate) async fn join_token(
+    manager: &ManagerEntry,
+    roles: &[&str],
+    uses: usize,
+    tags: &Tags,
+) -> anyhow::Result<String> {
+    let body = serde_json::json!({ "roles": roles, "uses": uses, "ttl_seconds": TOKEN_SECONDS, "tags": tags });
     let answer = api(manager, "POST", "join-tokens", body.to_string()).await?;
     let made: serde_json::Value = serde_json::from_str(&answer.body).context("the manager's answer")?;
     match made["token"].as_str() {

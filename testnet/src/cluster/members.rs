@@ -3,7 +3,7 @@
 use std::{process::Child, time::Duration};
 
 use anyhow::Context as _;
-use damselfly_messages::config::SchedulerEntry as RingEntry;
+use damselfly_messages::{config::SchedulerEntry as RingEntry, membership::Tags};
 use damselfly_transport::program::identity::{self, KEY_FILE};
 use libp2p::PeerId;
 use serde_json::Value;
@@ -59,12 +59,12 @@ pub(super) struct Tokens {
 }
 
 impl Tokens {
-    /// Makes tokens that are good for so many hosts of each kind.
-    pub(super) async fn make(manager: &ManagerEntry, uses: usize) -> anyhow::Result<Self> {
+    /// Makes tokens that are good for so many hosts of each kind, and give them these tags.
+    pub(super) async fn make(manager: &ManagerEntry, uses: usize, tags: &Tags) -> anyhow::Result<Self> {
         Ok(Self {
-            scheduler: change::join_token(manager, &["scheduler"], uses).await?,
-            node: change::join_token(manager, &["node"], uses).await?,
-            seed: change::join_token(manager, &["node", "seed"], uses).await?,
+            scheduler: change::join_token(manager, &["scheduler"], uses, tags).await?,
+            node: change::join_token(manager, &["node"], uses, tags).await?,
+            seed: change::join_token(manager, &["node", "seed"], uses, tags).await?,
         })
     }
 

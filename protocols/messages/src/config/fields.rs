@@ -1,7 +1,7 @@
 //! The one table of settings: what each means, and what values it may have.
 
-use super::{SCHEDULERS_MAX, Settings};
-use crate::{ring::REPLICAS_MAX, wire::Invalid};
+use super::{OVERRIDES_MAX, SCHEDULERS_MAX, Settings, tags::BLOCKED_TAGS_MAX};
+use crate::{name::TAG_BYTES_MAX, ring::REPLICAS_MAX, wire::Invalid};
 
 const SECOND_MS: u64 = 1_000;
 const HOUR_MS: u64 = 3_600 * SECOND_MS;
@@ -19,6 +19,8 @@ pub struct Field {
     /// What values it may have.
     pub values: Values,
     value: fn(&Settings) -> u64,
+    /// Only of settings that concern a single host: those can be others by its tags.
+    set: Option<fn(&mut Settings, u64)>,
 }
 
 /// What values a setting may have.
@@ -35,8 +37,24 @@ pub enum Values {
     },
     /// A list.
     List {
+        /// What of.
+        of: Entries,
         /// Of so many entries at most.
         most: u64,
+    },
+}
+
+/// What a list is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entries {
+    /// [`super::SchedulerEntry`]
+    Schedulers,
+    /// [`super::Override`]
+    Overrides,
+    /// Texts.
+    Texts {
+        /// Of so many bytes at most, and at least one.
+        bytes: u64,
     },
 }
 
@@ -56,13 +74,15 @@ pub const FIELDS: &[Field] = &[
         what: "How many schedulers own each task.",
         values: range(1, REPLICAS_MAX as u64),
         value: |settings| settings.replicas.into(),
+        set: None,
     },
     Field {
         name: "schedulers",
         unit: "",
         what: "The schedulers, with their addresses. Those that are active share the tasks by their weights.",
-        values: Values::List { most: SCHEDULERS_MAX as u64 },
+        values: Values::List { of: Entries::Schedulers, most: SCHEDULERS_MAX as u64 },
         value: |settings| settings.schedulers.len() as u64,
+        set: None,
     },
     Field {
         name: "heartbeat_ms",
@@ -70,6 +90,7 @@ pub const FIELDS: &[Field] = &[
         what: "The time between two heartbeats of a host. A scheduler is warm after three, or 15 seconds at most.",
         values: range(100, 60 * SECOND_MS),
         value: |settings| settings.heartbeat_ms,
+        set: None,
     },
     Field {
         name: "lease_ms",
@@ -77,6 +98,7 @@ pub const FIELDS: &[Field] = &[
         what: "A host without a heartbeat for so long is no longer a holder. At least three heartbeats.",
         values: range(300, HOUR_MS),
         value: |settings| settings.lease_ms,
+        set: None,
     },
     Field {
         name: "candidate_parents",
@@ -84,6 +106,7 @@ pub const FIELDS: &[Field] = &[
         what: "Most parents that a downloader is given.",
         values: range(1, 64),
         value: |settings| settings.candidate_parents.into(),
+        set: None,
     },
     Field {
         name: "concurrent_parents",
@@ -91,6 +114,7 @@ pub const FIELDS: &[Field] = &[
         what: "Parents that a downloader fetches from at a time.",
         values: range(1, 64),
         value: |settings| settings.concurrent_parents.into(),
+        set: Some(|settings, value| settings.concurrent_parents = value as u32),
     },
     Field {
         name: "upload_bytes_per_second",
@@ -98,6 +122,7 @@ pub const FIELDS: &[Field] = &[
         what: "Most that each host sends to peers. A host's own limit counts too.",
         values: zero_or("no limit", 64 << 10, 1 << 40),
         value: |settings| settings.upload_bytes_per_second,
+        set: Some(|settings, value| settings.upload_bytes_per_second = value),
     },
     Field {
         name: "download_bytes_per_second",
@@ -105,6 +130,7 @@ pub const FIELDS: &[Field] = &[
         what: "Most that each host receives from peers. A host's own limit counts too.",
         values: zero_or("no limit", 64 << 10, 1 << 40),
         value: |settings| settings.download_bytes_per_second,
+        set: Some(|settings, value| settings.download_bytes_per_second = value),
     },
     Field {
         name: "credential_ms",
@@ -112,6 +138,7 @@ pub const FIELDS: &[Field] = &[
         what: "How long a credential holds. It is renewed after a fourteenth of that.",
         values: range(SECOND_MS, 90 * DAY_MS),
         value: |settings| settings.credential_ms,
+        set: None,
     },
     Field {
         name: "grace_ms",
@@ -119,6 +146,7 @@ pub const FIELDS: &[Field] = &[
         what: "For so long members go on whose credential has expired, with an alarm.",
         values: range(0, 365 * DAY_MS),
         value: |settings| settings.grace_ms,
+        set: None,
     },
     Field {
         name: "dead_scheduler_ms",
@@ -126,6 +154,39 @@ pub const FIELDS: &[Field] = &[
         what: "A scheduler that no manager could reach for so long is taken out of the ring until it answers again.",
         values: zero_or("never", 10 * SECOND_MS, 7 * DAY_MS),
         value: |settings| settings.dead_scheduler_ms,
+        set: None,
+    },
+    Field {
+        name: "concurrent_uploads",
+        unit: "pieces",
+        what: "Pieces that a host serves at a time. More wait a moment, and are then told that it is busy.",
+        values: range(1, 1024),
+        value: |settings| settings.concurrent_uploads.into(),
+        set: Some(|settings, value| settings.concurrent_uploads = value as u32),
+    },
+    Field {
+        name: "concurrent_pieces",
+        unit: "pieces",
+        what: "Pieces that a download asks of one parent at a time.",
+        values: range(1, 64),
+        value: |settings| settings.concurrent_pieces.into(),
+        set: Some(|settings, value| settings.concurrent_pieces = value as u32),
+    },
+    Field {
+        name: "blocked_tags",
+        unit: "",
+        what: "Tasks with these tags are neither imported nor exported. They can still be looked up and deleted.",
+        values: Values::List { of: Entries::Texts { bytes: TAG_BYTES_MAX as u64 }, most: BLOCKED_TAGS_MAX as u64 },
+        value: |settings| settings.blocked_tags.len() as u64,
+        set: None,
+    },
+    Field {
+        name: "overrides",
+        unit: "",
+        what: "Other values for hosts whose credential has certain tags. They are applied in order; later ones count.",
+        values: Values::List { of: Entries::Overrides, most: OVERRIDES_MAX as u64 },
+        value: |settings| settings.overrides.len() as u64,
+        set: None,
     },
 ];
 
@@ -138,6 +199,17 @@ impl Field {
     /// Its number, or how many entries it has.
     pub fn value(&self, settings: &Settings) -> u64 {
         (self.value)(settings)
+    }
+
+    /// Whether it can be another one for hosts with certain tags.
+    pub const fn is_overridable(&self) -> bool {
+        self.set.is_some()
+    }
+
+    pub(super) fn set(&self, settings: &mut Settings, value: u64) {
+        if let Some(set) = self.set {
+            set(settings, value);
+        }
     }
 
     /// What it is when nothing is said; an empty list is 0.
@@ -153,12 +225,12 @@ impl Field {
         let reason = match self.values {
             Values::Number { low, high, .. } if (low..=high).contains(&value) => return Ok(()),
             Values::Number { zero: Some(_), .. } if value == 0 => return Ok(()),
-            Values::List { most } if value <= most => return Ok(()),
+            Values::List { most, .. } if value <= most => return Ok(()),
             Values::Number { low, high, zero: None } => format!("{value} is not within {low}–{high}"),
             Values::Number { low, high, zero: Some(zero) } => {
                 format!("{value} is neither 0 ({zero}) nor within {low}–{high}")
             }
-            Values::List { most } => format!("{value} are more than {most}"),
+            Values::List { most, .. } => format!("{value} are more than {most}"),
         };
         Err(Invalid::new(place, reason))
     }
@@ -177,7 +249,9 @@ impl Settings {
             let reason = format!("{} is less than three heartbeats of {} ms", self.lease_ms, self.heartbeat_ms);
             return Err(Invalid::new("lease_ms", reason));
         }
-        self.validate_schedulers()
+        self.validate_schedulers()?;
+        self.validate_blocked_tags()?;
+        self.validate_overrides()
     }
 }
 
@@ -207,7 +281,7 @@ mod tests {
         for field in FIELDS {
             let (low, high, zero) = match field.values {
                 Values::Number { low, high, zero } => (low, high, zero.is_some()),
-                Values::List { most } => (0, most, false),
+                Values::List { most, .. } => (0, most, false),
             };
             let is_good = |value| field.check(value, field.name).is_ok();
             assert!(is_good(low) && is_good(high) && !is_good(high + 1), "{}", field.name);

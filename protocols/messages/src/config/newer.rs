@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{Field, SchedulerEntry, Settings};
+use super::{Field, Override, SchedulerEntry, Settings};
 use crate::wire::Invalid;
 
 impl Settings {
@@ -31,6 +31,18 @@ fn leave_out_unknown(settings: &mut Map<String, Value>) {
     for scheduler in schedulers.into_iter().flatten().filter_map(Value::as_object_mut) {
         scheduler.retain(|name, _| SchedulerEntry::FIELDS.contains(&name.as_str()));
     }
+    let Some(overrides) = settings.get_mut("overrides").and_then(Value::as_array_mut) else { return };
+    // One with a further condition would be for too many hosts without it.
+    overrides.retain(|one| {
+        one.as_object().is_none_or(|one| one.keys().all(|name| Override::FIELDS.contains(&name.as_str())))
+    });
+    for one in &mut *overrides {
+        if let Some(set) = one.get_mut("set").and_then(Value::as_object_mut) {
+            set.retain(|name, _| Field::named(name).is_some_and(Field::is_overridable));
+        }
+    }
+    let sets_nothing = |one: &Value| one.get("set").and_then(Value::as_object).is_some_and(Map::is_empty);
+    overrides.retain(|one| !sets_nothing(one));
 }
 
 #[cfg(test)]
@@ -44,10 +56,20 @@ mod tests {
     fn what_a_newer_version_knows_is_left_out_and_nothing_else() {
         let address = "/ip4/10.0.0.1/tcp/4600".parse().expect("an address");
         let schedulers = vec![SchedulerEntry::active(PeerId::random(), vec![address])];
-        let settings = Settings { schedulers, replicas: 3, ..Settings::default() };
+        let slow = Override {
+            tags: [("zone".to_owned(), "a".to_owned())].into(),
+            set: [("concurrent_parents".to_owned(), 2)].into(),
+        };
+        let settings = Settings { schedulers, replicas: 3, overrides: vec![slow], ..Settings::default() };
         let mut newer = json!(settings);
         newer["flux_capacitors"] = json!([1, { "a": 2 }]);
         newer["schedulers"][0]["shard"] = json!("a");
+        newer["overrides"][0]["set"]["flux_bytes"] = json!(1);
+        let of_others = [
+            json!({ "match": { "zone": "b" }, "set": { "flux_bytes": 1 } }),
+            json!({ "match": { "zone": "a" }, "unless": { "rack": "1" }, "set": { "concurrent_parents": 7 } }),
+        ];
+        newer["overrides"].as_array_mut().expect("a list").extend(of_others);
         let bytes = serde_json::to_vec(&newer).expect("JSON");
         assert!(serde_json::from_slice::<Settings>(&bytes).is_err(), "a person would be told of the mistake");
         assert_eq!(Settings::from_signed(&bytes), Ok(settings));
@@ -57,11 +79,15 @@ mod tests {
     }
 
     #[test]
-    fn every_field_of_a_scheduler_is_known() {
+    fn every_field_of_an_entry_is_known() {
         let entry = SchedulerEntry::active(PeerId::random(), Vec::new());
         let Value::Object(fields) = json!(entry) else { panic!("no object") };
         let mut known = SchedulerEntry::FIELDS;
         known.sort_unstable();
         assert!(fields.keys().eq(known.iter()), "{fields:?}");
+        let Value::Object(fields) = json!(Override { tags: Default::default(), set: Default::default() }) else {
+            panic!("no object")
+        };
+        assert!(fields.keys().eq(Override::FIELDS.iter()), "{fields:?}");
     }
 }

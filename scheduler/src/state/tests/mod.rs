@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use damselfly_messages::{
-    config::{Accepted, Configuration, SchedulerEntry, Settings},
+    config::{Accepted, Configuration, SchedulerEntry, SchedulerState, Settings},
     id::{ClusterId, ContentId},
     info::{self, HostReport},
     membership::{Root, Roots},
@@ -20,6 +20,7 @@ use libp2p::{PeerId, identity::Keypair};
 
 use super::*;
 
+mod blocked;
 mod bounds;
 mod deletes;
 mod downloads;
@@ -76,7 +77,11 @@ fn complete(text: &str, binding: Binding) -> Record {
 fn accepted(epoch: u64, schedulers: &[u32], replicas: u32) -> Arc<Accepted> {
     let address = || "/ip4/10.0.0.1/tcp/4600".parse().expect("an address");
     let entry = |seed: &u32| SchedulerEntry::active(peer(*seed), vec![address()]);
-    let settings = Settings { schedulers: schedulers.iter().map(entry).collect(), replicas, ..Settings::default() };
+    let schedulers = schedulers.iter().map(entry).collect();
+    configured(epoch, Settings { schedulers, replicas, ..Settings::default() })
+}
+
+fn configured(epoch: u64, settings: Settings) -> Arc<Accepted> {
     let cluster = ClusterId::of_root(&key(0).public());
     let configuration = Configuration {
         cluster,

@@ -149,3 +149,17 @@ fn what_was_stood_in_for_counts_when_the_range_is_inherited() {
     bench.pass_alive(Duration::from_secs(700), &[200]);
     assert!(bench.found(&text).is_some());
 }
+
+#[test]
+fn a_drained_scheduler_is_a_former_owner() {
+    let mut bench = Bench::warm();
+    let text = moving(&[1], 1, &[2], 2);
+    bench.announce(200, complete(&text, binding(content(1), 1, Some(1))));
+    let mut settings = accepted(2, &[1, 2], 1).configuration.settings.clone();
+    settings.schedulers[0].state = SchedulerState::Draining;
+    bench.feed(Event::Configured(configured(2, settings)));
+    bench.pass_alive(Duration::from_secs(14), &[200]);
+    assert!(bench.found(&text).is_some(), "it still answers");
+    let told = bench.ask_as(201, 1, false, announce(&text));
+    assert!(matches!(told, ResponseBody::NotOwner(Some(_))), "but takes nothing: {told:?}");
+}

@@ -1,0 +1,54 @@
+//! How much this host moves: its own limits, and those of the cluster for it.
+
+use std::sync::Arc;
+
+use damselfly_messages::config::Settings;
+use tokio::sync::watch;
+
+use crate::{
+    gate::Gate,
+    limiter::{Limiter, Rate},
+    settings::HostSettings,
+};
+
+/// The limits in force.
+#[derive(Debug)]
+pub struct Limits {
+    /// On what is sent.
+    pub upload: Limiter,
+    /// On what is received.
+    pub download: Limiter,
+    /// On how many pieces are served at a time.
+    pub uploads: Gate,
+    /// The host's own rates, upload first.
+    own: [Option<Rate>; 2],
+}
+
+impl Limits {
+    /// The limits that follow from a host's own rates, upload first, and the settings of now.
+    pub fn new(own: [Option<Rate>; 2], settings: &HostSettings) -> Self {
+        let limits = Self { upload: Limiter::default(), download: Limiter::default(), uploads: Gate::new(0), own };
+        limits.set(&settings.get());
+        limits
+    }
+
+    /// Follows the settings, until nobody can change them any more.
+    pub async fn follow(self, mut settings: watch::Receiver<Arc<Settings>>) {
+        loop {
+            let current = settings.borrow_and_update().clone();
+            self.set(&current);
+            if settings.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Of a host's own rates and those of the cluster the lower ones count.
+    fn set(&self, settings: &Settings) {
+        let of_cluster = [settings.upload_bytes_per_second, settings.download_bytes_per_second].map(Rate::from_bytes);
+        for ((limiter, own), of_cluster) in [&self.upload, &self.download].into_iter().zip(self.own).zip(of_cluster) {
+            limiter.set(own.into_iter().chain(of_cluster).min_by_key(|rate| rate.bytes_per_second()));
+        }
+        self.uploads.set(settings.concurrent_uploads as usize);
+    }
+}
