@@ -322,10 +322,18 @@ impl State {
         empty: EmptyRing,
         is_expected: impl Fn(u64) -> bool + Send + Sync + 'static,
     ) -> Result<(u64, Settings), ChangeError> {
-        let past = self.inner.store.past(epoch).await?;
-        let settings = past.ok_or(ChangeError::NoEpoch { epoch })?.settings;
+        let settings = self.settings_of(epoch).await?;
         let purpose = Purpose { empty, ..Purpose::new("config.rollback", Some(format!("back to epoch {epoch}"))) };
         Ok((self.order(keep_out(settings.clone()), (actor, purpose), is_expected).await?, settings))
+    }
+
+    /// The settings of an epoch in the history.
+    ///
+    /// # Errors
+    /// [`ChangeError::NoEpoch`] and [`ChangeError::History`].
+    pub async fn settings_of(&self, epoch: u64) -> Result<Settings, ChangeError> {
+        let past = self.inner.store.past(epoch).await?;
+        Ok(past.ok_or(ChangeError::NoEpoch { epoch })?.settings)
     }
 
     /// At most `limit` epochs below `before`, newest first.

@@ -342,3 +342,48 @@ async fn schedulers_are_drained_and_the_last_one_stays() {
     let of = |when: &str| entry[when]["schedulers"][0]["state"].clone();
     assert_eq!((of("before"), of("after"), &entry["target"]), ("active".into(), "draining".into(), &"3".into()));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn settings_are_described_and_compared() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().join("data");
+    let server = start(&data).await;
+    let token = format!("authorization: Bearer {}", fs::read_to_string(data.join("admin_token")).expect("read"));
+    let get = async |path: &str| ask(server.http_address(), &format!("GET /api/v1/{path}"), &[&token], "").await;
+    let json = |answer: &str| serde_json::from_str::<serde_json::Value>(body(answer)).expect("JSON");
+
+    let fields = json(&get("config/fields").await);
+    let items = fields["items"].as_array().expect("a list");
+    let field = |name: &str| items.iter().find(|item| item["name"] == name).unwrap_or_else(|| panic!("no {name}"));
+    let settings = json(&get("config").await);
+    assert!(settings.as_object().expect("an object").keys().all(|name| field(name)["description"].is_string()));
+    let replicas = field("replicas");
+    assert_eq!((&replicas["minimum"], &replicas["maximum"], &replicas["default"]), (&1.into(), &8.into(), &2.into()));
+    assert_eq!((&replicas["overridable"], &replicas["unit"]), (&false.into(), &"schedulers".into()));
+    let upload = field("upload_bytes_per_second");
+    assert_eq!((&upload["zero"], &upload["overridable"]), (&"no limit".into(), &true.into()));
+    assert_eq!(field("blocked_tags")["max_items"], 256);
+
+    let schema = json(&get("openapi.json").await)["components"]["schemas"]["Settings"].clone();
+    assert_eq!(schema["additionalProperties"], false);
+    assert_eq!(schema["properties"]["replicas"]["maximum"], 8, "{schema}");
+    assert_eq!(schema["properties"].as_object().map(serde_json::Map::len), Some(items.len()));
+
+    let second = Settings { candidate_parents: 3, blocked_tags: vec!["bad".to_owned()], ..Settings::default() };
+    server.state().change(second, Actor::manager(), EmptyRing::Refused, |_| true).await.expect("changed");
+    let diff = json(&get("config/diff?from=1&to=2").await);
+    let expected = serde_json::json!([
+        { "field": "blocked_tags", "before": [], "after": ["bad"] },
+        { "field": "candidate_parents", "before": 16, "after": 3 },
+        { "field": "replicas", "before": 3, "after": 2 },
+    ]);
+    assert_eq!(diff["items"], expected);
+    let back = json(&get("config/diff?from=2&to=1").await);
+    assert_eq!((&back["items"][1]["before"], &back["items"][1]["after"]), (&3.into(), &16.into()));
+    for (query, expected) in
+        [("?from=1", "invalid_query"), ("?from=1&to=9", "no_such_epoch"), ("?from=1&to=2&x=1", "invalid_query")]
+    {
+        let answer = get(&format!("config/diff{query}")).await;
+        assert!(answer.contains(expected), "{query}: {answer}");
+    }
+}

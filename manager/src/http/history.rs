@@ -13,7 +13,10 @@ use axum::{
 use damselfly_messages::config::Settings;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use utoipa::ToSchema;
+use utoipa::{
+    ToSchema,
+    openapi::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Type},
+};
 
 use super::{Problem, config, guard::Origin, page, time::rfc3339};
 use crate::{access::Caller, state::State, store::Past};
@@ -70,7 +73,7 @@ fn describe((epoch, configuration): &Past, older: Option<&Past>) -> Entry {
             settings: Some(configuration.settings.clone()),
             changed: older
                 .and_then(|(_, older)| older.as_ref().ok())
-                .map_or_else(Vec::new, |older| differences(&older.settings, &configuration.settings)),
+                .map_or_else(Vec::new, |older| names(differences(&older.settings, &configuration.settings))),
             damaged: None,
         },
         Err(error) => {
@@ -80,14 +83,64 @@ fn describe((epoch, configuration): &Past, older: Option<&Past>) -> Entry {
     }
 }
 
-/// The names of the settings that are not the same.
-fn differences(older: &Settings, newer: &Settings) -> Vec<String> {
+/// The settings that are not the same.
+fn differences(older: &Settings, newer: &Settings) -> Vec<Difference> {
     let fields = |settings: &Settings| match serde_json::to_value(settings) {
         Ok(Value::Object(fields)) => fields,
         _ => Default::default(),
     };
-    let (older, newer) = (fields(older), fields(newer));
-    newer.into_iter().filter(|(name, value)| older.get(name) != Some(value)).map(|(name, _)| name).collect()
+    let mut older = fields(older);
+    let both = fields(newer).into_iter().map(|(field, after)| {
+        let before = older.remove(&field).unwrap_or_default();
+        Difference { field, before, after }
+    });
+    both.filter(|difference| difference.before != difference.after).collect()
+}
+
+fn names(differences: Vec<Difference>) -> Vec<String> {
+    differences.into_iter().map(|difference| difference.field).collect()
+}
+
+/// Which epochs to compare.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Compared {
+    from: u64,
+    to: u64,
+}
+
+/// What is other in one epoch than in another.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Differences {
+    from: u64,
+    to: u64,
+    items: Vec<Difference>,
+}
+
+/// A setting with two values.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Difference {
+    field: String,
+    #[schema(schema_with = value)]
+    before: Value,
+    #[schema(schema_with = value)]
+    after: Value,
+}
+
+/// Settings are numbers, or lists of texts or objects.
+fn value() -> OneOfBuilder {
+    let of = |kind| ObjectBuilder::new().schema_type(kind).build();
+    let entry = OneOfBuilder::new().item(of(Type::String)).item(of(Type::Object));
+    OneOfBuilder::new().item(of(Type::Integer)).item(ArrayBuilder::new().items(entry).build())
+}
+
+pub(super) async fn compare(
+    extract::State(state): extract::State<State>,
+    compared: Result<Query<Compared>, QueryRejection>,
+) -> Result<Json<Differences>, Problem> {
+    let Compared { from, to } = page::read(compared)?;
+    let (older, newer) = (state.settings_of(from).await?, state.settings_of(to).await?);
+    Ok(Json(Differences { from, to, items: differences(&older, &newer) }))
 }
 
 /// What to go back to.

@@ -9,6 +9,7 @@ mod cluster;
 mod config;
 mod error;
 mod events;
+mod fields;
 mod guard;
 mod headers;
 mod history;

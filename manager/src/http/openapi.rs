@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
 use super::{
-    PREFIX, audit, cluster, error, history, membership, roots,
+    PREFIX, audit, cluster, error, fields, history, membership, roots,
     routes::{self, Needs, Route},
     schedulers, session, tokens, users,
 };
@@ -17,6 +17,8 @@ use super::{
     components(schemas(
         audit::AuditList,
         error::Problem,
+        fields::FieldList,
+        history::Differences,
         history::History,
         history::RollBack,
         cluster::Deleted,
@@ -58,8 +60,9 @@ pub(super) fn document() -> Value {
     let mut document = serde_json::to_value(Schemas::openapi()).unwrap_or_default();
     document["info"]["version"] = env!("CARGO_PKG_VERSION").into();
     document["paths"] = paths();
-    document["components"]["schemas"]["Settings"] =
-        json!({ "type": "object", "description": "The settings of the cluster, each with its unit in its name." });
+    for (name, schema) in fields::schemas() {
+        document["components"]["schemas"][name] = schema;
+    }
     document["components"]["securitySchemes"] = json!({
         "token": { "type": "http", "scheme": "bearer" },
         "session": { "type": "apiKey", "in": "cookie", "name": super::guard::COOKIE },

@@ -8,7 +8,8 @@ use axum::{
 };
 
 use super::{
-    App, audit, cluster, config, events, history, membership, openapi, roots, schedulers, session, tokens, users,
+    App, audit, cluster, config, events, fields, history, membership, openapi, roots, schedulers, session, tokens,
+    users,
 };
 use crate::access::Role;
 
@@ -134,6 +135,17 @@ pub(super) fn table() -> Vec<Route> {
         .takes("Settings")
         .query(config::Allowed::QUERY)
         .answers(200, "Settings"),
+        route(Method::GET, "/config/fields", VIEWER, "What each setting means and may be.", get(fields::list))
+            .answers(200, "FieldList"),
+        route(
+            Method::GET,
+            "/config/diff",
+            VIEWER,
+            "Which settings differ between the epochs `from` and `to`.",
+            get(history::compare),
+        )
+        .query(&["from", "to"])
+        .answers(200, "Differences"),
         route(Method::GET, "/config/history", VIEWER, "What was in force, newest first.", get(history::show))
             .query(PAGE)
             .answers(200, "History"),

@@ -113,6 +113,8 @@ const ROUTES: &[(&str, &str, &str)] = &[
     ("POST", "/revocations", "admin"),
     ("GET", "/config", "viewer"),
     ("PUT", "/config", "operator"),
+    ("GET", "/config/fields", "viewer"),
+    ("GET", "/config/diff", "viewer"),
     ("GET", "/config/history", "viewer"),
     ("POST", "/config/rollback", "operator"),
     ("GET", "/roots", "viewer"),
