@@ -87,13 +87,13 @@ mod tests {
     async fn the_limit_may_change_while_some_wait() {
         let gate = Gate::new(1);
         let first = gate.enter().await;
-        let (mut second, mut third) = (Box::pin(gate.enter()), Box::pin(gate.enter()));
-        assert!(second.as_mut().now_or_never().is_none() && third.as_mut().now_or_never().is_none());
+        let mut waiting = [Box::pin(gate.enter()), Box::pin(gate.enter())];
+        assert!(waiting.iter_mut().all(|waits| waits.as_mut().now_or_never().is_none()));
         gate.set(3);
-        let (second, third) = (second.await, third.await);
+        let others = waiting.map(|mut waits| waits.as_mut().now_or_never().expect("there is room now"));
         assert!(gate.enter().now_or_never().is_none());
         gate.set(1);
-        drop((second, third));
+        drop(others);
         assert!(gate.enter().now_or_never().is_none(), "the first is still inside");
         drop(first);
         assert!(gate.enter().now_or_never().is_some());

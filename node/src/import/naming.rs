@@ -103,6 +103,8 @@ impl Importer {
             }
             Ok(Announced::Refused(reason)) => {
                 self.undo(&record, before).await?;
+                // They may have heard of it just before this host.
+                self.settings.permit_tag(record.name.tag())?;
                 Err(Failure::new(Code::Failed, format!("the schedulers refuse the import: {reason}")))
             }
             // There is nobody to tell; the outbox does when the host has joined.

@@ -152,8 +152,9 @@ fn what_was_stood_in_for_counts_when_the_range_is_inherited() {
 
 #[test]
 fn a_drained_scheduler_is_a_former_owner() {
-    let mut bench = Bench::warm();
-    let text = moving(&[1], 1, &[2], 2);
+    let mut bench = Bench::with(Limits::default(), accepted(1, &[1, 2], 1));
+    bench.pass(WARM_UP);
+    let text = moving(&[1, 2], 1, &[2], 2);
     bench.announce(200, complete(&text, binding(content(1), 1, Some(1))));
     let mut settings = accepted(2, &[1, 2], 1).configuration.settings.clone();
     settings.schedulers[0].state = SchedulerState::Draining;
