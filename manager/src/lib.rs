@@ -12,6 +12,7 @@ pub mod database;
 pub mod http;
 pub mod keys;
 pub mod membership;
+pub mod metrics;
 pub mod picture;
 mod reach;
 pub mod server;

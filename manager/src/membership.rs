@@ -18,6 +18,7 @@ use damselfly_transport::{
     dialing::DialPolicy,
     join::{Asked, Authority},
     network::Network,
+    program::metrics::Labelled,
     reason::chain,
 };
 use libp2p::{Multiaddr, PeerId, multiaddr::Protocol};
@@ -54,6 +55,7 @@ struct Inner {
     state: State,
     network: Network,
     policy: DialPolicy,
+    asked: Labelled,
     /// Where this manager is joined.
     addresses: Vec<(PeerId, Multiaddr)>,
 }
@@ -63,8 +65,9 @@ impl Membership {
     pub fn new((state, network): (State, Network), policy: DialPolicy, addresses: Vec<Multiaddr>) -> Self {
         let us = network.peer_id();
         let addresses = addresses.into_iter().filter_map(|address| Some((us, address.with_p2p(us).ok()?))).collect();
+        let asked = Labelled::new("result", &["joined", "refused", "renewed"]);
         let database = state.database().clone();
-        Self { inner: Arc::new(Inner { database, state, network, policy, addresses }) }
+        Self { inner: Arc::new(Inner { database, state, network, policy, asked, addresses }) }
     }
 
     /// Has the root certify this manager anew every day, and shows every new certificate, until the program ends.
@@ -274,6 +277,23 @@ impl Authority for Membership {
     }
 
     async fn answer(&self, asked: Asked) -> Result<(SignedCredential, SignedConfiguration), Refusal> {
+        let granted = match &asked.request.body {
+            RequestBody::Renew(_) => "renewed",
+            RequestBody::Join { .. } => "joined",
+        };
+        let result = self.decide(asked).await;
+        self.inner.asked.of(if result.is_ok() { granted } else { "refused" }).inc();
+        result
+    }
+}
+
+impl Membership {
+    /// Counts hosts that ask to join or to renew.
+    pub fn asked(&self) -> &Labelled {
+        &self.inner.asked
+    }
+
+    async fn decide(&self, asked: Asked) -> Result<(SignedCredential, SignedConfiguration), Refusal> {
         let current = self.inner.state.current();
         let current = current.ok_or_else(|| Refusal::new(RefusalCode::Unavailable, "the manager is starting"))?;
         let peer = asked.peer;

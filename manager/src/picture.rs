@@ -17,6 +17,7 @@ use damselfly_messages::{
 };
 use damselfly_transport::{
     network::Network,
+    program::metrics::Labelled,
     protocol::{InfoProtocol, Protocol as _, SchedulerProtocol},
     rpc::RequestError,
 };
@@ -107,6 +108,7 @@ pub struct Eyes {
     state: State,
     network: Network,
     picture: watch::Sender<Arc<Picture>>,
+    polls: Labelled,
 }
 
 /// Why something cannot be seen or done.
@@ -126,12 +128,18 @@ pub enum Unseen {
 impl Eyes {
     /// Sees nothing yet.
     pub fn new(state: State, network: Network) -> Self {
-        Self { state, network, picture: watch::Sender::default() }
+        let polls = Labelled::new("result", &["failed", "ok"]);
+        Self { state, network, picture: watch::Sender::default(), polls }
     }
 
     /// What was seen last.
     pub fn picture(&self) -> Arc<Picture> {
         self.picture.borrow().clone()
+    }
+
+    /// Counts questions to schedulers.
+    pub fn polls(&self) -> &Labelled {
+        &self.polls
     }
 
     /// What is seen, and every change of it.
@@ -207,7 +215,9 @@ impl Eyes {
     }
 
     async fn ask(&self, scheduler: PeerId, request: &Request) -> Result<Response, RequestError> {
-        self.network.request::<InfoProtocol>(scheduler, request, InfoProtocol::TIMEOUT).await
+        let answer = self.network.request::<InfoProtocol>(scheduler, request, InfoProtocol::TIMEOUT).await;
+        self.polls.of(if answer.is_ok() { "ok" } else { "failed" }).inc();
+        answer
     }
 
     /// A task, as its first owner that answers knows it.

@@ -8,6 +8,7 @@ use std::{
     sync::Arc,
 };
 
+use axum::middleware;
 use damselfly_messages::{
     config::ConfigurationRefused,
     membership::{self, Issuer},
@@ -20,7 +21,7 @@ use damselfly_transport::{
     network::{self, Inbox, Network, NetworkConfig, Serves, StartError},
     program::{
         follower::{self, Follower, FollowerConfig, Role},
-        http::{HttpError, HttpServer, Monitoring, monitoring},
+        http::{self, HttpError, HttpServer, Monitoring},
         identity::{self, IdentityError},
         metrics,
     },
@@ -35,9 +36,10 @@ use crate::{
     access::Access,
     config::ManagerConfig,
     database::{Database, OpenError, now},
-    http::{self, App},
+    http::App,
     keys::ISSUER_LIFETIME,
     membership::{Membership, join_addresses},
+    metrics::{Counting, Metrics},
     picture::Eyes,
     reach::keep_ring,
     state::State,
@@ -146,7 +148,8 @@ impl Server {
         let join = JoinServer::start(listener, &key, Arc::new(membership.clone()))
             .map_err(|source| ServerError::JoinListener { address: join_listen, source })?;
         let eyes = Eyes::new(state.clone(), network.clone());
-        let tasks = vec![
+        let counting = Counting { state: &state, access: &access, membership: &membership, eyes: &eyes };
+        let mut tasks = vec![
             tokio::spawn(state.clone().keep_what_members_know()),
             tokio::spawn(state.clone().follow_database()),
             tokio::spawn(state.clone().retire_roots()),
@@ -154,8 +157,11 @@ impl Server {
             tokio::spawn(eyes.clone().look()),
             tokio::spawn(keep_ring(state.clone(), eyes.clone())),
         ];
+        let (monitoring, metrics) = monitored(&network, &follower, &counting);
+        tasks.push(tokio::spawn(metrics.clone().look(state.database().clone())));
         let app = App { state: state.clone(), access: access.clone(), membership, eyes };
-        let routes = monitoring(monitored(&network, &follower, &state)).merge(http::api(app));
+        let routes = http::monitoring(monitoring).merge(crate::http::api(app));
+        let routes = routes.layer(middleware::from_fn_with_state(metrics, crate::metrics::count));
         let http = HttpServer::start(&http_config, routes).await?;
         access.announce(http.address()).map_err(ServerError::Access)?;
         tracing::info!(
@@ -226,11 +232,13 @@ fn start_network(config: &ManagerConfig, key: Keypair, issuer: &Issuer) -> Resul
     })?)
 }
 
-fn monitored(network: &Network, follower: &Follower, state: &State) -> Monitoring {
+/// The monitoring, and the metrics that others count into.
+fn monitored(network: &Network, follower: &Follower, counting: &Counting<'_>) -> (Monitoring, Metrics) {
     let mut registry = metrics::registry();
     metrics::register(&mut registry, network.clone(), follower.clone());
-    let (network, follower, state) = (network.clone(), follower.clone(), state.clone());
-    Monitoring::new(registry, move || {
+    let counted = Metrics::register(&mut registry, counting);
+    let (network, follower, state) = (network.clone(), follower.clone(), counting.state.clone());
+    let monitoring = Monitoring::new(registry, move || {
         let missing = [
             (network.listeners().is_empty(), "no listener for peers"),
             (follower.epoch() == 0, "no configuration is in force"),
@@ -239,5 +247,6 @@ fn monitored(network: &Network, follower: &Follower, state: &State) -> Monitorin
         let reasons: Vec<_> =
             missing.into_iter().filter(|(missing, _)| *missing).map(|(_, reason)| reason.to_owned()).collect();
         if reasons.is_empty() { Ok(()) } else { Err(reasons) }
-    })
+    });
+    (monitoring, counted)
 }

@@ -22,6 +22,7 @@ use damselfly_transport::{
     program::follower::Follower,
 };
 use libp2p::PeerId;
+use prometheus_client::metrics::counter::Counter;
 use tokio::{
     sync::{Mutex, watch},
     task::JoinError,
@@ -91,6 +92,7 @@ struct Inner {
     network: Network,
     follower: Follower,
     leader: Leader,
+    changes: Counter,
     /// Held during a change: epochs are given out one by one.
     changing: Mutex<()>,
     started: Instant,
@@ -162,8 +164,20 @@ impl State {
     pub fn new(store: Store, network: Network, follower: Follower) -> Self {
         let cluster = store.cluster();
         let (changing, started, is_settled) = (Mutex::new(()), Instant::now(), AtomicBool::new(store.is_new()));
-        let leader = Leader::start(store.database());
-        Self { inner: Arc::new(Inner { cluster, store, network, follower, leader, changing, started, is_settled }) }
+        let (leader, changes) = (Leader::start(store.database()), Counter::default());
+        Self {
+            inner: Arc::new(Inner {
+                cluster,
+                store,
+                network,
+                follower,
+                leader,
+                changes,
+                changing,
+                started,
+                is_settled,
+            }),
+        }
     }
 
     /// The cluster.
@@ -199,6 +213,11 @@ impl State {
     /// Whether this manager is the one that publishes.
     pub fn is_publisher(&self) -> watch::Receiver<bool> {
         self.inner.leader.is_publisher()
+    }
+
+    /// Counts configurations that this manager has signed.
+    pub fn changes(&self) -> &Counter {
+        &self.inner.changes
     }
 
     /// How long it may take until the configuration in force is known to be the newest; `None` when it is.
@@ -399,6 +418,7 @@ impl State {
             if let Some((next, _)) = next {
                 self.follow_root(next).await?;
             }
+            self.inner.changes.inc();
             follower.offer(signed.as_bytes(), self.peer_id()).await?;
             if *self.is_publisher().borrow() {
                 tokio::spawn(publish(network.clone(), follower.clone(), signed));

@@ -28,7 +28,7 @@ use crate::{
     host::Host,
     import::Importer,
     limits::Limits,
-    metrics::Metrics,
+    metrics::{Metrics, Watch},
     notified::Notified,
     places::Places,
     rpc::Rpc,
@@ -163,11 +163,20 @@ impl Daemon {
             let (network, follower) = (network.clone(), follower.clone());
             keeper.spawn(Keeper { membership, data_dir, keypair, addresses, network, follower }.run());
         }
+        let (imports, exports) = (Places::new("imports"), Places::new("exports"));
+        let watch = Watch {
+            store: store.clone(),
+            downloads: downloads.clone(),
+            announcer: announcer.clone(),
+            imports: imports.clone(),
+            exports: exports.clone(),
+        };
+        watch.register(&mut registry);
         let http = start_http(&config, registry, follower.clone(), announcer.clone()).await?;
         let rpc = Rpc {
             descriptors: local.descriptors(),
-            imports: Places::new("imports"),
-            exports: Places::new("exports"),
+            imports,
+            exports,
             importer: Importer {
                 store: store.clone(),
                 announcer: announcer.clone(),
@@ -290,6 +299,9 @@ async fn watch_usage(store: Store, metrics: Metrics) {
         match blocking(move || looked.usage()).await {
             Ok(usage) => {
                 metrics.contents.set(usage.contents as i64);
+                metrics.unfinished_contents.set(usage.unfinished as i64);
+                metrics.queued_announcements.set(usage.queued_tasks as i64);
+                metrics.queued_deletes.set(usage.queued_deletes as i64);
                 metrics.stored_bytes.set(usage.bytes as i64);
                 metrics.free_bytes.set(usage.free_bytes as i64);
             }

@@ -309,6 +309,11 @@ impl Download {
         self.from_peers_bytes.load(Ordering::Relaxed)
     }
 
+    /// Pieces that came from peers since it began here.
+    pub fn received_pieces(&self) -> u32 {
+        self.lock().givers.values().sum()
+    }
+
     /// Peers that gave at least one piece.
     pub fn givers(&self) -> u32 {
         self.lock().givers.len() as u32
@@ -331,17 +336,19 @@ impl Download {
         self.abandoned.cancel();
     }
 
+    /// Takes a parent out of the plan and notes why.
+    fn lose_parent(&self, parent: PeerId, fault: ParentFault, reason: &str) {
+        let mut state = self.lock();
+        if let Some(result) = state.plan.remove_parent(&parent, fault, Instant::now()) {
+            self.shared.metrics.on_lost_parent(fault);
+            state.faults.push(result);
+        }
+        state.last_fault = format!("{parent}: {reason}");
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
     }
-}
-
-/// Takes a parent out of the plan and notes why.
-fn lose_parent(state: &mut State, parent: PeerId, fault: ParentFault, reason: &str) {
-    if let Some(result) = state.plan.remove_parent(&parent, fault, Instant::now()) {
-        state.faults.push(result);
-    }
-    state.last_fault = format!("{parent}: {reason}");
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -6,12 +6,13 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
-    time::SystemTime,
+    time::{Instant, SystemTime},
 };
 
 use damselfly_messages::{
     id::ContentId,
     name::{Name, NameDigest},
+    piece::PieceLayout,
     record::{Binding, UnixMillis},
     scheduler::Candidate,
 };
@@ -24,7 +25,7 @@ use crate::{
     download::{Downloads, FetchError, Sink, Wanted},
     failure::{IntoFailure as _, OrFailure as _, not_found},
     limiter::{Limiter, Rate},
-    metrics::Metrics,
+    metrics::{LOCAL, Metrics, PEERS},
     places::Place,
     schedulers::{Answer, Schedulers},
     settings::HostSettings,
@@ -82,6 +83,8 @@ pub struct ExportOutcome {
     pub from_local_bytes: u64,
     /// Bytes that peers gave.
     pub from_peers_bytes: u64,
+    /// Pieces that peers gave.
+    pub from_peers_pieces: u32,
     /// Peers that gave at least one piece.
     pub peers: u32,
 }
@@ -113,16 +116,30 @@ impl Exporter {
     ) -> Result<ExportOutcome, Failure> {
         let ExportRequest { name, local, target, kind, rate } = request;
         let target = Target::new(target, kind, Limiter::new(rate), progress, place);
+        let began = Instant::now();
         let result = self.try_export(&name, local, &target).await;
+        self.metrics.export_seconds.observe(began.elapsed().as_secs_f64());
         match &result {
             Ok(outcome) => {
-                self.metrics.exports.inc();
-                self.metrics.exported_local_bytes.inc_by(outcome.from_local_bytes);
+                self.count(outcome);
                 self.store.touch(&name.task_id(), SystemTime::now().into());
             }
             Err(_) => drop(self.metrics.export_failures.inc()),
         }
         result
+    }
+
+    fn count(&self, outcome: &ExportOutcome) {
+        let Metrics { exports, exported_bytes, exported_pieces, .. } = &self.metrics;
+        exports.inc();
+        let bytes = outcome.from_local_bytes + outcome.from_peers_bytes;
+        // The length is that of a content, so it has a layout.
+        let pieces = PieceLayout::new(bytes).map_or(0, |layout| layout.pieces());
+        let from_peers = outcome.from_peers_pieces.min(pieces);
+        exported_bytes.of(LOCAL).inc_by(outcome.from_local_bytes);
+        exported_bytes.of(PEERS).inc_by(outcome.from_peers_bytes);
+        exported_pieces.of(LOCAL).inc_by(u64::from(pieces - from_peers));
+        exported_pieces.of(PEERS).inc_by(u64::from(from_peers));
     }
 
     async fn try_export(&self, name: &Name, local: bool, target: &Target) -> Result<ExportOutcome, Failure> {

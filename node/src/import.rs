@@ -10,7 +10,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use damselfly_messages::{
@@ -108,11 +108,16 @@ impl Importer {
     ) -> Result<ImportOutcome, Failure> {
         // Also when the caller drops this.
         let _gone = progress.cancelled.clone().drop_guard();
+        let began = Instant::now();
         let result = self.try_import(request, place, progress).await;
+        self.metrics.import_seconds.observe(began.elapsed().as_secs_f64());
         match &result {
-            Ok(_) => self.metrics.imports.inc(),
-            Err(_) => self.metrics.import_failures.inc(),
-        };
+            Ok(outcome) => {
+                self.metrics.imports.inc();
+                self.metrics.imported_bytes.inc_by(outcome.record.binding.content_bytes);
+            }
+            Err(_) => drop(self.metrics.import_failures.inc()),
+        }
         result
     }
 

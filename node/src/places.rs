@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -66,8 +66,23 @@ impl Places {
         }
     }
 
+    /// How many places are taken.
+    pub fn taken(&self) -> usize {
+        AT_A_TIME - self.all.available_permits()
+    }
+
+    /// How many wait for a place.
+    pub fn waiting(&self) -> usize {
+        let here = |share: &Arc<Share>| PER_USER + WAITING_PER_USER - share.here.available_permits();
+        self.lock().values().map(here).sum::<usize>().saturating_sub(self.taken())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u32, Arc<Share>>> {
+        self.users.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn share(&self, uid: u32) -> Arc<Share> {
-        let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut users = self.lock();
         let idle = |share: &Arc<Share>| {
             Arc::strong_count(share) == 1 && share.here.available_permits() == PER_USER + WAITING_PER_USER
         };
@@ -103,7 +118,12 @@ mod tests {
         for _ in PER_USER..AT_A_TIME {
             held.push(places.enter(2).await.expect("a place of another user"));
         }
-        assert!(places.enter(2).await.is_err(), "no place is left");
+        let (refused, ()) = tokio::join!(places.enter(2), async {
+            tokio::task::yield_now().await;
+            assert_eq!((places.taken(), places.waiting()), (AT_A_TIME, 1));
+        });
+        assert!(refused.is_err(), "no place is left");
+        assert_eq!((places.taken(), places.waiting()), (AT_A_TIME, 0));
         let thread = held.swap_remove(0);
         let work = thread.clone();
         drop(thread);

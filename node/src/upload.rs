@@ -26,7 +26,7 @@ use crate::{
     download::{Download, Downloads},
     gate::Gate,
     limiter::Limiter,
-    metrics::Metrics,
+    metrics::{Metrics, UnderWay},
     store::{ContentState, ReadError, Reader, Store, StoreError},
 };
 
@@ -165,6 +165,7 @@ impl Uploads {
             self.metrics.busy_answers.inc();
             return send(stream, &PieceResponse::Busy { retry_millis: RETRY_MILLIS }).await.map(Some);
         };
+        let _under_way = UnderWay::begin(&self.metrics.uploads);
         let Some(buffer) = self.read(source.clone(), index, buffer).await else { return Ok(None) };
         send_header(stream, &PieceResponse::Piece { bytes }).await?;
         if self.limiter.is_limited() {
@@ -177,6 +178,7 @@ impl Uploads {
         }
         in_time(stream.flush()).await?;
         self.metrics.sent_bytes.inc_by(bytes as u64);
+        self.metrics.sent_pieces.inc();
         Ok(Some(()))
     }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use damselfly_messages::scheduler::{RegisterAnswer, RequestBody, ResponseBody, StatAnswer};
+use damselfly_transport::program::metrics::own;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
@@ -25,8 +26,10 @@ pub(crate) struct Metrics {
     handling: Histogram,
     scheduling: Histogram,
     /// Taken from the state: its counters only grow.
-    totals: [Counter; 6],
-    gauges: [Gauge; 6],
+    totals: [Counter; 8],
+    gauges: [Gauge; 7],
+    waiting_requests: Gauge,
+    notifications: [Gauge; 2],
     dropped_notifications: Counter,
 }
 
@@ -39,9 +42,15 @@ impl Metrics {
             scheduling: times(),
             totals: Default::default(),
             gauges: Default::default(),
+            waiting_requests: Gauge::default(),
+            notifications: Default::default(),
             dropped_notifications: Counter::default(),
         };
-        let registry = registry.sub_registry_with_prefix("scheduler");
+        let registry = own(registry).sub_registry_with_prefix("scheduler");
+        // Those that every scheduler answers sooner or later; further results show when there are some.
+        for kind in KINDS {
+            drop(metrics.requests.get_or_create(&Answered { kind, result: "ok" }));
+        }
         registry.register("requests", "Requests by kind and result", metrics.requests.clone());
         let help = "Time in which one request was decided";
         registry.register_with_unit("handling", help, Unit::Seconds, metrics.handling.clone());
@@ -54,6 +63,8 @@ impl Metrics {
             ("false_candidates", "Reports that a content is not what its sha256 name says"),
             ("over_bounds", "Records and downloads refused because a bound was reached"),
             ("lapsed_hosts", "Hosts whose lease ended"),
+            ("forgotten_tasks", "Tasks forgotten because nobody holds them any more, or others own them"),
+            ("forgotten_tombstones", "Tombstones forgotten because they are old, or others own them"),
         ];
         for ((name, help), total) in totals.into_iter().zip(&metrics.totals) {
             registry.register(name, help, total.clone());
@@ -62,13 +73,20 @@ impl Metrics {
             ("tasks", "Tasks bound to a content"),
             ("announcements", "Records told by hosts"),
             ("hosts", "Hosts with a live lease"),
+            ("suspect_hosts", "Hosts of those whose connection has ended"),
             ("tombstones", "Tombstones"),
             ("downloads", "Downloads under way"),
-            ("state_bytes", "Estimated bytes of the state"),
         ];
         for ((name, help), gauge) in gauges.into_iter().zip(&metrics.gauges) {
             registry.register(name, help, gauge.clone());
         }
+        let [.., state] = &metrics.gauges;
+        registry.register_with_unit("state", "Estimated memory of the state", Unit::Bytes, state.clone());
+        let help = "Requests that wait for their answer";
+        registry.register("waiting_requests", help, metrics.waiting_requests.clone());
+        let [waiting, running] = &metrics.notifications;
+        registry.register("waiting_notifications", "Notifications that wait to be sent", waiting.clone());
+        registry.register("running_notifications", "Notifications under way", running.clone());
         let help = "Notifications not sent because too many waited";
         registry.register("dropped_notifications", help, metrics.dropped_notifications.clone());
         metrics
@@ -93,6 +111,14 @@ impl Metrics {
         self.dropped_notifications.inc();
     }
 
+    /// Takes over how many requests wait for an answer, and how many notifications wait and are under way.
+    pub(crate) fn on_queues(&self, requests: usize, notifications: (usize, usize)) {
+        self.waiting_requests.set(requests as i64);
+        let [waiting, running] = &self.notifications;
+        waiting.set(notifications.0 as i64);
+        running.set(notifications.1 as i64);
+    }
+
     /// Takes over the state's numbers.
     pub(crate) fn update(&self, state: &State) {
         let counted = state.counters();
@@ -103,12 +129,15 @@ impl Metrics {
             counted.false_candidates,
             counted.over_bounds,
             counted.lapsed_hosts,
+            counted.forgotten_tasks,
+            counted.forgotten_tombstones,
         ];
         for (total, counted) in self.totals.iter().zip(counted) {
             total.inc_by(counted.saturating_sub(total.get()));
         }
         let now = state.gauges();
-        let now = [now.tasks, now.announcements, now.hosts, now.tombstones, now.downloads, now.bytes];
+        let now =
+            [now.tasks, now.announcements, now.hosts, now.suspect_hosts, now.tombstones, now.downloads, now.bytes];
         for (gauge, now) in self.gauges.iter().zip(now) {
             gauge.set(now as i64);
         }
@@ -116,6 +145,18 @@ impl Metrics {
 }
 
 const REGISTER: &str = "register_peer_task";
+
+/// Every kind of request that there is, and what cannot be read.
+const KINDS: [&str; 8] = [
+    "announce_host",
+    "announce_task",
+    "delete_task",
+    "leave_task",
+    REGISTER,
+    "report_peer_result",
+    "report_piece_result",
+    "stat_task",
+];
 
 /// The label of a kind of request.
 pub(crate) const fn kind(body: &RequestBody) -> &'static str {

@@ -65,6 +65,11 @@ impl Notifier {
         true
     }
 
+    /// How many wait, and how many are under way.
+    pub(crate) fn queued(&self) -> (usize, usize) {
+        (self.urgent.len() + self.waiting.len(), self.running.len())
+    }
+
     /// The next outcome that a delete waits for; `None` when nothing is under way. Safe to cancel.
     pub(crate) async fn next(&mut self) -> Option<Outcome> {
         loop {

@@ -114,6 +114,7 @@ impl Service {
     fn on_tick(&mut self) {
         self.feed(Event::Tick);
         self.metrics.update(&self.state);
+        self.metrics.on_queues(self.waiting.len(), self.notifier.queued());
     }
 
     fn on_question(&self, question: Inbound<InfoProtocol>) {

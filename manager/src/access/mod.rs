@@ -24,6 +24,8 @@ pub use passwords::{PasswordError, Passwords};
 pub use role::Role;
 pub use secret::Secret;
 
+use damselfly_transport::program::metrics::Labelled;
+
 use crate::database::{
     Database, DatabaseError,
     audit::Actor,
@@ -60,6 +62,7 @@ struct Inner {
     passwords: Passwords,
     names: Limiter<String>,
     addresses: Limiter<IpAddr>,
+    logins: Labelled,
     /// While there was no user when the manager started.
     setup: Option<Setup>,
 }
@@ -164,7 +167,10 @@ impl Access {
         let names = Limiter::new(NAME_TRIES.0, NAME_TRIES.1);
         let addresses = Limiter::new(ADDRESS_TRIES.0, ADDRESS_TRIES.1);
         let data_dir = data_dir.to_owned();
-        Ok(Self { inner: Arc::new(Inner { database, data_dir, admin_token, passwords, names, addresses, setup }) })
+        let logins = Labelled::new("result", &["failed", "limited", "ok", "wrong"]);
+        Ok(Self {
+            inner: Arc::new(Inner { database, data_dir, admin_token, passwords, names, addresses, logins, setup }),
+        })
     }
 
     /// Tells where the first admin is made, if there is none.
@@ -178,6 +184,11 @@ impl Access {
     /// The database.
     pub fn database(&self) -> &Database {
         &self.inner.database
+    }
+
+    /// Counts logins.
+    pub fn logins(&self) -> &Labelled {
+        &self.inner.logins
     }
 
     /// For passwords of users.
@@ -222,6 +233,23 @@ impl Access {
     /// # Errors
     /// [`LoginError`].
     pub async fn log_in(
+        &self,
+        name: &str,
+        password: String,
+        address: Option<SocketAddr>,
+    ) -> Result<Caller, LoginError> {
+        let result = self.try_log_in(name, password, address).await;
+        let counted = match &result {
+            Ok(_) => "ok",
+            Err(LoginError::Wrong) => "wrong",
+            Err(LoginError::Limited { .. }) => "limited",
+            Err(_) => "failed",
+        };
+        self.inner.logins.of(counted).inc();
+        result
+    }
+
+    async fn try_log_in(
         &self,
         name: &str,
         password: String,

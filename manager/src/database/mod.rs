@@ -24,6 +24,7 @@ use tokio::time::timeout;
 
 pub mod audit;
 pub mod configurations;
+pub mod counts;
 pub mod credentials;
 pub mod join_tokens;
 pub mod leader;

@@ -50,7 +50,7 @@ impl Shared {
                 Err(error) => {
                     if matches!(error, ParentError::Lied(_)) {
                         tracing::warn!(%content, parent = %parent.peer, %error, "a parent gave a false manifest");
-                        self.metrics.verification_failures.inc();
+                        self.metrics.verification_failures.of("manifest").inc();
                     }
                     reasons.push(format!("{}: {error}", parent.peer));
                 }

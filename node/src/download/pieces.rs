@@ -8,7 +8,7 @@ use std::{
 use damselfly_messages::{piece::PieceIndex, scheduler::ParentFault};
 use libp2p::PeerId;
 
-use super::{Download, FetchError, Sink, lose_parent};
+use super::{Download, FetchError, Sink};
 use crate::{blocking::blocking, buffers::Buffer, store::VerifiedPiece};
 
 impl Download {
@@ -51,6 +51,7 @@ impl Download {
             state.unproved = None;
         }
         self.shared.metrics.received_bytes.inc_by(bytes);
+        self.shared.metrics.received_pieces.inc();
         self.from_peers_bytes.fetch_add(bytes, Ordering::Relaxed);
         // Nobody may listen.
         let _listeners = self.gained.send(index);
@@ -67,9 +68,9 @@ impl Download {
     fn on_false_piece(&self, giver: PeerId, index: PieceIndex) {
         let content = self.manifest.content();
         tracing::warn!(%content, piece = index.get(), parent = %giver, "a parent sent a piece that does not verify; it is excluded");
-        self.shared.metrics.verification_failures.inc();
+        self.shared.metrics.verification_failures.of("piece").inc();
         if !self.is_about_length(index) {
-            lose_parent(&mut self.lock(), giver, ParentFault::Lied, "it sent bytes that do not verify");
+            self.lose_parent(giver, ParentFault::Lied, "it sent bytes that do not verify");
         }
     }
 

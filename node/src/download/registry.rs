@@ -105,6 +105,11 @@ impl Downloads {
         lock(&self.shared.active).get(&content).and_then(|slot| slot.get().cloned())
     }
 
+    /// How many are under way.
+    pub fn count(&self) -> usize {
+        lock(&self.shared.active).len()
+    }
+
     /// Waits until downloads for the task that have every byte are durable and known: exports do not wait for that.
     pub async fn settled(&self, task: &TaskId) {
         let downloads: Vec<_> = lock(&self.shared.active).values().filter_map(|slot| slot.get().cloned()).collect();

@@ -17,7 +17,7 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-use super::{Download, FetchError, fetch, fetch::ParentError, have, lose_parent, manifest::CONNECT_WITHIN};
+use super::{Download, FetchError, fetch, fetch::ParentError, have, manifest::CONNECT_WITHIN};
 use crate::{blocking::blocking, schedulers::Answer, store::TaskRecord};
 
 /// Without a verified byte for so long a download ends.
@@ -192,7 +192,7 @@ impl Supervisor {
                 };
                 if let Err(error) = followed {
                     tracing::debug!(parent = %parent.peer, %error, "no news of what a parent has");
-                    lose_parent(&mut download.lock(), parent.peer, ParentFault::NotHeld, &error.to_string());
+                    download.lose_parent(parent.peer, ParentFault::NotHeld, &error.to_string());
                 }
             });
         }
@@ -211,10 +211,12 @@ impl Supervisor {
         let Ok((peer, result)) = ended else { return };
         if let Err(error) = result {
             tracing::debug!(parent = %peer, content = %self.download.manifest().content(), %error, "lost a parent");
-            let mut state = self.download.lock();
             match error.fault() {
-                Some(fault) => lose_parent(&mut state, peer, fault, &error.to_string()),
-                None => drop(state.plan.remove_parent(&peer, ParentFault::NotHeld, Instant::now())),
+                Some(fault) => self.download.lose_parent(peer, fault, &error.to_string()),
+                None => {
+                    // Nobody is to blame, so nothing is reported.
+                    let _ = self.download.lock().plan.remove_parent(&peer, ParentFault::NotHeld, Instant::now());
+                }
             }
         }
         self.take_up_parents();

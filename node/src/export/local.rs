@@ -32,6 +32,7 @@ impl Exporter {
                 binding,
                 from_local_bytes: manifest.layout().content_bytes(),
                 from_peers_bytes: 0,
+                from_peers_pieces: 0,
                 peers: 0,
             }),
             Err(CopyError::Read(error)) => Err(self.on_read_error(binding.content, error)),

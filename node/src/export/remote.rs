@@ -26,7 +26,10 @@ impl Exporter {
     }
 
     async fn locate(&self, name: &Name, excluded: &[PeerId]) -> Result<Vec<Candidate>, Failure> {
-        match self.schedulers.register(name, excluded.to_vec()).await.or_failure()? {
+        let began = Instant::now();
+        let answer = self.schedulers.register(name, excluded.to_vec()).await;
+        self.metrics.locate_seconds.observe(began.elapsed().as_secs_f64());
+        match answer.or_failure()? {
             Answer::Found(candidates) => {
                 Ok(candidates.into_iter().filter(|candidate| name.allows(candidate.binding.content)).collect())
             }
@@ -93,16 +96,18 @@ impl Exporter {
         };
         let manifest = interest.manifest().clone();
         target.begin(wanted.binding.content, manifest.layout().content_bytes()).await?;
-        let before = interest.received_bytes();
+        let before = (interest.received_bytes(), interest.received_pieces());
         if let Some(digest) = unproved {
             self.complete(&interest, target).await?;
-            let peers = (interest.received_bytes() - before, interest.givers());
+            let (bytes, pieces) = (interest.received_bytes() - before.0, interest.received_pieces() - before.1);
+            let peers = interest.givers();
             drop(interest);
             let outcome = self.export_held(wanted, target, Some(digest)).await?;
             return Ok(ExportOutcome {
-                from_local_bytes: outcome.from_local_bytes.saturating_sub(peers.0),
-                from_peers_bytes: peers.0,
-                peers: peers.1,
+                from_local_bytes: outcome.from_local_bytes.saturating_sub(bytes),
+                from_peers_bytes: bytes,
+                from_peers_pieces: pieces,
+                peers,
                 ..outcome
             });
         }
@@ -115,6 +120,7 @@ impl Exporter {
             binding: wanted.binding,
             from_local_bytes: manifest.layout().content_bytes() - from_peers_bytes,
             from_peers_bytes,
+            from_peers_pieces: interest.received_pieces(),
             peers: interest.givers(),
         })
     }
@@ -159,7 +165,7 @@ impl Exporter {
             return Ok(());
         }
         tracing::warn!(cid = wanted.name.cid(), %content, "a candidate does not match its sha256 name");
-        self.metrics.verification_failures.inc();
+        self.metrics.verification_failures.of("content").inc();
         self.schedulers.report_false(&wanted.name, content).await;
         let message = format!("{content} does not match {}", wanted.name.cid());
         Err(CandidateFailed::False(Failure::new(Code::Digest, message)))

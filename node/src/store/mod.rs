@@ -44,7 +44,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
-        atomic::AtomicU64,
+        atomic::{AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
 };
@@ -141,6 +141,10 @@ pub struct Usage {
     pub bytes: u64,
     /// Number of partial and damaged contents.
     pub unfinished: u64,
+    /// Number of tasks that no owner has acknowledged.
+    pub queued_tasks: u64,
+    /// Number of deletes that no owner has been told of.
+    pub queued_deletes: u64,
     /// Bytes free on the file system, for this daemon.
     pub free_bytes: u64,
     /// The floor below which nothing is written.
@@ -169,6 +173,26 @@ struct Inner {
     /// Contents that stay although no name is left.
     kept: KeptContents,
     watcher: OnceLock<Watcher>,
+    removals: Removals,
+}
+
+/// What was removed although nobody asked for it, since the store was opened.
+#[derive(Default)]
+struct Removals {
+    expired: AtomicU64,
+    abandoned: AtomicU64,
+    tombstones: AtomicU64,
+}
+
+/// The same, at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Removed {
+    /// Tasks whose time was over.
+    pub expired: u64,
+    /// Interrupted downloads, and contents without a name.
+    pub abandoned: u64,
+    /// Tombstones of old deletes.
+    pub tombstones: u64,
 }
 
 impl Store {
@@ -204,6 +228,7 @@ impl Store {
                 manifests: Mutex::default(),
                 kept: KeptContents::default(),
                 watcher: OnceLock::new(),
+                removals: Removals::default(),
             }),
         };
         let opened = store.put_right(found.opened, found.repairs)?;
@@ -280,7 +305,11 @@ impl Store {
     pub fn usage(&self) -> Result<Usage, StoreError> {
         let free_bytes = self.inner.free_bytes()?;
         let mut usage = Usage { free_bytes, free_space_floor: self.inner.options.free_space_floor, ..Usage::default() };
-        for content in self.inner.state().contents.values() {
+        let state = self.inner.state();
+        let queued = state.tasks.values().filter(|record| record.state == TaskState::Queued);
+        usage.queued_tasks = queued.count() as u64;
+        usage.queued_deletes = state.queued_deletes.len() as u64;
+        for content in state.contents.values() {
             match content.record.state {
                 Held::Complete => {
                     usage.contents += 1;
@@ -290,6 +319,14 @@ impl Store {
             }
         }
         Ok(usage)
+    }
+
+    /// What was removed although nobody asked for it, since the store was opened.
+    pub fn removed(&self) -> Removed {
+        let Removals { expired, abandoned, tombstones } = &self.inner.removals;
+        let [expired, abandoned, tombstones] =
+            [expired, abandoned, tombstones].map(|count| count.load(Ordering::Relaxed));
+        Removed { expired, abandoned, tombstones }
     }
 
     /// How often this store has asked the disk to sync, since it was opened.
@@ -334,7 +371,7 @@ impl Inner {
 
     /// A name in `incoming/` that was not used since the store was opened.
     fn temporary(&self, kind: Temporary) -> At {
-        let number = self.temporaries.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let number = self.temporaries.fetch_add(1, Ordering::Relaxed);
         Folder::Incoming.at(format!("{}{number}", kind.prefix()))
     }
 }

@@ -1,6 +1,6 @@
 //! Tasks, tombstones, queued deletes and the daemon's own few values.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use damselfly_messages::{
     id::{ContentId, TaskId},
@@ -122,12 +122,14 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when it could not be made durable.
     pub fn forget_tombstones_before(&self, limit: UnixMillis) -> Result<usize, StoreError> {
-        self.inner.write(move |changes| {
+        let forgotten = self.inner.write(move |changes| {
             let tombstones = changes.base().tombstones.values();
             let old: Vec<_> = tombstones.filter(|tombstone| tombstone.deleted < limit).map(|old| old.task).collect();
             old.iter().for_each(|task| changes.forget_tombstone(*task));
             Ok(old.len())
-        })
+        })?;
+        self.inner.removals.tombstones.fetch_add(forgotten as u64, Ordering::Relaxed);
+        Ok(forgotten)
     }
 
     /// Remembers a delete that no owner could be told of. A second one of the same name changes nothing.
@@ -174,13 +176,15 @@ impl Store {
             let tasks = changes.base().tasks.iter();
             let tasks: Vec<_> = tasks.filter(|(_, record)| expired(record)).map(|(task, _)| *task).collect();
             let removed: Vec<_> = tasks.iter().filter_map(|task| changes.remove_task(task)).collect();
-            for id in abandoned(changes, UnixMillis(now.0.saturating_sub(age))) {
-                if !under_way.contains(&id) && !changes.is_kept(id) {
-                    changes.remove_content(id);
-                }
-            }
-            Ok(removed)
-        })?;
+            let abandoned = abandoned(changes, UnixMillis(now.0.saturating_sub(age)));
+            let abandoned = abandoned.into_iter().filter(|id| !under_way.contains(id) && !changes.is_kept(*id));
+            let abandoned: Vec<_> = abandoned.collect();
+            abandoned.iter().for_each(|id| changes.remove_content(*id));
+            Ok((removed, abandoned.len() as u64))
+        });
+        let (removed, abandoned) = removed?;
+        self.inner.removals.expired.fetch_add(removed.len() as u64, Ordering::Relaxed);
+        self.inner.removals.abandoned.fetch_add(abandoned, Ordering::Relaxed);
         Ok(removed.into_iter().map(Arc::unwrap_or_clone).collect())
     }
 

@@ -187,9 +187,11 @@ impl Admission {
         self.lock().members.get(peer).map_or(Roles::NONE, |member| member.admitted.credential.roles)
     }
 
-    /// How many peers were refused, by reason.
+    /// How many peers were refused, by reason; every reason there is.
     pub fn refusals(&self) -> BTreeMap<&'static str, u64> {
-        self.lock().refusals.clone()
+        let mut refusals = BTreeMap::from(LABELS.map(|reason| (reason, 0)));
+        refusals.extend(&self.lock().refusals);
+        refusals
     }
 
     /// Decides about `peer`, who has proved its key on `stream`, and has it decide about us.
@@ -279,6 +281,21 @@ impl Admission {
         self.inner.changed.subscribe()
     }
 }
+
+/// What refusals are counted as: see [`label`].
+const LABELS: [&str; 11] = [
+    "missing",
+    "not_genuine",
+    "other_cluster",
+    "other_peer",
+    "issuer_expired",
+    "not_yet",
+    "expired",
+    "revoked",
+    "refused_by_peer",
+    "timeout",
+    "frame",
+];
 
 /// What a refusal is counted as.
 const fn label(error: &NotAdmitted) -> &'static str {

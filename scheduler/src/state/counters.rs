@@ -17,6 +17,10 @@ pub struct Counters {
     pub over_bounds: u64,
     /// Hosts whose lease ended.
     pub lapsed_hosts: u64,
+    /// Tasks forgotten because nobody holds them any more, or others own them.
+    pub forgotten_tasks: u64,
+    /// Tombstones forgotten because they are old, or others own them.
+    pub forgotten_tombstones: u64,
 }
 
 /// How much there is now.
@@ -28,6 +32,8 @@ pub struct Gauges {
     pub announcements: usize,
     /// Hosts with a live lease.
     pub hosts: usize,
+    /// Those of them whose connection has ended.
+    pub suspect_hosts: usize,
     /// Tombstones.
     pub tombstones: usize,
     /// Downloads under way.
@@ -55,6 +61,7 @@ impl State {
             tasks: self.tasks.len(),
             announcements: self.announcements,
             hosts: self.hosts.len(),
+            suspect_hosts: self.hosts.iter().filter(|(_, host)| host.suspect).count(),
             tombstones: self.graves.len(),
             downloads: self.downloads.len(),
             bytes: self.estimated_bytes(),

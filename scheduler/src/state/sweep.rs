@@ -86,7 +86,9 @@ impl State {
         for task in tasks {
             self.drop_task(&task);
         }
+        let graves = self.graves.len();
         self.graves.retain(|_, grave| !owned_before(grave.keep));
+        self.counters.forgotten_tombstones += (graves - self.graves.len()) as u64;
         self.drop_told_of_strangers(now);
     }
 
@@ -104,6 +106,7 @@ impl State {
 
     fn drop_task(&mut self, task: &TaskId) {
         let Some(known) = self.tasks.remove(task) else { return };
+        self.counters.forgotten_tasks += 1;
         for candidate in &known.candidates {
             self.release(task, candidate);
         }
@@ -128,12 +131,15 @@ impl State {
         for task in dropped {
             self.drop_task(&task);
         }
+        let tasks = self.tasks.len();
         self.tasks.retain(|_, known| !known.candidates.is_empty());
+        self.counters.forgotten_tasks += (tasks - self.tasks.len()) as u64;
         let graves = self.graves.len();
         self.graves.retain(|_, grave| {
             let stale = grave.keep != Keep::Owned && grave.told + STAND_IN_KEPT <= now.at;
             !stale && grave.deleted.0.saturating_add(TOMBSTONES_KEPT_MS) > now.wall.0
         });
+        self.counters.forgotten_tombstones += (graves - self.graves.len()) as u64;
         if self.graves.len() < graves {
             self.drop_told_of_strangers(now);
         }

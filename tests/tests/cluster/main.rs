@@ -6,6 +6,7 @@ mod eyes;
 mod limits;
 mod manager;
 mod membership;
+mod metrics;
 mod out_of_ring;
 mod parents;
 mod ring;

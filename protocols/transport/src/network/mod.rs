@@ -13,6 +13,7 @@ mod behaviour;
 mod command;
 mod config;
 mod gate;
+mod gossip;
 mod inbox;
 mod pending;
 mod start;
@@ -22,6 +23,7 @@ mod worker;
 
 pub use command::{ConnectError, PublishError};
 pub use config::{ConnectionLimits, NetworkConfig, Serves, StartError};
+pub use gossip::GossipCounts;
 pub use inbox::{Gossip, Inbox, PeerEvent};
 pub use start::start;
 
@@ -32,6 +34,7 @@ use crate::{
     streams::{OpenError, Stream},
 };
 use command::Command;
+use gossip::GossipCounters;
 
 /// Connected peers, each with the address that this host sees it at.
 ///
@@ -50,6 +53,7 @@ pub struct Network {
     peers: watch::Receiver<Arc<Peers>>,
     listeners: watch::Receiver<Vec<Multiaddr>>,
     observed: watch::Receiver<Option<Multiaddr>>,
+    gossip: Arc<GossipCounters>,
 }
 
 impl Network {
@@ -155,6 +159,11 @@ impl Network {
     pub async fn publish(&self, bytes: Vec<u8>) -> Result<(), PublishError> {
         let ask = self.ask(|reply| Command::Publish { bytes, reply });
         timeout(WORKER_TIMEOUT, ask).await.ok().flatten().unwrap_or(Err(PublishError::Shutdown))
+    }
+
+    /// How many gossip messages came, and what came of them.
+    pub fn gossip_counts(&self) -> GossipCounts {
+        self.gossip.counts()
     }
 
     /// Replaces the set of peers that get every gossip message directly; both sides must list each other.

@@ -24,6 +24,7 @@ use super::{
     behaviour::Behaviour,
     command::{self, Command},
     config::{IDLE_TIMEOUT, NetworkConfig, StartError},
+    gossip::GossipCounters,
     inbox::{self, Inbox, Outlets},
     worker::{Views, Worker},
 };
@@ -52,6 +53,7 @@ pub fn start(config: NetworkConfig) -> Result<(Network, Inbox), StartError> {
     let (peers, peers_view) = watch::channel(Arc::<Peers>::default());
     let (listeners, listeners_view) = watch::channel(Vec::new());
     let (observed, observed_view) = watch::channel(None);
+    let gossip = Arc::<GossipCounters>::default();
     let network = Network {
         peer: config.keypair.public().to_peer_id(),
         admission: config.admission.clone(),
@@ -59,11 +61,12 @@ pub fn start(config: NetworkConfig) -> Result<(Network, Inbox), StartError> {
         peers: peers_view,
         listeners: listeners_view,
         observed: observed_view,
+        gossip: Arc::clone(&gossip),
     };
     let (started, result) = std::sync::mpsc::sync_channel(1);
     let runtime = runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Thread)?;
     let body = move || {
-        let views = Views { peers, listeners, observed };
+        let views = Views { peers, listeners, observed, gossip };
         let reply = runtime.block_on(async {
             let worker = match listening_worker(&config, &outlets, receiver, views).await {
                 Ok(worker) => worker,

@@ -23,6 +23,7 @@ use super::{
     PeerEvent, Peers,
     behaviour::{Behaviour, BehaviourEvent},
     command::{Command, ConnectError, PublishError},
+    gossip::GossipCounters,
     inbox::Gossip,
 };
 use crate::{
@@ -49,6 +50,7 @@ pub(super) struct Views {
     pub(super) peers: watch::Sender<Arc<Peers>>,
     pub(super) listeners: watch::Sender<Vec<Multiaddr>>,
     pub(super) observed: watch::Sender<Option<Multiaddr>>,
+    pub(super) gossip: Arc<GossipCounters>,
 }
 
 /// Drives the swarm; every step is synchronous, so nothing can stall it.
@@ -169,7 +171,9 @@ impl Worker {
 
     fn publish(&mut self, bytes: Vec<u8>) -> Result<(), PublishError> {
         let topic = self.topic.clone().ok_or(PublishError::NoTopic)?;
-        match self.swarm.behaviour_mut().gossip.publish(topic, bytes) {
+        let published = self.swarm.behaviour_mut().gossip.publish(topic, bytes);
+        self.views.gossip.on_published(published.is_ok());
+        match published {
             Ok(_) => Ok(()),
             Err(gossipsub::PublishError::NoPeersSubscribedToTopic) => Err(PublishError::NoPeers),
             Err(gossipsub::PublishError::MessageTooLarge) => Err(PublishError::TooLarge),
@@ -290,6 +294,7 @@ impl Worker {
     }
 
     fn report(&mut self, (id, from, verdict): Verdict) {
+        self.views.gossip.on_verdict(&verdict);
         let known = self.swarm.behaviour_mut().gossip.report_message_validation_result(&id, &from, verdict);
         if !known {
             tracing::debug!(%id, "the verdict came too late");

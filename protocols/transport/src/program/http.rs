@@ -22,6 +22,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+mod exposition;
 mod monitoring;
 
 pub use monitoring::{Monitoring, monitoring};

@@ -5,11 +5,13 @@ use std::{fmt, sync::Arc};
 use axum::{
     Router,
     extract::State,
-    http::{StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
-use prometheus_client::{encoding::text::encode, registry::Registry};
+use prometheus_client::registry::Registry;
+
+use super::exposition::expose;
 
 /// The metrics of a program, and whether it is ready.
 #[derive(Clone)]
@@ -43,12 +45,11 @@ pub fn monitoring(monitoring: Monitoring) -> Router {
         .with_state(monitoring)
 }
 
-async fn metrics(State(monitoring): State<Monitoring>) -> Response {
-    let mut text = String::new();
-    match encode(&mut text, &monitoring.metrics) {
-        Ok(()) => {
-            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            ([(header::CONTENT_TYPE, kind)], text).into_response()
+async fn metrics(State(monitoring): State<Monitoring>, asked: HeaderMap) -> Response {
+    match expose(&monitoring.metrics, &asked) {
+        Ok((kind, text)) => {
+            let vary = header::HeaderValue::from_static("accept");
+            ([(header::CONTENT_TYPE, kind), (header::VARY, vary)], text).into_response()
         }
         Err(error) => {
             tracing::error!(%error, "metrics cannot be written");
