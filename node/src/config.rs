@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use damselfly_messages::membership;
+use damselfly_messages::{
+    config::{QUOTA_BYTES_MAX, QUOTA_BYTES_MIN},
+    membership,
+};
 use damselfly_transport::{
     local::socket_path,
     program::{
@@ -42,6 +45,9 @@ pub struct NodeConfig {
     pub download_rate_limit: Option<Rate>,
     /// Bytes of the file system that are left free. Default 512 MiB.
     pub free_space_floor_bytes: u64,
+    /// Most bytes that the store holds: 0 for no quota, else 64 MiB to 1 PiB. Of this one and the cluster's the lower one
+    /// counts. Default 0.
+    pub store_quota_bytes: u64,
     /// Allows to dial loopback addresses, for several programs on one host. Default false.
     pub allow_loopback: bool,
     /// HTTP. Default `127.0.0.1:4501`.
@@ -82,6 +88,7 @@ impl Default for NodeConfig {
             upload_rate_limit: None,
             download_rate_limit: None,
             free_space_floor_bytes: crate::store::Options::default().free_space_floor,
+            store_quota_bytes: 0,
             allow_loopback: false,
             http: HttpConfig::loopback(HTTP_PORT),
             tags: BTreeMap::new(),
@@ -93,6 +100,9 @@ impl Config for NodeConfig {
     fn check(&self) -> Result<(), BadValue> {
         if self.listen.is_empty() {
             return Err(BadValue::new("listen", "must have at least one address"));
+        }
+        if self.store_quota_bytes > 0 && !(QUOTA_BYTES_MIN..=QUOTA_BYTES_MAX).contains(&self.store_quota_bytes) {
+            return Err(BadValue::new("store_quota_bytes", "must be 0, or 64 MiB to 1 PiB"));
         }
         let too_long = |text: &String| text.len() > damselfly_messages::scheduler::TAG_TEXT_MAX;
         if self.tags.len() > damselfly_messages::scheduler::TAGS_MAX

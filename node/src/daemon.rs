@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use damselfly_messages::membership::JoinToken;
+use damselfly_messages::{config::Settings, membership::JoinToken};
 use damselfly_transport::{
     admission::Admission,
     local::{self, LocalServer},
@@ -27,7 +27,7 @@ use crate::{
     health::health,
     host::Host,
     import::Importer,
-    limits::Limits,
+    limits::{self, Limits, follow_quota},
     metrics::{Metrics, Watch},
     notified::Notified,
     places::Places,
@@ -145,6 +145,7 @@ impl Daemon {
         if let Some(follower) = &follower {
             tasks.spawn(settings.clone().follow(follower.clone(), network.admission().clone()));
             tasks.spawn(limits.follow(settings.watch()));
+            tasks.spawn(follow_quota(settings.watch(), config.store_quota_bytes, store.clone()));
             tasks.spawn(announcer.clone().run(follower.watch(), inbox.peers));
             tasks.spawn(announcer.clone().run_outbox());
             let notified = Notified {
@@ -172,7 +173,7 @@ impl Daemon {
             exports: exports.clone(),
         };
         watch.register(&mut registry);
-        let http = start_http(&config, registry, follower.clone(), announcer.clone()).await?;
+        let http = start_http(&config, registry, follower.clone(), announcer.clone(), store.clone()).await?;
         let rpc = Rpc {
             descriptors: local.descriptors(),
             imports,
@@ -233,6 +234,7 @@ async fn open_store(config: &NodeConfig) -> anyhow::Result<Store> {
     let options = Options { free_space_floor: config.free_space_floor_bytes, ..Options::default() };
     let (store, opened) = blocking(move || Store::open(&directory, options)).await.context("cannot open the store")?;
     log_opened(&opened);
+    store.set_quota(limits::quota(config.store_quota_bytes, &Settings::default()));
     if !opened.adoptable.is_empty() {
         let adopting = store.clone();
         tokio::task::spawn_blocking(move || {
@@ -267,9 +269,10 @@ async fn start_http(
     registry: prometheus_client::registry::Registry,
     follower: Option<Follower>,
     announcer: Announcer,
+    store: Store,
 ) -> anyhow::Result<HttpServer> {
     let ready = move || {
-        let health = health(follower.as_ref(), &announcer);
+        let health = health(follower.as_ref(), &announcer, &store);
         match health.member {
             true => Ok(()),
             false => Err(health.problems.into_iter().map(|problem| problem.message).collect()),

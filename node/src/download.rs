@@ -102,6 +102,9 @@ pub enum FetchError {
     /// The disk is full, or fuller than allowed.
     #[error("no space left for the content")]
     NoSpace,
+    /// The store's quota has no room for it.
+    #[error("{0}")]
+    OverQuota(String),
     /// The store failed.
     #[error("the store failed: {0}")]
     Store(String),
@@ -116,7 +119,11 @@ fn because(reason: &str) -> String {
 
 impl From<StoreError> for FetchError {
     fn from(error: StoreError) -> Self {
-        if error.is_no_space() { Self::NoSpace } else { Self::Store(error.to_string()) }
+        match error {
+            StoreError::OverQuota { .. } => Self::OverQuota(error.to_string()),
+            error if error.is_no_space() => Self::NoSpace,
+            error => Self::Store(error.to_string()),
+        }
     }
 }
 

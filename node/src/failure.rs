@@ -10,6 +10,9 @@ use crate::{
     store::{ImportError, ReadError, StoreError},
 };
 
+/// What to do about a full store.
+pub const QUOTA_HINT: &str = "delete or unpin entries of this host, or raise store_quota_bytes";
+
 /// Turns an internal error into what a user is told.
 pub trait OrFailure<T> {
     /// The value, or the failure.
@@ -55,6 +58,7 @@ impl IntoFailure for StoreError {
     fn into_failure(self) -> Failure {
         let hint = "free some space on the file system of the store";
         match self {
+            Self::OverQuota { .. } => Failure::new(Code::NoSpace, self.to_string()).with_hint(QUOTA_HINT),
             error if error.is_no_space() => Failure::new(Code::NoSpace, error.to_string()).with_hint(hint),
             Self::Bound(record) => conflict(&record.binding),
             error => Failure::new(Code::Failed, chain(&error)),
@@ -93,6 +97,7 @@ impl IntoFailure for FetchError {
             Self::Stalled(_) => (Code::Timeout, "what was fetched is kept; try again"),
             Self::FalseManifest(_) | Self::Abandoned => (Code::Failed, "try again"),
             Self::NoSpace => (Code::NoSpace, "free some space on the file system of the store"),
+            Self::OverQuota(_) => (Code::NoSpace, QUOTA_HINT),
             Self::Store(_) => (Code::Failed, "see the daemon's log"),
         };
         Failure::new(code, self.to_string()).with_hint(hint)

@@ -3,7 +3,11 @@
 use damselfly_transport::program::follower::Follower;
 use libp2p::{Multiaddr, PeerId};
 
-use crate::announcer::Announcer;
+use crate::{
+    announcer::Announcer,
+    failure::QUOTA_HINT,
+    store::{Store, Stuck},
+};
 
 /// The state of this host's membership.
 #[derive(Debug, Clone, Default)]
@@ -44,8 +48,14 @@ pub struct Problem {
     pub hint: &'static str,
 }
 
-/// Looks at membership and schedulers.
-pub fn health(follower: Option<&Follower>, announcer: &Announcer) -> Health {
+/// Looks at membership, schedulers and the store.
+pub fn health(follower: Option<&Follower>, announcer: &Announcer, store: &Store) -> Health {
+    let mut health = membership(follower, announcer);
+    health.problems.extend(store.stuck().map(store_full));
+    health
+}
+
+fn membership(follower: Option<&Follower>, announcer: &Announcer) -> Health {
     let Some(follower) = follower else {
         return Health { problems: vec![not_a_member()], ..Health::default() };
     };
@@ -84,6 +94,15 @@ fn not_a_member() -> Problem {
         message: "this host is not a member of a cluster: only local import and export work".to_owned(),
         hint: "to join others, start the daemon once with --join and a token of the manager: dfdaemon --join TOKEN",
     }
+}
+
+fn store_full(stuck: Stuck) -> Problem {
+    let Stuck { used, quota } = stuck;
+    let message = format!(
+        "the store holds {used} bytes, more than {} % of its quota of {}, and nothing can be removed",
+        quota.high_percent, quota.bytes
+    );
+    Problem { code: "store_full", message, hint: QUOTA_HINT }
 }
 
 fn no_scheduler(listed: usize) -> Problem {

@@ -223,7 +223,15 @@ impl Importer {
             binding.merge(&before.binding);
         }
         let pinned = pin || same.is_some_and(|before| before.pinned);
-        Ok(TaskRecord { name, binding, state: TaskState::Queued, imported: now, last_used: now, pinned })
+        Ok(TaskRecord {
+            name,
+            binding,
+            state: TaskState::Queued,
+            imported: now,
+            last_used: now,
+            pinned,
+            fetched: false,
+        })
     }
 }
 

@@ -9,6 +9,7 @@ use crate::{
     gate::Gate,
     limiter::{Limiter, Rate},
     settings::HostSettings,
+    store::{Quota, Store},
 };
 
 /// The limits in force.
@@ -51,4 +52,24 @@ impl Limits {
         }
         self.uploads.set(settings.concurrent_uploads as usize);
     }
+}
+
+/// Keeps a store to a host's own quota or the cluster's, whichever is lower, until nobody can change them any more.
+pub async fn follow_quota(mut settings: watch::Receiver<Arc<Settings>>, own: u64, store: Store) {
+    loop {
+        let quota = quota(own, &settings.borrow_and_update());
+        store.set_quota(quota);
+        if settings.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The quota by a host's own setting, 0 for none, and the cluster's.
+pub fn quota(own: u64, settings: &Settings) -> Option<Quota> {
+    let bytes = [own, settings.store_quota_bytes].into_iter().filter(|bytes| *bytes > 0).min()?;
+    let high_percent = settings.store_high_percent;
+    // Of two overrides each may have set one of them.
+    let low_percent = settings.store_low_percent.min(high_percent - 1);
+    Some(Quota { bytes, high_percent, low_percent })
 }

@@ -1,13 +1,18 @@
 //! What the daemon counts.
 
 use damselfly_messages::{info::HostReport, scheduler::ParentFault};
-use damselfly_transport::program::metrics::{Labelled, Watched, WatchedCounters, own};
+use damselfly_transport::program::metrics::{Labelled, Watched, WatchedCounter, WatchedCounters, own};
 use prometheus_client::{
     metrics::{counter::Counter, gauge::Gauge, histogram::Histogram},
     registry::{Registry, Unit},
 };
 
-use crate::{announcer::Announcer, download::Downloads, places::Places, store::Store};
+use crate::{
+    announcer::Announcer,
+    download::Downloads,
+    places::Places,
+    store::{Removed, Store},
+};
 
 macro_rules! metrics {
     ($($name:ident: $kind:ty = $new:expr, $text:literal, $unit:expr;)*) => {
@@ -127,10 +132,17 @@ impl Watch {
         let waiting = exports.clone();
         gauge("running_exports", "Exports under way", Box::new(move || exports.taken()));
         gauge("waiting_exports", "Exports that wait for others to end", Box::new(move || waiting.waiting()));
+        let (used, quota, evicted) = (store.clone(), store.clone(), store.clone());
+        let help = "Bytes that count for the store's quota: complete, partial, damaged, and being imported";
+        registry.register_with_unit("used", help, Unit::Bytes, Watched::new(move || used.used_bytes()));
+        let quota = Watched::new(move || quota.quota().map_or(0, |quota| quota.bytes));
+        registry.register_with_unit("quota", "Most bytes that the store may hold; 0: no quota", Unit::Bytes, quota);
+        let evicted = WatchedCounter::new(move || evicted.removed().evicted_bytes);
+        registry.register_with_unit("evicted", "Bytes of copies removed for want of room", Unit::Bytes, evicted);
         let removed = WatchedCounters::new("reason", move || {
-            let removed = store.removed();
+            let Removed { expired, abandoned, tombstones, evicted, .. } = store.removed();
             let counts =
-                [("abandoned", removed.abandoned), ("expired", removed.expired), ("tombstone", removed.tombstones)];
+                [("abandoned", abandoned), ("evicted", evicted), ("expired", expired), ("tombstone", tombstones)];
             counts.into()
         });
         registry.register("removed", "What was removed although nobody deleted it", removed);

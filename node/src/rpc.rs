@@ -141,7 +141,7 @@ impl Daemon for Rpc {
         &self,
         _request: Request<proto::CheckHealthRequest>,
     ) -> Result<Response<proto::CheckHealthResponse>, Status> {
-        let health = health(self.follower.as_ref(), &self.announcer);
+        let health = health(self.follower.as_ref(), &self.announcer, &self.tasks.store);
         let scheduler = |scheduler: crate::health::SchedulerHealth| proto::SchedulerHealth {
             peer_id: scheduler.peer.to_string(),
             address: scheduler.address.map(|address| address.to_string()).unwrap_or_default(),

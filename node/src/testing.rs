@@ -68,6 +68,7 @@ pub fn record(cid: &str, manifest: &Manifest) -> TaskRecord {
         imported: UnixMillis(1),
         last_used: UnixMillis(1),
         pinned: false,
+        fetched: false,
     }
 }
 

@@ -205,7 +205,10 @@ impl Uploads {
         }
         let store = self.store.clone();
         match blocking(move || store.open_content(content)).await {
-            Ok(reader) => reader.map(Source::Complete),
+            Ok(reader) => {
+                self.store.touch_content(content);
+                reader.map(Source::Complete)
+            }
             Err(error @ StoreError::NotHeld(_)) => {
                 tracing::debug!(%content, %error, "not served");
                 None

@@ -215,9 +215,10 @@ impl Announcer {
             tokio::time::sleep(EXPIRE_EVERY).await;
             let store = self.inner.store.clone();
             match blocking(move || store.expire(now())).await {
-                Ok(expired) => self.leave_all(&expired).await,
+                Ok(expired) => self.leave_all(&expired, "expired").await,
                 Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "cannot expire entries"),
             }
+            self.keep_quota().await;
             if used_kept.elapsed() >= KEEP_USE_EVERY {
                 used_kept = Instant::now();
                 let store = self.inner.store.clone();
@@ -231,14 +232,25 @@ impl Announcer {
         }
     }
 
-    /// Tells the owners of what has expired. Nothing is announced any more already.
-    async fn leave_all(&self, expired: &[TaskRecord]) {
-        let told = futures::stream::iter(expired).for_each_concurrent(TOLD_AT_A_TIME, async |record| {
-            tracing::info!(cid = record.name.cid(), tag = record.name.tag(), "expired");
+    /// Makes room when the store is fuller than it should be, and tells the owners what went, also for others who needed
+    /// room.
+    async fn keep_quota(&self) {
+        let store = self.inner.store.clone();
+        let evicted = blocking(move || store.keep_quota().map(|()| store.take_evicted())).await;
+        match evicted {
+            Ok(evicted) => self.leave_all(&evicted, "evicted").await,
+            Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "cannot make room"),
+        }
+    }
+
+    /// Tells the owners of what was removed. Nothing is announced any more already.
+    async fn leave_all(&self, removed: &[TaskRecord], why: &str) {
+        let told = futures::stream::iter(removed).for_each_concurrent(TOLD_AT_A_TIME, async |record| {
+            tracing::info!(cid = record.name.cid(), tag = record.name.tag(), "{why}");
             self.leave(record.task_id()).await;
         });
         if tokio::time::timeout(TELL_WITHIN, told).await.is_err() {
-            tracing::info!("not every owner heard at once of what has expired");
+            tracing::info!("not every owner heard at once of what has {why}");
         }
     }
 

@@ -182,6 +182,7 @@ fn record(name: &Name, binding: Binding) -> TaskRecord {
         imported: now,
         last_used: now,
         pinned: false,
+        fetched: true,
     }
 }
 

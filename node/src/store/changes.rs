@@ -87,6 +87,12 @@ impl<'a> Changes<'a> {
             || self.overlay.tasks.values().flatten().any(|record| record.binding.content == id)
     }
 
+    /// How many names a content has.
+    pub fn names_of(&self, id: ContentId) -> usize {
+        let unchanged = self.base.tasks_of(id).filter(|task| !self.overlay.tasks.contains_key(*task)).count();
+        unchanged + self.overlay.tasks.values().flatten().filter(|record| record.binding.content == id).count()
+    }
+
     /// Binds a name, unless it stands for other bytes or is deleted.
     pub fn bind(&mut self, mut record: TaskRecord) -> Result<(), StoreError> {
         if let Some(old) = self.task(&record.task_id()) {
@@ -100,6 +106,7 @@ impl<'a> Changes<'a> {
             }
             if !other {
                 record.pinned |= old.pinned;
+                record.fetched &= old.fetched;
                 record.binding.merge(&old.binding);
             }
         }

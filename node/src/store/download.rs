@@ -80,7 +80,9 @@ impl Store {
         let id = manifest.content();
         let held = PieceMap::empty(&manifest.layout());
         let progress = Arc::new(Progress { manifest: manifest.clone(), held: Mutex::new(held) });
-        {
+        let known = inner.state().contents.contains_key(&id) || lock(&inner.under_way).contains_key(&id);
+        let needed = if known { 0 } else { manifest.layout().content_bytes() };
+        let begun = inner.with_room(needed, || {
             let mut under_way = lock(&inner.under_way);
             if under_way.contains_key(&id) {
                 return Err(DownloadError::AlreadyUnderWay);
@@ -89,7 +91,9 @@ impl Store {
                 return Err(DownloadError::AlreadyComplete);
             }
             under_way.insert(id, progress.clone());
-        }
+            Ok(())
+        });
+        begun.map_err(DownloadError::Store)??;
         inner.begin(&progress).map(|file| Download { progress, file, store: inner.clone() }).map_err(|error| {
             lock(&inner.under_way).remove(&id);
             DownloadError::Store(error)

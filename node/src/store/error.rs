@@ -59,6 +59,16 @@ pub enum StoreError {
         /// The configured floor in bytes.
         floor: u64,
     },
+    /// The store would hold more than its quota, also without the copies that may be removed.
+    #[error("the store's quota of {quota} bytes has no room for {needed} more: {used} are used and cannot be removed")]
+    OverQuota {
+        /// Bytes about to be written.
+        needed: u64,
+        /// Bytes that the store holds.
+        used: u64,
+        /// The quota in bytes.
+        quota: u64,
+    },
     /// The name is bound to another content here, in the same or a later generation.
     #[error("{}: this name is bound to other bytes, {}", .0.name.cid(), .0.binding)]
     Bound(Box<TaskRecord>),
@@ -97,7 +107,7 @@ impl StoreError {
     /// Whether the disk is full or would be fuller than allowed: the user's `no space` (exit 10).
     pub fn is_no_space(&self) -> bool {
         match self {
-            Self::NoSpace { .. } => true,
+            Self::NoSpace { .. } | Self::OverQuota { .. } => true,
             Self::Io { source, .. } => out_of_space(source),
             Self::Index(error) => matches!(&**error, redb::Error::Io(source) if out_of_space(source)),
             Self::Commit(error) => error.is_no_space(),

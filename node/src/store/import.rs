@@ -10,6 +10,7 @@ use super::{
     disk::{At, DiskFile},
     error::{ImportError, StoreError, out_of_space},
     io_error, now,
+    quota::Reserved,
     record::TaskRecord,
 };
 
@@ -27,6 +28,8 @@ pub struct Import {
 #[derive(Debug)]
 pub struct Imported {
     file: Incoming,
+    /// Until the content is part of the store, which counts it then.
+    _reserved: Reserved,
     manifest: Manifest,
     sha256: Option<[u8; 32]>,
 }
@@ -68,12 +71,15 @@ impl Import {
     pub fn copy_from(self, source: impl Into<File>, progress: OnProgress<'_>) -> Result<Imported, ImportError> {
         let Self { file, sha256 } = self;
         let mut input = Input::new(source.into())?;
+        let mut reserved = Reserved::new(file.store.clone());
         if let Some(bytes) = input.bytes() {
+            reserved.grow_to(bytes)?;
             file.store.check_space(bytes)?;
         }
         let mut sums = Sums::new(sha256);
         let mut checked = 0;
         let mut step = |bytes: u64| {
+            reserved.grow_to(bytes)?;
             if bytes - checked >= SPACE_CHECK_BYTES {
                 checked = bytes;
                 file.store.check_space(0)?;
@@ -90,7 +96,7 @@ impl Import {
         }
         input.check_unchanged(sums.content_bytes())?;
         let (manifest, sha256) = sums.finish();
-        Ok(Imported { file, manifest, sha256 })
+        Ok(Imported { file, _reserved: reserved, manifest, sha256 })
     }
 }
 

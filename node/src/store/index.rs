@@ -239,7 +239,7 @@ fn load(database: &Database, loaded: &mut (State, Vec<Invalid>)) -> Result<(), r
     let mut serial = 0;
     each_row(&transaction, CONTENTS, invalid, |key, record: ContentRecord| {
         serial += 1;
-        state.contents.insert(ContentId::from_digest(key), Content { record, serial });
+        state.put_content(ContentId::from_digest(key), Some(Content { record, serial }));
     })?;
     each_row(&transaction, TASKS, invalid, |_, record: TaskRecord| {
         state.insert_task(record.task_id(), Arc::new(record));

@@ -28,6 +28,7 @@ mod import;
 mod index;
 mod kept;
 mod pieces;
+mod quota;
 mod read;
 mod record;
 mod recover;
@@ -64,6 +65,7 @@ use self::{
     download::Progress,
     index::Index,
     kept::KeptContents,
+    quota::Room,
     record::Held,
     state::State,
     watch::Watcher,
@@ -76,6 +78,7 @@ pub use self::{
     import::{Import, Imported},
     kept::Kept,
     pieces::PieceMap,
+    quota::{Quota, Stuck},
     read::Reader,
     record::{QueuedDelete, TaskRecord, TaskState},
     recover::Opened,
@@ -174,6 +177,7 @@ struct Inner {
     kept: KeptContents,
     watcher: OnceLock<Watcher>,
     removals: Removals,
+    room: Room,
 }
 
 /// What was removed although nobody asked for it, since the store was opened.
@@ -182,6 +186,8 @@ struct Removals {
     expired: AtomicU64,
     abandoned: AtomicU64,
     tombstones: AtomicU64,
+    evicted: AtomicU64,
+    evicted_bytes: AtomicU64,
 }
 
 /// The same, at one moment.
@@ -193,6 +199,10 @@ pub struct Removed {
     pub abandoned: u64,
     /// Tombstones of old deletes.
     pub tombstones: u64,
+    /// Copies for which there was no room.
+    pub evicted: u64,
+    /// Their bytes.
+    pub evicted_bytes: u64,
 }
 
 impl Store {
@@ -229,6 +239,7 @@ impl Store {
                 kept: KeptContents::default(),
                 watcher: OnceLock::new(),
                 removals: Removals::default(),
+                room: Room::default(),
             }),
         };
         let opened = store.put_right(found.opened, found.repairs)?;
@@ -323,10 +334,15 @@ impl Store {
 
     /// What was removed although nobody asked for it, since the store was opened.
     pub fn removed(&self) -> Removed {
-        let Removals { expired, abandoned, tombstones } = &self.inner.removals;
-        let [expired, abandoned, tombstones] =
-            [expired, abandoned, tombstones].map(|count| count.load(Ordering::Relaxed));
-        Removed { expired, abandoned, tombstones }
+        let removals = &self.inner.removals;
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Removed {
+            expired: read(&removals.expired),
+            abandoned: read(&removals.abandoned),
+            tombstones: read(&removals.tombstones),
+            evicted: read(&removals.evicted),
+            evicted_bytes: read(&removals.evicted_bytes),
+        }
     }
 
     /// How often this store has asked the disk to sync, since it was opened.

@@ -26,6 +26,8 @@ pub struct TaskRecord {
     pub last_used: UnixMillis,
     /// Stays here when its binding expires.
     pub pinned: bool,
+    /// Its bytes came from another host, and not from a user of this one.
+    pub fetched: bool,
 }
 
 /// Where a task stands with its owners.
@@ -137,6 +139,9 @@ struct TaskRow {
     pinned: bool,
     #[prost(uint64, optional, tag = "9")]
     expires: Option<u64>,
+    // A program that does not know it drops it: then it counts as imported, and stays.
+    #[prost(bool, tag = "10")]
+    fetched: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -217,6 +222,7 @@ impl Row for TaskRecord {
             last_used: self.last_used.0,
             pinned: self.pinned,
             expires: self.binding.expires.map(|at| at.0),
+            fetched: self.fetched,
         }
         .encode_to_vec()
     }
@@ -241,6 +247,7 @@ impl Row for TaskRecord {
             imported: UnixMillis(row.imported),
             last_used: UnixMillis(row.last_used),
             pinned: row.pinned,
+            fetched: row.fetched,
         })
     }
 }

@@ -16,7 +16,10 @@ use super::record::{ContentRecord, QueuedDelete, TaskRecord};
 /// Everything durable that is small, as the last commit left it.
 #[derive(Default)]
 pub(super) struct State {
+    /// Changed by [`State::put_content`] alone.
     pub contents: HashMap<ContentId, Content>,
+    /// The lengths of all contents together.
+    bytes: u64,
     pub tasks: HashMap<TaskId, Arc<TaskRecord>>,
     pub tombstones: HashMap<TaskId, Tombstone>,
     pub queued_deletes: HashMap<TaskId, QueuedDelete>,
@@ -34,6 +37,21 @@ pub(super) struct Content {
 }
 
 impl State {
+    /// The lengths of all contents together, of partial ones too: their space is reserved.
+    pub const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Puts a content in place of what stood there, or with `None` removes it.
+    pub fn put_content(&mut self, id: ContentId, content: Option<Content>) {
+        self.bytes += content.as_ref().map_or(0, |content| content.record.bytes);
+        let before = match content {
+            Some(content) => self.contents.insert(id, content),
+            None => self.contents.remove(&id),
+        };
+        self.bytes -= before.map_or(0, |before| before.record.bytes);
+    }
+
     pub fn insert_task(&mut self, task: TaskId, record: Arc<TaskRecord>) {
         let content = record.binding.content;
         if let Some(old) = self.tasks.insert(task, record) {
@@ -74,10 +92,7 @@ impl State {
     /// Takes over changes that are durable now.
     pub fn apply(&mut self, overlay: Overlay) {
         for (id, content) in overlay.contents {
-            match content {
-                Some(content) => self.contents.insert(id, content),
-                None => self.contents.remove(&id),
-            };
+            self.put_content(id, content);
         }
         for (task, record) in overlay.tasks {
             match record {

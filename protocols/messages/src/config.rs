@@ -61,6 +61,12 @@ pub struct Settings {
     pub blocked_tags: Vec<String>,
     /// Other values for hosts with certain tags, in order; later ones count.
     pub overrides: Vec<Override>,
+    /// Most bytes that each node's store holds; 0 for no quota. A node's own quota counts too.
+    pub store_quota_bytes: u64,
+    /// Above so many percent of its quota a node removes copies of what it fetched, those used least lately first.
+    pub store_high_percent: u32,
+    /// It stops at so many percent, fewer than `store_high_percent`.
+    pub store_low_percent: u32,
 }
 
 impl Default for Settings {
@@ -81,6 +87,9 @@ impl Default for Settings {
             concurrent_pieces: 64,
             blocked_tags: Vec::new(),
             overrides: Vec::new(),
+            store_quota_bytes: 0,
+            store_high_percent: 90,
+            store_low_percent: 80,
         }
     }
 }
@@ -363,7 +372,7 @@ mod tags;
 
 pub use exchange::{Gossip, Request, Response};
 use fields::DAY_MS;
-pub use fields::{Entries, FIELDS, Field, Values};
+pub use fields::{Entries, FIELDS, Field, QUOTA_BYTES_MAX, QUOTA_BYTES_MIN, Values};
 pub use overrides::{OVERRIDES_MAX, Override};
 pub use schedulers::{SCHEDULER_ADDRESSES_MAX, SCHEDULERS_MAX, SchedulerEntry, SchedulerState, WEIGHT_MAX};
 

@@ -9,6 +9,7 @@ mod membership;
 mod metrics;
 mod out_of_ring;
 mod parents;
+mod quota;
 mod ring;
 mod roots;
 mod schedulers;

@@ -18,6 +18,22 @@ fn can_mount(test: &str) -> bool {
 }
 
 #[tokio::test]
+async fn a_quota_is_told_before_anything_is_written() -> anyhow::Result<()> {
+    let mut host = Host::new().await?;
+    let config = host.path("config.toml");
+    fs::write(&config, "store_quota_bytes = 67108864\n")?;
+    host.with_arguments(&["--config".as_ref(), config.as_os_str()]);
+    host.start().await?;
+    let (first, second) = (host.file("first", 40_000_000)?, host.file("second", 40_000_000)?);
+    host.import("first", &first).await?.ok()?;
+    run_fails(&host, &["import", "-i", "second", &text(&second)], 10, "quota of 67108864 bytes").await?;
+    holds(&host.data(), 1)?;
+    host.delete("first").await?.ok()?;
+    host.import("second", &second).await?.ok()?;
+    host.exports("second", &random("second", 40_000_000)).await
+}
+
+#[tokio::test]
 async fn the_store_is_full() -> anyhow::Result<()> {
     if !can_mount("a full store") {
         return Ok(());

@@ -3,6 +3,7 @@
 pub(super) mod disk;
 mod names;
 mod power;
+mod quota;
 mod recovery;
 mod transfers;
 
@@ -58,6 +59,7 @@ fn record(cid: &str, content: &Manifest, generation: u64) -> TaskRecord {
         imported: UnixMillis(1),
         last_used: UnixMillis(1),
         pinned: false,
+        fetched: false,
     }
 }
 

@@ -3,6 +3,10 @@
 use super::{OVERRIDES_MAX, SCHEDULERS_MAX, Settings, tags::BLOCKED_TAGS_MAX};
 use crate::{name::TAG_BYTES_MAX, ring::REPLICAS_MAX, wire::Invalid};
 
+/// Smallest quota of a store, if there is one.
+pub const QUOTA_BYTES_MIN: u64 = 64 << 20;
+/// Largest quota of a store.
+pub const QUOTA_BYTES_MAX: u64 = 1 << 50;
 const SECOND_MS: u64 = 1_000;
 const HOUR_MS: u64 = 3_600 * SECOND_MS;
 pub(super) const DAY_MS: u64 = 24 * HOUR_MS;
@@ -188,6 +192,30 @@ pub const FIELDS: &[Field] = &[
         value: |settings| settings.overrides.len() as u64,
         set: None,
     },
+    Field {
+        name: "store_quota_bytes",
+        unit: "bytes",
+        what: "Most bytes that each node's store holds. A node's own quota counts too.",
+        values: zero_or("no quota", QUOTA_BYTES_MIN, QUOTA_BYTES_MAX),
+        value: |settings| settings.store_quota_bytes,
+        set: Some(|settings, value| settings.store_quota_bytes = value),
+    },
+    Field {
+        name: "store_high_percent",
+        unit: "percent",
+        what: "Above this part of its quota a node removes copies of what it fetched, those used least lately first.",
+        values: range(2, 100),
+        value: |settings| settings.store_high_percent.into(),
+        set: Some(|settings, value| settings.store_high_percent = value as u32),
+    },
+    Field {
+        name: "store_low_percent",
+        unit: "percent",
+        what: "It stops at this part, which is less than the other.",
+        values: range(1, 99),
+        value: |settings| settings.store_low_percent.into(),
+        set: Some(|settings, value| settings.store_low_percent = value as u32),
+    },
 ];
 
 impl Field {
@@ -248,6 +276,10 @@ impl Settings {
         if self.lease_ms < 3 * self.heartbeat_ms {
             let reason = format!("{} is less than three heartbeats of {} ms", self.lease_ms, self.heartbeat_ms);
             return Err(Invalid::new("lease_ms", reason));
+        }
+        if self.store_low_percent >= self.store_high_percent {
+            let reason = format!("{} is not less than store_high_percent, {}", self.store_low_percent, self.store_high_percent);
+            return Err(Invalid::new("store_low_percent", reason));
         }
         self.validate_schedulers()?;
         self.validate_blocked_tags()?;

@@ -64,6 +64,23 @@ fn values_out_of_range_are_refused_with_the_range() {
     assert_eq!(settings.validate().expect_err("too many").to_string(), "invalid replicas: 9 is not within 1–8");
     assert!(Settings { lease_ms: 10, ..Settings::default() }.validate().is_err());
     assert!(serde_json::from_str::<Settings>(r#"{"unknown":1}"#).is_err());
+    for (quota, high, low, field) in [
+        (0, 90, 80, None),
+        (64 << 20, 100, 99, None),
+        (1 << 50, 2, 1, None),
+        ((64 << 20) - 1, 90, 80, Some("store_quota_bytes")),
+        ((1 << 50) + 1, 90, 80, Some("store_quota_bytes")),
+        (0, 101, 80, Some("store_high_percent")),
+        (0, 1, 1, Some("store_high_percent")),
+        (0, 80, 80, Some("store_low_percent")),
+        (0, 80, 0, Some("store_low_percent")),
+    ] {
+        let (store_quota_bytes, store_high_percent, store_low_percent) = (quota, high, low);
+        let settings = Settings { store_quota_bytes, store_high_percent, store_low_percent, ..Settings::default() };
+        let told = settings.validate().err().map(|error| error.to_string());
+        assert_eq!(told.is_some(), field.is_some(), "{told:?}");
+        assert!(field.is_none_or(|field| told.is_some_and(|told| told.contains(field))), "{field:?}");
+    }
 }
 
 #[test]

@@ -111,6 +111,32 @@ impl<F: Fn() -> u64 + Send + Sync + 'static> EncodeMetric for Watched<F> {
     }
 }
 
+/// A counter that something else keeps; looked up whenever somebody asks for it.
+pub struct WatchedCounter<F>(F);
+
+impl<F: Fn() -> u64 + Send + Sync + 'static> WatchedCounter<F> {
+    /// Shows what `look` gives.
+    pub const fn new(look: F) -> Self {
+        Self(look)
+    }
+}
+
+impl<F> fmt::Debug for WatchedCounter<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WatchedCounter").finish_non_exhaustive()
+    }
+}
+
+impl<F: Fn() -> u64 + Send + Sync + 'static> EncodeMetric for WatchedCounter<F> {
+    fn encode(&self, encoder: MetricEncoder<'_>) -> fmt::Result {
+        ConstCounter::new((self.0)()).encode(encoder)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Counter
+    }
+}
+
 /// Counters of one label that something else keeps; looked up whenever somebody asks for them.
 pub struct WatchedCounters<F> {
     label: &'static str,
