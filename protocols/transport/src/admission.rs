@@ -283,16 +283,17 @@ impl Admission {
 }
 
 /// What refusals are counted as: see [`label`].
-const LABELS: [&str; 11] = [
+const LABELS: [&str; 12] = [
     "missing",
     "not_genuine",
     "other_cluster",
     "other_peer",
+    "root_retired",
     "issuer_expired",
     "not_yet",
     "expired",
     "revoked",
-    "refused_by_peer",
+    REFUSED_BY_PEER,
     "timeout",
     "frame",
 ];

@@ -278,7 +278,8 @@ impl Settings {
             return Err(Invalid::new("lease_ms", reason));
         }
         if self.store_low_percent >= self.store_high_percent {
-            let reason = format!("{} is not less than store_high_percent, {}", self.store_low_percent, self.store_high_percent);
+            let reason =
+                format!("{} is not less than store_high_percent, {}", self.store_low_percent, self.store_high_percent);
             return Err(Invalid::new("store_low_percent", reason));
         }
         self.validate_schedulers()?;
