@@ -282,9 +282,13 @@ async fn events_tell_what_is_seen() {
 async fn the_console_takes_nothing_from_elsewhere() {
     let folder = tempfile::tempdir().expect("a folder");
     let server = start(&folder.path().join("data")).await;
-    for (path, kind) in
-        [("/", "text/html"), ("/setup", "text/html"), ("/console.js", "text/javascript"), ("/console.css", "text/css")]
-    {
+    for (path, kind) in [
+        ("/", "text/html"),
+        ("/setup", "text/html"),
+        ("/console/main.js", "text/javascript"),
+        ("/console/pages/tasks.js", "text/javascript"),
+        ("/console/console.css", "text/css"),
+    ] {
         let answer = ask(server.http_address(), &format!("GET {path}"), &[], "").await;
         assert!(answer.starts_with("HTTP/1.1 200") && answer.contains(kind), "{path}: {answer}");
         assert!(answer.contains("content-security-policy: default-src 'self'"), "{path}: {answer}");

@@ -24,6 +24,7 @@
 mod cli;
 mod cluster;
 mod daemon;
+mod driver;
 mod program;
 mod programs;
 mod spawner;
@@ -32,6 +33,7 @@ mod waiting;
 pub use cli::{Answer, Dfcache};
 pub use cluster::{Cluster, Options};
 pub use daemon::Node;
+pub use driver::{Driver, screenshots};
 pub use program::Program;
 pub use programs::Programs;
 pub use waiting::{until, until_true};

@@ -59,6 +59,12 @@ impl Programs {
         cargo.arg("--target-dir").arg(target);
         // All in one, as `cargo test --workspace` does: then they share every dependency with it.
         cargo.args(NAMES.iter().flat_map(|name| ["--bin", *name]));
+        // What cargo tells tests of their own package is not for the build scripts that look at it: they would run again,
+        // and what depends on them be built again, at each turn of the two.
+        for (name, _) in env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"CARGO_PKG_")) {
+            cargo.env_remove(name);
+        }
+        cargo.env_remove("CARGO_MANIFEST_DIR").env_remove("CARGO_MANIFEST_PATH").env_remove("CARGO_MANIFEST_LINKS");
         let output = cargo.stdin(Stdio::null()).output().context("cannot run cargo")?;
         ensure!(output.status.success(), "cannot build the programs:\n{}", String::from_utf8_lossy(&output.stderr));
         Self { folder: folder.to_owned() }.complete()

@@ -1,6 +1,8 @@
 //! How a whole cluster of real processes behaves.
 
+mod browser;
 mod conflict;
+mod console;
 mod delete;
 mod eyes;
 mod limits;

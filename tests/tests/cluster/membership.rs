@@ -16,13 +16,14 @@ use tokio::process::Command;
 use crate::support::{SETTLED, exports};
 
 /// A daemon or scheduler that is no member yet, in a folder of its own.
-struct Newcomer {
+pub struct Newcomer {
     folder: PathBuf,
     program: PathBuf,
 }
 
 impl Newcomer {
-    fn new(cluster: &Cluster, program: &str, name: &str) -> anyhow::Result<Self> {
+    /// With a configuration and nothing else.
+    pub fn new(cluster: &Cluster, program: &str, name: &str) -> anyhow::Result<Self> {
         let folder = cluster.path(name);
         fs::create_dir(&folder)?;
         let socket = match program {
@@ -38,7 +39,8 @@ impl Newcomer {
         Ok(Self { folder, program: cluster.programs().path(program) })
     }
 
-    fn command(&self, token: &str) -> Command {
+    /// Runs it with a token; dropped, it is killed.
+    pub fn command(&self, token: &str) -> Command {
         let mut command = Command::new(&self.program);
         command.arg("--config").arg(self.folder.join("config.toml")).arg("--join").arg(token);
         command.stdin(Stdio::null()).kill_on_drop(true);

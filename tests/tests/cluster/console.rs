@@ -1,0 +1,200 @@
+//! The manager's console in a real browser.
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use anyhow::{Context as _, ensure};
+use damselfly_tests::{Cluster, Options, screenshots, until};
+
+use crate::{
+    browser::Browser,
+    membership::Newcomer,
+    support::{SETTLED, exports},
+};
+
+const PAGES: [&str; 7] = ["overview", "hosts", "ring", "tasks", "config", "access", "audit"];
+const WIDE: (u32, u32) = (1280, 900);
+const PHONE: (u32, u32) = (400, 800);
+
+#[tokio::test]
+async fn an_operator_works_with_the_console() -> anyhow::Result<()> {
+    let Some(mut browser) = Browser::start().await? else {
+        // Not by eprintln, which is shown for failures only.
+        writeln!(io::stderr(), "\nTHE CONSOLE IS NOT TESTED: chromedriver or chromium is not installed\n")?;
+        return Ok(());
+    };
+    let pictures = screenshots()?;
+    Cluster::run(Options { nodes: 2, seeds: 1, ..Options::default() }, async |cluster| {
+        let (kept, gone) = (cluster.file("kept", 9 << 20)?, cluster.file("gone", 3 << 20)?);
+        cluster.node(0).import("models/kept", &kept).await?.ok()?;
+        cluster.node(0).import("models/gone", &gone).await?.ok()?;
+        exports(cluster, cluster.node(1), "models/gone", &gone).await?;
+        let done = walk(cluster, &browser, pictures).await;
+        if done.is_err() {
+            eprintln!("--- the page\n{}", browser.text().await.unwrap_or_default());
+        }
+        stayed_here(cluster, &mut browser).await?;
+        done
+    })
+    .await?;
+    browser.end().await
+}
+
+async fn walk(cluster: &Cluster, browser: &Browser, pictures: Option<PathBuf>) -> anyhow::Result<()> {
+    browser.resize(WIDE.0, WIDE.1).await?;
+    browser.prefer("light").await?;
+    first_admin(cluster, browser).await?;
+    a_node_joins(cluster, browser).await?;
+    a_limit_is_changed(cluster, browser).await?;
+    every_page_fits(browser).await?;
+    if let Some(folder) = pictures {
+        pictures_of(browser, &folder).await?;
+    }
+    a_task_is_deleted(cluster, browser).await?;
+    browser.press("Log out").await?;
+    browser.sees("//main[@data-page='login']").await?;
+    ensure!(browser.script("return document.querySelector('nav').hidden").await? == true, "pages are offered");
+    Ok(())
+}
+
+/// The link makes one admin, who then logs in with the password.
+async fn first_admin(cluster: &Cluster, browser: &Browser) -> anyhow::Result<()> {
+    let link = fs::read_to_string(cluster.manager().data().join("setup_link"))?;
+    browser.open(link.trim()).await?;
+    browser.fill("Name", "ada").await?;
+    browser.fill("Password", "correct horse battery").await?;
+    ensure!(browser.script("return location.hash").await? == "", "the secret stays in the address");
+    browser.press("Make").await?;
+    browser.sees("//main[@data-page='overview']").await?;
+    browser.press("Log out").await?;
+    browser.fill("Name", "ada").await?;
+    browser.fill("Password", "wrong horse battery").await?;
+    browser.press("Log in").await?;
+    browser.sees("//*[@role='alert'][not(@hidden)]").await?;
+    browser.fill("Password", "correct horse battery").await?;
+    browser.press("Log in").await?;
+    browser.sees("//main[@data-page='overview']").await?;
+    browser.reads("ada (admin)").await?;
+    browser.reads("3 of 3").await
+}
+
+/// A node started with a token of the console is seen on it, without a reload.
+async fn a_node_joins(cluster: &Cluster, browser: &Browser) -> anyhow::Result<()> {
+    browser.page("access").await?;
+    browser.press("Make a join token").await?;
+    let line = browser.sees("//pre[contains(., 'dfdaemon --join ')]").await?.text().await?;
+    let token = line.strip_prefix("dfdaemon --join ").context("a token")?;
+    browser.page("hosts").await?;
+    browser.script("window.isTheSame = true").await?;
+    let before = browser.all("tbody tr").await?.len();
+    let newcomer = Newcomer::new(cluster, "dfdaemon", "newcomer")?;
+    let mut running = newcomer.command(token).stderr(Stdio::null()).spawn()?;
+    until("the new node is there and up", SETTLED, async || {
+        let up =
+            "return [...document.querySelectorAll('tbody tr')].filter(row => row.querySelector('.mark.good')).length";
+        let (rows, up) = (browser.all("tbody tr").await?.len(), browser.script(up).await?);
+        ensure!(rows == before + 1 && up == 4, "{rows} rows after {before}, {up} up");
+        Ok(())
+    })
+    .await?;
+    ensure!(browser.script("return window.isTheSame").await? == true, "the page was loaded again");
+    running.kill().await?;
+    until("it is down", SETTLED, async || {
+        ensure!(browser.all("tbody .mark.bad").await?.len() == 1);
+        Ok(())
+    })
+    .await
+}
+
+/// A wrong value is told while it is typed; a good one is in force everywhere.
+async fn a_limit_is_changed(cluster: &Cluster, browser: &Browser) -> anyhow::Result<()> {
+    browser.page("config").await?;
+    browser.fill("candidate_parents", "-1").await?;
+    browser.sees("//input[@name='candidate_parents'][@aria-invalid='true']").await?;
+    browser.press("Review the change").await?;
+    browser.has_focus("[name=candidate_parents]").await?;
+    browser.fill("candidate_parents", "7").await?;
+    browser.press("Review the change").await?;
+    let dialog = browser.sees("//dialog[@open]").await?.text().await?;
+    ensure!(dialog.contains("candidate_parents 16 7"), "{dialog}");
+    // Escape does nothing but close it, and the focus is where it was.
+    browser.keys(thirtyfour::Key::Escape).await?;
+    browser.has_focus("button.main").await?;
+    ensure!(cluster.settings().await?.1.candidate_parents == 16, "it is in force without consent");
+    browser.press("Review the change").await?;
+    browser.press("Put in force").await?;
+    until("it is everywhere", SETTLED, async || {
+        let text = browser.text().await?;
+        ensure!(text.contains("Epoch 2 runs on") && text.contains("100 %"), "{text}");
+        Ok(())
+    })
+    .await?;
+    let (epoch, settings) = cluster.settings().await?;
+    ensure!((epoch, settings.candidate_parents) == (2, 7), "{epoch} {settings:?}");
+    browser.reads("candidate_parents: 16 → 7").await
+}
+
+async fn a_task_is_deleted(cluster: &Cluster, browser: &Browser) -> anyhow::Result<()> {
+    browser.page("tasks").await?;
+    browser.fill("Name (cid)", "models/gone").await?;
+    browser.press("Find").await?;
+    browser.follow("models/gone").await?;
+    browser.sees("//main[@data-page='task']").await?;
+    ensure!(browser.all("tbody .mark.good").await?.len() == 2, "it has two holders");
+    browser.press("Delete in the whole cluster").await?;
+    browser.press("Delete").await?;
+    browser.reads("Deleted: 2 hosts dropped it").await?;
+    cluster.node(1).stat("models/gone").await?.exits(3)?;
+    cluster.node(1).stat("models/kept").await?.ok().map(drop)
+}
+
+/// No page is wider than a phone, and each can be used without a mouse.
+async fn every_page_fits(browser: &Browser) -> anyhow::Result<()> {
+    browser.resize(PHONE.0, PHONE.1).await?;
+    for page in PAGES {
+        browser.page(page).await?;
+        let wide = browser.overflow().await?;
+        ensure!(wide.is_empty(), "{page} is wider than {} pixels: {wide:#?}", PHONE.0);
+    }
+    browser.resize(WIDE.0, WIDE.1).await
+}
+
+/// For the documentation.
+async fn pictures_of(browser: &Browser, folder: &Path) -> anyhow::Result<()> {
+    for page in PAGES {
+        browser.page(page).await?;
+        browser.script("scrollTo(0, 0)").await?;
+        let name = if page == "config" { "configuration" } else { page };
+        browser.screenshot(&folder.join(format!("{name}.png"))).await?;
+    }
+    browser.page("overview").await?;
+    browser.prefer("dark").await?;
+    browser.screenshot(&folder.join("overview-dark.png")).await?;
+    browser.resize(PHONE.0, PHONE.1).await?;
+    browser.screenshot(&folder.join("overview-phone.png")).await?;
+    browser.prefer("light").await?;
+    browser.resize(WIDE.0, WIDE.1).await
+}
+
+/// The page asked nobody but its manager, and nothing went wrong in it.
+async fn stayed_here(cluster: &Cluster, browser: &mut Browser) -> anyhow::Result<()> {
+    let manager = format!("{}/", cluster.file_of_cluster().manager.http);
+    let requests = browser.requests().await?;
+    // The browser begins with a page of its own.
+    let elsewhere: Vec<_> = requests
+        .iter()
+        .filter(|url| ![&manager, "data:", "chrome://"].iter().any(|own| url.starts_with(own)))
+        .collect();
+    ensure!(elsewhere.is_empty(), "it asked others: {elsewhere:?}");
+    ensure!(requests.iter().any(|url| url.ends_with("/api/v1/events")), "the log of requests is not complete");
+    // The wrong password is refused, and the browser notes that.
+    let refused =
+        format!("{manager}api/v1/session - Failed to load resource: the server responded with a status of 401");
+    let errors: Vec<_> = browser.errors().await?.iter().filter(|error| !error.starts_with(&refused)).collect();
+    ensure!(errors.is_empty(), "{errors:#?}");
+    Ok(())
+}
