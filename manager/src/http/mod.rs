@@ -16,6 +16,7 @@ mod history;
 mod membership;
 mod openapi;
 mod page;
+mod ring;
 mod roots;
 mod routes;
 mod schedulers;

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
 use super::{
-    PREFIX, audit, cluster, error, fields, history, membership, roots,
+    PREFIX, audit, cluster, error, fields, history, membership, ring, roots,
     routes::{self, Needs, Route},
     schedulers, session, tokens, users,
 };
@@ -32,6 +32,7 @@ use super::{
         membership::Revocation,
         membership::RevocationList,
         membership::Token,
+        ring::RingPicture,
         roots::RootList,
         roots::Rotation,
         schedulers::Scheduler,

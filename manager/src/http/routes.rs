@@ -8,7 +8,7 @@ use axum::{
 };
 
 use super::{
-    App, audit, cluster, config, events, fields, history, membership, openapi, roots, schedulers, session, tokens,
+    App, audit, cluster, config, events, fields, history, membership, openapi, ring, roots, schedulers, session, tokens,
     users,
 };
 use crate::access::Role;
@@ -212,6 +212,14 @@ pub(super) fn table() -> Vec<Route> {
             "The overview whenever it changes, as server-sent events.",
             get(events::stream),
         ),
+        route(
+            Method::GET,
+            "/ring",
+            VIEWER,
+            "Which scheduler answers first for which part of the ring.",
+            get(ring::show),
+        )
+        .answers(200, "RingPicture"),
         route(Method::GET, "/openapi.json", VIEWER, "This document.", get(openapi::show)),
     ]
 }

@@ -131,6 +131,7 @@ const ROUTES: &[(&str, &str, &str)] = &[
     ("DELETE", "/tokens/{id}", "viewer"),
     ("GET", "/audit", "operator"),
     ("GET", "/events", "viewer"),
+    ("GET", "/ring", "viewer"),
     ("GET", "/openapi.json", "viewer"),
     // The last one: it ends the session of who asks.
     ("DELETE", "/session", "viewer"),

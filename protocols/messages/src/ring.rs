@@ -87,6 +87,12 @@ impl Ring {
         after.iter().chain(before).map(|(_, number)| *number)
     }
 
+    /// The parts of the ring clockwise, each with the position where it ends and who is the first to answer for it. A part
+    /// begins after the end of the one before; the first one goes on where the last one ends.
+    pub fn arcs(&self) -> impl Iterator<Item = (u64, PeerId)> + '_ {
+        self.points.iter().map(|(position, number)| (*position, self.members[*number as usize]))
+    }
+
     /// Whether `member` owns `task`.
     pub fn owns(&self, member: &PeerId, task: &TaskId) -> bool {
         self.owners(task).any(|owner| owner == *member)
@@ -144,6 +150,19 @@ mod tests {
         }
         assert_eq!(Ring::default().owners(&task(0)).count(), 0);
         assert_eq!(Ring::new([(member(1), 1)], 2).owners(&task(0)).count(), 1);
+    }
+
+    #[test]
+    fn arcs_say_who_is_the_first_owner() {
+        let ring = Ring::new([(member(1), 1), (member(2), 2), (member(3), 1)], 2);
+        let arcs: Vec<_> = ring.arcs().collect();
+        assert!(arcs.len() == 4 * POINTS_PER_WEIGHT as usize && arcs.is_sorted_by_key(|(end, _)| *end));
+        for number in 0..500 {
+            let task = task(number);
+            let arc = arcs.iter().find(|(end, _)| task.position() <= *end).unwrap_or(&arcs[0]);
+            assert_eq!(ring.owners(&task).next(), Some(arc.1));
+        }
+        assert_eq!(Ring::default().arcs().count(), 0);
     }
 
     #[test]
