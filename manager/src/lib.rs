@@ -2,9 +2,11 @@
 //!
 //! [`database`] keeps everything but the [`keys`], [`store`] signs and keeps configurations, [`state`] decides about
 //! changes, [`membership`] about hosts, [`access`] about who may ask for them, [`http`] is how they are asked for,
+//! [`picture`] is what the schedulers tell of the cluster, with [`rates`] and [`alerts`] that follow from it,
 //! [`server`] puts it together, and [`backup`] copies it.
 
 pub mod access;
+pub mod alerts;
 pub mod backup;
 pub mod config;
 pub mod console;
@@ -14,6 +16,7 @@ pub mod keys;
 pub mod membership;
 pub mod metrics;
 pub mod picture;
+pub mod rates;
 mod reach;
 pub mod server;
 pub mod state;

@@ -3,7 +3,7 @@
 //! Hosts tell schedulers with their heartbeats, and the manager asks the schedulers, so it has no connection to hosts.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -27,11 +27,13 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use crate::{
+    alerts::{Alert, Watch},
     database::{
         DatabaseError,
         audit::{self, Actor, Change},
         now,
     },
+    rates::{Meter, Rates},
     state::State,
 };
 
@@ -53,8 +55,8 @@ pub struct Picture {
     pub reached: HashSet<PeerId>,
     /// Every host that a scheduler has heard of, as it was heard of last.
     pub hosts: BTreeMap<PeerId, HostView>,
-    /// What moves.
-    pub rates: Rates,
+    /// What should be known to who runs the cluster, the worst first.
+    pub alerts: Vec<Alert>,
 }
 
 /// A host as it was heard of last.
@@ -66,23 +68,19 @@ pub struct HostView {
     pub heard: Instant,
     /// A scheduler has a live lease of it, and a connection.
     pub is_up: bool,
-}
-
-/// Bytes per second of all hosts together, since the last look.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Rates {
-    /// Sent to peers.
-    pub sent: f64,
-    /// Received from peers and verified.
-    pub received: f64,
-    /// Exported from local stores.
-    pub local: f64,
+    /// What it moves.
+    pub meter: Meter,
 }
 
 impl Picture {
     /// Hosts that are up.
     pub fn up(&self) -> impl Iterator<Item = &HostView> {
         self.hosts.values().filter(|host| host.is_up)
+    }
+
+    /// What all hosts together move.
+    pub fn rates(&self) -> Rates {
+        Rates::sum(self.up().map(|host| host.meter.rates()))
     }
 
     /// Tasks in the cluster: each is known to as many schedulers of the ring as it has owners.
@@ -149,14 +147,11 @@ impl Eyes {
 
     /// Looks every two seconds, until the program ends.
     pub async fn look(self) {
-        let mut last = Instant::now();
+        let mut watch = Watch::default();
         loop {
             let mut picture = Picture::clone(&self.picture());
-            let before = totals(&picture);
             self.look_once(&mut picture).await;
-            let seconds = last.elapsed().as_secs_f64();
-            last = Instant::now();
-            picture.rates = rates(&before, &totals(&picture), seconds);
+            picture.alerts = watch.alerts(&self.state, &picture).await;
             self.picture.send_replace(Arc::new(picture));
             tokio::time::sleep(LOOK_EVERY).await;
         }
@@ -316,12 +311,16 @@ fn see(hosts: &mut BTreeMap<PeerId, HostView>, state: HostState) {
     match hosts.get_mut(&state.peer) {
         Some(known) => {
             known.is_up |= is_up;
+            known.meter.hear(heard, &state.report);
             if heard >= known.heard {
                 (known.state, known.heard) = (state, heard);
             }
         }
         None if is_full => {}
-        None => drop(hosts.insert(state.peer, HostView { state, heard, is_up })),
+        None => {
+            let meter = Meter::new(heard, &state.report);
+            hosts.insert(state.peer, HostView { state, heard, is_up, meter });
+        }
     }
 }
 
@@ -345,29 +344,6 @@ fn merged(answers: Vec<TasksAnswer>, limit: usize) -> (Vec<TaskState>, Option<Ta
     let shown: Vec<_> = tasks.into_values().take(limit).collect();
     let next = if is_cut { shown.last().map(|state| state.task) } else { end };
     (shown, next)
-}
-
-type Totals = HashMap<PeerId, [u64; 3]>;
-
-fn totals(picture: &Picture) -> Totals {
-    let of = |host: &HostView| {
-        let report = &host.state.report;
-        [report.sent_bytes, report.received_bytes, report.local_bytes]
-    };
-    picture.hosts.iter().map(|(peer, host)| (*peer, of(host))).collect()
-}
-
-/// Hosts that were not seen before, or began to count anew, count from the next look on.
-fn rates(before: &Totals, now: &Totals, seconds: f64) -> Rates {
-    let mut moved = [0; 3];
-    for (peer, totals) in now {
-        let Some(earlier) = before.get(peer) else { continue };
-        for (moved, (now, earlier)) in moved.iter_mut().zip(totals.iter().zip(earlier)) {
-            *moved += now.saturating_sub(*earlier);
-        }
-    }
-    let rate = |bytes: u64| if seconds > 0.0 { bytes as f64 / seconds } else { 0.0 };
-    Rates { sent: rate(moved[0]), received: rate(moved[1]), local: rate(moved[2]) }
 }
 
 #[cfg(test)]
@@ -435,19 +411,5 @@ mod tests {
         let tasks = |members: &[_], replicas| picture.tasks(&Ring::new(members.iter().copied(), replicas));
         assert_eq!((tasks(&members, 2), tasks(&members, 1)), (7, 14), "each task has two owners, or one");
         assert_eq!(tasks(&members[1..], 1), 7, "who is not in the ring owns none");
-    }
-
-    #[test]
-    fn rates_are_of_hosts_that_were_seen_twice() {
-        let (one, other) = (host(1, 1_000, false), host(1, 50_000, false));
-        let totals_of = |hosts: &[&HostState]| -> Totals {
-            hosts.iter().map(|host| (host.peer, [host.report.sent_bytes, 0, 0])).collect()
-        };
-        let later = HostState {
-            report: damselfly_messages::info::HostReport { sent_bytes: 5_000, ..one.report },
-            ..one.clone()
-        };
-        let rates = rates(&totals_of(&[&one]), &totals_of(&[&later, &other]), 2.0);
-        assert_eq!(rates.sent, 2_000.0);
     }
 }

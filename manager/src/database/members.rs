@@ -186,6 +186,27 @@ impl Database {
         rows.iter().map(read).collect()
     }
 
+    /// When the credentials end of members that are not put out, of those that end before `before`, the latest first;
+    /// `limit` at most.
+    ///
+    /// # Errors
+    /// [`DatabaseError`].
+    pub async fn credentials_ending(
+        &self,
+        before: UnixMillis,
+        limit: u32,
+    ) -> Result<Vec<(String, UnixMillis)>, DatabaseError> {
+        let rows = sqlx::query(
+            "SELECT peer_id, not_after FROM members WHERE revoked IS NULL AND not_after < $1
+             ORDER BY not_after DESC, peer_id LIMIT $2",
+        )
+        .bind(super::column(before))
+        .bind(i64::from(limit))
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter().map(|row| Ok((row.try_get("peer_id")?, super::time(row, "not_after")?))).collect()
+    }
+
     /// A serial number that no credential has: 1, 2, and so on.
     ///
     /// # Errors

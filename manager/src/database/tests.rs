@@ -114,12 +114,18 @@ async fn members(database: &Database) {
     assert_eq!(database.member("peer-a").await.expect("read"), Some(renewed.clone()));
     assert_eq!((renewed.joined.0, renewed.renewed.0, renewed.serial), (20, 50, 8));
     assert!(matches!(database.renew_member(joining("nobody", 9), UnixMillis(50)).await, Err(RenewError::Unknown)));
+    let ending = async |before, limit| database.credentials_ending(UnixMillis(before), limit).await.expect("read");
+    assert_eq!(ending(901, 1).await, [("peer-a".to_owned(), UnixMillis(900))], "the latest first");
+    let earlier = ending(900, 999).await;
+    assert!(earlier.contains(&("peer-b".to_owned(), UnixMillis(500))), "{earlier:?}");
+    assert!(earlier.iter().all(|(peer, _)| peer != "peer-a") && ending(500, 9).await.is_empty(), "{earlier:?}");
 
     let revoke = async |peer: &str, reason: &str, at| {
         database.revoke_member(peer, reason, &actor(), UnixMillis(at)).await.expect("done")
     };
     assert!(revoke("nobody", "x", 60).await.is_none());
     assert_eq!(revoke("peer-a", "stolen", 60).await.expect("revoked").revoked.expect("told").reason, "stolen");
+    assert!(ending(901, 999).await.iter().all(|(peer, _)| peer != "peer-a"), "who is out gets no credential");
     let again = revoke("peer-a", "again", 70).await.expect("there").revoked.expect("told");
     assert_eq!((again.reason.as_str(), again.at.0, again.by.as_str()), ("stolen", 60, "ada"));
     assert!(matches!(database.renew_member(joining("peer-a", 9), UnixMillis(80)).await, Err(RenewError::Revoked)));

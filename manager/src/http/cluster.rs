@@ -17,6 +17,7 @@ use utoipa::ToSchema;
 use super::{Problem, guard::Origin, page, time::rfc3339};
 use crate::{
     access::Caller,
+    alerts::Alert,
     picture::{Eyes, Picture, Unseen},
     state::State,
 };
@@ -40,6 +41,8 @@ pub(super) struct Overview {
     /// Percent of the hosts and schedulers that are up and run this epoch.
     roll_out_percent: f64,
     rates: Rates,
+    /// What should be known, the worst first; each `code` is explained in docs/alerts.md.
+    alerts: Vec<Alert>,
 }
 
 /// Of all hosts together.
@@ -64,6 +67,7 @@ impl Overview {
         let epoch = current.as_ref().map_or(0, |accepted| accepted.configuration.epoch);
         let sum =
             |of: fn(&HostReport) -> u64| picture.up().map(|host| of(&host.state.report)).fold(0, u64::saturating_add);
+        let rates = picture.rates();
         let answered = || picture.schedulers.iter().filter_map(|(_, answer)| answer.as_ref());
         Self {
             cluster_id: state.cluster().to_string(),
@@ -81,10 +85,11 @@ impl Overview {
             stored_bytes: sum(|report| report.stored_bytes),
             roll_out_percent: picture.roll_out(epoch),
             rates: Rates {
-                sent_bytes_per_second: picture.rates.sent as u64,
-                received_bytes_per_second: picture.rates.received as u64,
-                local_bytes_per_second: picture.rates.local as u64,
+                sent_bytes_per_second: rates.sent as u64,
+                received_bytes_per_second: rates.received as u64,
+                local_bytes_per_second: rates.local as u64,
             },
+            alerts: picture.alerts.clone(),
         }
     }
 }

@@ -25,6 +25,7 @@ use crate::{
     database::{join_tokens::JoinToken, members::Member, now},
     membership::Membership,
     picture::{Eyes, HostView},
+    rates::Rates,
 };
 
 /// Longest life of a join token: a year.
@@ -258,6 +259,10 @@ pub(super) struct Live {
     free_bytes: u64,
     sent_bytes: u64,
     received_bytes: u64,
+    /// Between the last two heartbeats.
+    sent_bytes_per_second: u64,
+    received_bytes_per_second: u64,
+    local_bytes_per_second: u64,
     imports: u64,
     exports: u64,
     failures: u64,
@@ -268,6 +273,7 @@ pub(super) struct Live {
 impl Live {
     fn new(view: &HostView) -> Self {
         let (state, report) = (&view.state, &view.state.report);
+        let rates = if view.is_up { view.meter.rates() } else { Rates::default() };
         Self {
             heard_seconds_ago: view.heard.elapsed().as_secs(),
             epoch: state.epoch,
@@ -277,6 +283,9 @@ impl Live {
             free_bytes: report.free_bytes,
             sent_bytes: report.sent_bytes,
             received_bytes: report.received_bytes,
+            sent_bytes_per_second: rates.sent as u64,
+            received_bytes_per_second: rates.received as u64,
+            local_bytes_per_second: rates.local as u64,
             imports: report.imports,
             exports: report.exports,
             failures: report.failures,

@@ -49,6 +49,7 @@ async fn walk(cluster: &Cluster, browser: &Browser, pictures: Option<PathBuf>) -
     browser.prefer("light").await?;
     first_admin(cluster, browser).await?;
     a_node_joins(cluster, browser).await?;
+    the_ring_is_shown(cluster, browser).await?;
     a_limit_is_changed(cluster, browser).await?;
     every_page_fits(browser).await?;
     if let Some(folder) = pictures {
@@ -107,7 +108,22 @@ async fn a_node_joins(cluster: &Cluster, browser: &Browser) -> anyhow::Result<()
         ensure!(browser.all("tbody .mark.bad").await?.len() == 1);
         Ok(())
     })
-    .await
+    .await?;
+    browser.page("overview").await?;
+    browser.reads("Warning The host is down.").await
+}
+
+/// The picture of the ring says in numbers and letters what it shows in colours.
+async fn the_ring_is_shown(cluster: &Cluster, browser: &Browser) -> anyhow::Result<()> {
+    browser.page("ring").await?;
+    let shown = browser.sees("//*[name()='svg']").await?.attr("aria-label").await?.unwrap_or_default();
+    ensure!(shown.starts_with("Shares of the ring: A ") && shown.contains(" %, B "), "{shown}");
+    let arcs = browser.all(".picture path").await?.len();
+    ensure!((30..=362).contains(&arcs), "{arcs} arcs");
+    let rows = browser.text().await?;
+    ensure!(cluster.schedulers().iter().all(|one| rows.contains(one.peer_id())), "{rows}");
+    ensure!(browser.all("tbody .mark.good").await?.len() == 4, "two are active and warm: {rows}");
+    Ok(())
 }
 
 /// A wrong value is told while it is typed; a good one is in force everywhere.
