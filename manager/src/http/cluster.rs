@@ -7,8 +7,9 @@ use axum::{
 };
 use damselfly_messages::{
     id::{ContentId, TaskId},
-    info::{CandidateState, HostReport, TaskFilter, TaskState},
+    info::{self, CandidateState, HostReport, TaskFilter, TaskState},
     name::Name,
+    piece::PieceLayout,
     wire::Invalid,
 };
 use serde::{Deserialize, Serialize};
@@ -126,6 +127,20 @@ pub(super) struct Candidate {
     holders: u32,
     /// Some of them.
     peers: Vec<String>,
+    /// How many pieces it has.
+    pieces: u32,
+    /// How long each piece is but the last.
+    piece_bytes: u32,
+    /// Some of the hosts that have a part of it, those with most first. Only in the answer about one task.
+    partial: Vec<PartialHolder>,
+}
+
+/// A host that has a part of a content.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct PartialHolder {
+    peer_id: String,
+    /// How many pieces it has; schedulers do not know which.
+    pieces: u32,
 }
 
 impl Task {
@@ -141,6 +156,10 @@ impl Task {
 
 impl Candidate {
     fn new(state: CandidateState) -> Self {
+        // A binding of a length that no content can have is none of this version's.
+        let layout = PieceLayout::new(state.binding.content_bytes).ok();
+        let partial =
+            |holder: &info::PartialHolder| PartialHolder { peer_id: holder.peer.to_string(), pieces: holder.pieces };
         Self {
             content_id: state.binding.content.to_string(),
             bytes: state.binding.content_bytes,
@@ -150,6 +169,9 @@ impl Candidate {
             state: if state.available { "available" } else { "unavailable" },
             holders: state.holders,
             peers: state.peers.iter().map(ToString::to_string).collect(),
+            pieces: layout.map_or(0, |layout| layout.pieces()),
+            piece_bytes: layout.map_or(0, |layout| layout.piece_bytes()),
+            partial: state.partial.iter().map(partial).collect(),
         }
     }
 }

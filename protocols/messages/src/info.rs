@@ -157,6 +157,18 @@ pub struct CandidateState {
     pub available: bool,
     /// Some of the holders, at most [`HOLDERS_MAX`].
     pub peers: Vec<PeerId>,
+    /// Hosts that have or fetch a part of it, those with most first, at most [`HOLDERS_MAX`]. Only told of a task that was
+    /// asked for by its ID.
+    pub partial: Vec<PartialHolder>,
+}
+
+/// A host that has a part of a content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PartialHolder {
+    /// Which.
+    pub peer: PeerId,
+    /// How many pieces it has; schedulers do not know which.
+    pub pieces: u32,
 }
 
 impl From<&HostReport> for pb::HostReport {
@@ -277,6 +289,20 @@ impl TryFrom<pb::HostState> for HostState {
     }
 }
 
+impl From<&PartialHolder> for pb::PartialHolder {
+    fn from(holder: &PartialHolder) -> Self {
+        Self { peer: holder.peer.to_bytes(), pieces: holder.pieces }
+    }
+}
+
+impl TryFrom<pb::PartialHolder> for PartialHolder {
+    type Error = Invalid;
+
+    fn try_from(holder: pb::PartialHolder) -> Result<Self, Invalid> {
+        Ok(Self { peer: peer(&holder.peer)?, pieces: holder.pieces })
+    }
+}
+
 impl From<&CandidateState> for pb::CandidateState {
     fn from(candidate: &CandidateState) -> Self {
         Self {
@@ -284,6 +310,7 @@ impl From<&CandidateState> for pb::CandidateState {
             holders: candidate.holders,
             available: candidate.available,
             peers: candidate.peers.iter().map(|peer| peer.to_bytes()).collect(),
+            partial: candidate.partial.iter().map(Into::into).collect(),
         }
     }
 }
@@ -298,6 +325,7 @@ impl TryFrom<pb::CandidateState> for CandidateState {
             holders: candidate.holders,
             available: candidate.available,
             peers: peers.iter().map(|bytes| peer(bytes)).collect::<Result<_, _>>()?,
+            partial: each("partial holders", candidate.partial, HOLDERS_MAX)?,
         })
     }
 }
@@ -400,7 +428,9 @@ mod tests {
         let hosts = HostsAnswer { epoch: 3, items: vec![host], more: true, warm: true, ..HostsAnswer::default() };
         let accepted = Some(UnixMillis(1));
         let binding = Binding { content, content_bytes: 1, generation: 1, accepted, expires: None };
-        let candidates = vec![CandidateState { binding, holders: 1, available: true, peers: vec![PeerId::random()] }];
+        let partial = vec![PartialHolder { peer: PeerId::random(), pieces: 3 }];
+        let peers = vec![PeerId::random()];
+        let candidates = vec![CandidateState { binding, holders: 1, available: true, peers, partial }];
         let tasks = TasksAnswer { items: vec![TaskState { task, candidates }], more_after: Some(task) };
         for response in [Response::Hosts(hosts), Response::Tasks(tasks)] {
             assert_eq!(Response::from_bytes(&response.to_bytes()), Ok(response));

@@ -1,12 +1,12 @@
 //! What the manager asks, for people.
 
-use std::ops::Bound;
+use std::{cmp::Reverse, ops::Bound};
 
 use damselfly_messages::{
     id::TaskId,
     info::{
-        CandidateState, HOLDERS_MAX, HOSTS_MAX, HostState, HostsAnswer, Request, Response, TaskFilter, TaskState,
-        TasksAnswer,
+        CandidateState, HOLDERS_MAX, HOSTS_MAX, HostState, HostsAnswer, PartialHolder, Request, Response, TaskFilter,
+        TaskState, TasksAnswer,
     },
 };
 use libp2p::PeerId;
@@ -58,14 +58,14 @@ impl State {
     fn inform_of_tasks(&self, after: Option<TaskId>, limit: usize, of: &TaskFilter) -> TasksAnswer {
         if let Some(task) = of.task {
             let known = self.tasks.get(&task).filter(|known| fits(known, of));
-            let items = known.map(|known| self.task_state(task, known)).into_iter().collect();
+            let items = known.map(|known| self.task_state(task, known, true)).into_iter().collect();
             return TasksAnswer { items, more_after: None };
         }
         let begin = after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut answer = TasksAnswer::default();
         for (looked, (task, known)) in self.tasks.range((begin, Bound::Unbounded)).enumerate() {
             if fits(known, of) {
-                answer.items.push(self.task_state(*task, known));
+                answer.items.push(self.task_state(*task, known, false));
             }
             if answer.items.len() == limit || looked + 1 == LOOKED_AT_MAX {
                 let is_last = self.tasks.last_key_value().is_some_and(|(last, _)| last == task);
@@ -76,13 +76,21 @@ impl State {
         answer
     }
 
-    fn task_state(&self, task: TaskId, known: &Task) -> TaskState {
-        let candidates = known.standing().map(|candidate| self.candidate_state(&task, candidate)).collect();
+    /// Lists are short of partial holders: there may be many tasks in one.
+    fn task_state(&self, task: TaskId, known: &Task, in_full: bool) -> TaskState {
+        let candidates = known.standing().map(|candidate| self.candidate_state(&task, candidate, in_full)).collect();
         TaskState { task, candidates }
     }
 
-    fn candidate_state(&self, task: &TaskId, candidate: &Candidate) -> CandidateState {
+    fn candidate_state(&self, task: &TaskId, candidate: &Candidate, in_full: bool) -> CandidateState {
         let live = self.live_holders(task, candidate);
+        let mut partial: Vec<_> = live
+            .iter()
+            .filter(|(_, pieces)| in_full && **pieces != u32::MAX)
+            .filter_map(|(host, pieces)| Some(PartialHolder { peer: self.hosts.get(*host)?.peer, pieces: *pieces }))
+            .collect();
+        partial.sort_unstable_by_key(|holder| Reverse(holder.pieces));
+        partial.truncate(HOLDERS_MAX);
         let complete = live.iter().filter(|(_, pieces)| **pieces == u32::MAX);
         let peers: Vec<_> = complete.filter_map(|(host, _)| Some(self.hosts.get(*host)?.peer)).collect();
         CandidateState {
@@ -90,6 +98,7 @@ impl State {
             holders: peers.len() as u32,
             available: !peers.is_empty() || super::ask::together_complete(candidate, &live),
             peers: peers.into_iter().take(HOLDERS_MAX).collect(),
+            partial,
         }
     }
 }

@@ -70,6 +70,11 @@ impl Browser {
         Ok(self.web.goto(url).await?)
     }
 
+    /// Loads the page anew.
+    pub async fn reload(&self) -> anyhow::Result<()> {
+        Ok(self.web.refresh().await?)
+    }
+
     /// Runs a script in the page.
     pub async fn script(&self, script: &str) -> anyhow::Result<Value> {
         Ok(self.web.execute(script, Vec::new()).await?.json().clone())

@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use damselfly_tests::{Cluster, Options, screenshots, until};
+use thirtyfour::Key;
 
 use crate::{
     browser::Browser,
@@ -51,6 +52,7 @@ async fn walk(cluster: &Cluster, browser: &Browser, pictures: Option<PathBuf>) -
     a_node_joins(cluster, browser).await?;
     the_ring_is_shown(cluster, browser).await?;
     a_limit_is_changed(cluster, browser).await?;
+    the_keyboard_reaches_everything(browser).await?;
     every_page_fits(browser).await?;
     if let Some(folder) = pictures {
         pictures_of(browser, &folder).await?;
@@ -138,7 +140,7 @@ async fn a_limit_is_changed(cluster: &Cluster, browser: &Browser) -> anyhow::Res
     let dialog = browser.sees("//dialog[@open]").await?.text().await?;
     ensure!(dialog.contains("candidate_parents 16 7"), "{dialog}");
     // Escape does nothing but close it, and the focus is where it was.
-    browser.keys(thirtyfour::Key::Escape).await?;
+    browser.keys(Key::Escape).await?;
     browser.has_focus("button.main").await?;
     ensure!(cluster.settings().await?.1.candidate_parents == 16, "it is in force without consent");
     browser.press("Review the change").await?;
@@ -168,7 +170,38 @@ async fn a_task_is_deleted(cluster: &Cluster, browser: &Browser) -> anyhow::Resu
     cluster.node(1).stat("models/kept").await?.ok().map(drop)
 }
 
-/// No page is wider than a phone, and each can be used without a mouse.
+/// Without a mouse: past the pages to the content, and from one control to the next, round the whole page.
+async fn the_keyboard_reaches_everything(browser: &Browser) -> anyhow::Result<()> {
+    browser.page("access").await?;
+    browser.reload().await?;
+    browser.sees("//main[@data-page='access']").await?;
+    browser.keys(Key::Tab + "").await?;
+    browser.has_focus("#skip").await?;
+    browser.keys(Key::Enter + "").await?;
+    browser.has_focus("#main").await?;
+    let controls =
+        "return [...document.querySelectorAll('main a, main button, main input, main select, main [tabindex=\"0\"]')]
+        .filter(one => one.checkVisibility()).length";
+    let controls = browser.script(controls).await?.as_u64().context("no number")?;
+    ensure!(controls > 10, "{controls} controls");
+    let mut reached = 0;
+    loop {
+        browser.keys(Key::Tab + "").await?;
+        let script = "const one = document.activeElement; const style = getComputedStyle(one);
+            return [one.closest('main') !== null, style.outlineStyle !== 'none', one.outerHTML]";
+        let told = browser.script(script).await?;
+        if told[0] != true {
+            break;
+        }
+        ensure!(told[1] == true, "it has the focus, and nobody sees it: {}", told[2]);
+        reached += 1;
+        ensure!(reached <= controls, "the focus does not leave the page: {}", told[2]);
+    }
+    ensure!(reached == controls, "{reached} of {controls} controls are reached");
+    Ok(())
+}
+
+/// No page is wider than a phone.
 async fn every_page_fits(browser: &Browser) -> anyhow::Result<()> {
     browser.resize(PHONE.0, PHONE.1).await?;
     for page in PAGES {
@@ -176,6 +209,11 @@ async fn every_page_fits(browser: &Browser) -> anyhow::Result<()> {
         let wide = browser.overflow().await?;
         ensure!(wide.is_empty(), "{page} is wider than {} pixels: {wide:#?}", PHONE.0);
     }
+    browser.page("tasks").await?;
+    browser.script("document.querySelector('tbody a').click()").await?;
+    browser.sees("//main[@data-page='task']").await?;
+    let wide = browser.overflow().await?;
+    ensure!(wide.is_empty(), "a task is wider: {wide:#?}");
     browser.resize(WIDE.0, WIDE.1).await
 }
 
@@ -187,6 +225,10 @@ async fn pictures_of(browser: &Browser, folder: &Path) -> anyhow::Result<()> {
         let name = if page == "config" { "configuration" } else { page };
         browser.screenshot(&folder.join(format!("{name}.png"))).await?;
     }
+    browser.page("tasks").await?;
+    browser.script("document.querySelector('tbody a').click()").await?;
+    browser.sees("//main[@data-page='task']").await?;
+    browser.screenshot(&folder.join("task.png")).await?;
     browser.page("overview").await?;
     browser.prefer("dark").await?;
     browser.screenshot(&folder.join("overview-dark.png")).await?;

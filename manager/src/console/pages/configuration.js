@@ -51,9 +51,7 @@ export async function open(view, _argument, again) {
 
 // What each setting means and may be; older managers do not tell.
 async function fieldsOfSettings() {
-  if (!await has("/config/fields")) return [];
-  const told = await get("/config/fields");
-  return Array.isArray(told) ? told : told.items ?? told.fields ?? [];
+  return await has("/config/fields") ? (await get("/config/fields")).items : [];
 }
 
 function paintDifferences(changed) {

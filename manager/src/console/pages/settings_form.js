@@ -60,7 +60,7 @@ function problemOf(text) {
 
 function inputOf(name, value, about, readOnly, changed) {
   const kind = typeof value;
-  const unit = about?.unit ?? (name.endsWith("_ms") ? "ms" : name.endsWith("bytes_per_second") ? "bytes/s" : "");
+  const unit = about?.unit ?? (name.endsWith("_ms") ? "milliseconds" : name.endsWith("bytes_per_second") ? "bytes per second" : "");
   const says = make("span", { class: "wrong", id: `${name}-says`, role: "status" });
   const input = make("input", { name, type: kind === "number" ? "number" : kind === "boolean" ? "checkbox" : "text",
     step: kind === "number" && "1", readonly: readOnly, disabled: readOnly && kind === "boolean", autocomplete: "off",
@@ -69,8 +69,8 @@ function inputOf(name, value, about, readOnly, changed) {
   const help = make("span", { class: "help", id: `${name}-help` });
   const range = rangeOf(about);
   const describe = () => {
-    help.textContent = [about?.help ?? about?.description, range && `${range}${unit && ` ${unit}`}.`, readable(input, unit)]
-      .filter(Boolean).join(" ");
+    help.textContent = [about?.description, (range || unit) && `${range} ${unit}`.trim(), readable(input, unit, about)]
+      .filter(Boolean).map(text => text.endsWith(".") ? text : `${text}.`).join(" ");
   };
   input.addEventListener("input", () => {
     const problem = kind === "number" ? problemOfNumber(input.value, about) : null;
@@ -82,30 +82,30 @@ function inputOf(name, value, about, readOnly, changed) {
     if (!problem) changed(kind === "number" ? Number(input.value) : kind === "boolean" ? input.checked : input.value);
   });
   describe();
-  return field(unit && !name.endsWith(unit) ? `${name} (${unit})` : name, input, says, help);
+  return field(name, input, says, help);
 }
 
-const hasZero = about => Boolean(about?.zero ?? about?.zero_allowed ?? about?.or_zero);
-
+// 0 may stand for something of its own, outside of the range.
 function rangeOf(about) {
-  if (about?.min === undefined || about?.max === undefined || about.min === null || about.max === null) return "";
-  return `${hasZero(about) && about.min > 0 ? "0, or " : ""}${about.min} to ${about.max}`;
+  if (about?.minimum === undefined || about?.maximum === undefined) return "";
+  return `${about.zero ? `0 (${about.zero}), or ` : ""}${about.minimum} to ${about.maximum}`;
 }
 
 function problemOfNumber(text, about) {
   const number = Number(text);
   if (text.trim() === "" || !Number.isSafeInteger(number) || number < 0) return "A whole number is needed.";
-  const outside = number < (about?.min ?? 0) || number > (about?.max ?? Number.MAX_SAFE_INTEGER);
-  if (outside && !(number === 0 && hasZero(about))) return `Allowed is ${rangeOf(about)}.`;
+  const outside = number < (about?.minimum ?? 0) || number > (about?.maximum ?? Number.MAX_SAFE_INTEGER);
+  if (outside && !(number === 0 && about?.zero)) return `Allowed is ${rangeOf(about)}.`;
   return null;
 }
 
-// Large numbers as people read them.
-function readable(input, unit) {
+// Numbers as people read them: what 0 stands for, and large ones in larger units.
+function readable(input, unit, about) {
   const number = Number(input.value);
+  if (number === 0 && about?.zero) return `= ${about.zero}`;
   if (!Number.isFinite(number) || number < 1000) return "";
-  if (unit.startsWith("bytes")) return `= ${size(number)}${unit.endsWith("/s") ? "/s" : ""}`;
-  if (unit !== "ms" && unit !== "milliseconds") return "";
+  if (unit.startsWith("bytes")) return `= ${size(number)}${unit === "bytes per second" ? "/s" : ""}`;
+  if (unit !== "milliseconds") return "";
   const [seconds, name] = [[86_400, "days"], [3_600, "hours"], [60, "minutes"], [1, "s"]]
     .find(([one]) => number >= 1000 * one);
   return `= ${Number((number / 1000 / seconds).toFixed(2))} ${name}`;

@@ -279,6 +279,9 @@ fn the_manager_is_told_of_hosts_and_tasks() {
     for (host, task, byte) in [(200, "a", A), (201, "a", A), (200, "b", B), (201, "c", A)] {
         bench.announce(host, complete(task, binding(content(byte), 1, Some(1))));
     }
+    for (host, pieces) in [(202, 2), (203, 5)] {
+        bench.announce(host, held("a", binding(content(A), 1, Some(1)), Holding::Partial { pieces }));
+    }
     let inform = |request| bench.state.inform(&request, bench.now());
     let info::Response::Hosts(hosts) = inform(info::Request::Hosts { after: None }) else { panic!("not hosts") };
     assert_eq!((hosts.hosts, hosts.tasks, hosts.epoch, hosts.more, hosts.items.len()), (4, 3, 1, false, 4));
@@ -298,6 +301,9 @@ fn the_manager_is_told_of_hosts_and_tasks() {
     let named = tasks(None, 2, info::TaskFilter { task: Some(name("a").task_id()), content: None });
     let candidate = &named.items[0].candidates[0];
     assert_eq!((candidate.holders, candidate.available, candidate.peers.len()), (2, true, 2));
+    let partial: Vec<_> = candidate.partial.iter().map(|holder| (holder.peer, holder.pieces)).collect();
+    assert_eq!(partial, [(peer(203), 5), (peer(202), 2)], "those with most come first");
+    assert!(first.items.iter().flat_map(|task| &task.candidates).all(|one| one.partial.is_empty()), "lists are short");
     let of_a = tasks(None, 9, info::TaskFilter { task: None, content: Some(content(A)) });
     assert_eq!(of_a.items.len(), 2, "by content");
     assert!(tasks(None, 9, info::TaskFilter { task: Some(name("none").task_id()), content: None }).items.is_empty());
