@@ -176,7 +176,13 @@ impl Browser {
         Ok(found.as_array().context("no list")?.iter().map(Value::to_string).collect())
     }
 
-    /// Takes a picture of the whole page.
+    /// Texts that do not stand out from what is behind them as WCAG's level AA wants: 4.5 to 1.
+    pub async fn faint(&self) -> anyhow::Result<Vec<String>> {
+        let found = self.script(include_str!("contrast.js")).await?;
+        Ok(found.as_array().context("no list")?.iter().map(Value::to_string).collect())
+    }
+
+    /// Takes a picture of what is seen of the page.
     pub async fn screenshot(&self, file: &Path) -> anyhow::Result<()> {
         Ok(self.web.screenshot(file).await?)
     }

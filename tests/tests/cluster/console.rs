@@ -55,6 +55,7 @@ async fn walk(cluster: &Cluster, browser: &Browser, pictures: Option<PathBuf>) -
     the_keyboard_reaches_everything(browser).await?;
     every_page_fits(browser).await?;
     if let Some(folder) = pictures {
+        something_moves(cluster, browser).await?;
         pictures_of(browser, &folder).await?;
     }
     a_task_is_deleted(cluster, browser).await?;
@@ -201,13 +202,18 @@ async fn the_keyboard_reaches_everything(browser: &Browser) -> anyhow::Result<()
     Ok(())
 }
 
-/// No page is wider than a phone.
+/// No page is wider than a phone, and all that is written on it can be read, by day and by night.
 async fn every_page_fits(browser: &Browser) -> anyhow::Result<()> {
     browser.resize(PHONE.0, PHONE.1).await?;
     for page in PAGES {
         browser.page(page).await?;
         let wide = browser.overflow().await?;
         ensure!(wide.is_empty(), "{page} is wider than {} pixels: {wide:#?}", PHONE.0);
+        for scheme in ["dark", "light"] {
+            browser.prefer(scheme).await?;
+            let faint = browser.faint().await?;
+            ensure!(faint.is_empty(), "{page}, {scheme}: {faint:#?}");
+        }
     }
     browser.page("tasks").await?;
     browser.script("document.querySelector('tbody a').click()").await?;
@@ -215,6 +221,29 @@ async fn every_page_fits(browser: &Browser) -> anyhow::Result<()> {
     let wide = browser.overflow().await?;
     ensure!(wide.is_empty(), "a task is wider: {wide:#?}");
     browser.resize(WIDE.0, WIDE.1).await
+}
+
+/// So that there is something to be seen in the pictures.
+async fn something_moves(cluster: &Cluster, browser: &Browser) -> anyhow::Result<()> {
+    browser.page("overview").await?;
+    for number in 1..=4 {
+        let name = format!("models/{number}");
+        let file = cluster.file(&format!("moved {number}"), 48 << 20)?;
+        cluster.node(0).import(&name, &file).await?.ok()?;
+        for node in [1, 2, 1] {
+            exports(cluster, cluster.node(node), &name, &file).await?;
+        }
+        let all = "return [...document.querySelectorAll('svg.line')].map(one => one.getAttribute('aria-label'))";
+        until("it is seen", SETTLED, async || {
+            let told = browser.script(all).await?;
+            let still =
+                told.as_array().context("no list")?.iter().filter(|one| one.to_string().contains(", 0 B/s at most"));
+            ensure!(still.count() == 0, "{told}");
+            Ok(())
+        })
+        .await?;
+    }
+    Ok(())
 }
 
 /// For the documentation.
