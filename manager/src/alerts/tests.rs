@@ -6,6 +6,7 @@ use damselfly_messages::{
     config::{Acceptance, Configuration, Revocation, SchedulerEntry, Settings, Verdict},
     id::ClusterId,
     info::{HostState, HostsAnswer},
+    membership::Root,
 };
 use libp2p::identity::Keypair;
 
@@ -73,8 +74,11 @@ impl World {
         let schedulers = self.ring.iter().map(entry).collect();
         let settings = Settings { schedulers, credential_ms: LIFE_MS, ..Settings::default() };
         let revoked = self.revoked.iter().map(|peer| Revocation { peer: *peer, at: TIME }).collect();
-        let configuration = Configuration { cluster, epoch: EPOCH, issued: TIME, settings, revoked };
-        let signed = configuration.sign(&root).expect("valid");
+        let root = Root::founding(root);
+        let roots = root.roots().expect("genuine");
+        let issuer = root.certify(Keypair::generate_ed25519(), UnixMillis(0), Duration::MAX).expect("certified");
+        let configuration = Configuration { cluster, epoch: EPOCH, issued: TIME, settings, revoked, roots };
+        let signed = configuration.sign(&issuer).expect("valid");
         match Acceptance::new(cluster).offer(&signed).expect("accepted") {
             Verdict::Newer(accepted) => accepted,
             Verdict::Known => panic!("it is the first"),

@@ -8,8 +8,8 @@ use axum::{
 };
 
 use super::{
-    App, audit, cluster, config, events, fields, history, membership, openapi, ring, roots, schedulers, session, tokens,
-    users,
+    App, audit, cluster, config, events, fields, history, membership, openapi, ring, roots, schedulers, session,
+    tokens, users,
 };
 use crate::access::Role;
 

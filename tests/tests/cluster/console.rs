@@ -38,8 +38,8 @@ async fn an_operator_works_with_the_console() -> anyhow::Result<()> {
         if done.is_err() {
             eprintln!("--- the page\n{}", browser.text().await.unwrap_or_default());
         }
-        stayed_here(cluster, &mut browser).await?;
-        done
+        let stayed = stayed_here(cluster, &mut browser).await;
+        done.and(stayed)
     })
     .await?;
     browser.end().await
