@@ -3,9 +3,9 @@
 use std::ops::RangeInclusive;
 
 const NAME_BYTES_MAX: usize = 64;
-const LABEL_BYTES: RangeInclusive<usize> = 1..=100;
+const LABEL_CHARS: RangeInclusive<usize> = 1..=100;
 /// Long enough to stand guessing; short enough to be hashed.
-const PASSWORD_BYTES: RangeInclusive<usize> = 12..=256;
+const PASSWORD_CHARS: RangeInclusive<usize> = 12..=256;
 
 /// A user's name: lower case letters, digits, `.`, `_` and `-`, beginning with a letter or digit.
 ///
@@ -28,11 +28,11 @@ pub fn check_name(name: &str) -> Result<(), String> {
 /// # Errors
 /// What is allowed.
 pub fn check_label(label: &str) -> Result<(), String> {
-    let is_good = LABEL_BYTES.contains(&label.len()) && !label.chars().any(char::is_control);
+    let is_good = LABEL_CHARS.contains(&label.chars().count()) && !label.chars().any(char::is_control);
     if is_good {
         Ok(())
     } else {
-        Err(format!("a label has 1 to {} bytes and no control characters", LABEL_BYTES.end()))
+        Err(format!("a label has 1 to {} characters, none of them a control character", LABEL_CHARS.end()))
     }
 }
 
@@ -41,9 +41,9 @@ pub fn check_label(label: &str) -> Result<(), String> {
 /// # Errors
 /// What is allowed.
 pub fn check_password(password: &str) -> Result<(), String> {
-    let is_good = PASSWORD_BYTES.contains(&password.len());
-    let (least, most) = (PASSWORD_BYTES.start(), PASSWORD_BYTES.end());
-    if is_good { Ok(()) } else { Err(format!("a password has {least} to {most} bytes")) }
+    let is_good = PASSWORD_CHARS.contains(&password.chars().count());
+    let (least, most) = (PASSWORD_CHARS.start(), PASSWORD_CHARS.end());
+    if is_good { Ok(()) } else { Err(format!("a password has {least} to {most} characters")) }
 }
 
 #[cfg(test)]

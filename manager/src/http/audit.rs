@@ -35,6 +35,7 @@ pub(super) struct AuditList {
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct AuditEntry {
     id: String,
+    #[schema(format = DateTime)]
     at: String,
     actor: String,
     action: String,

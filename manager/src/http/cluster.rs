@@ -121,7 +121,9 @@ pub(super) struct Candidate {
     content_id: String,
     bytes: u64,
     generation: u64,
+    #[schema(format = DateTime)]
     accepted: Option<String>,
+    #[schema(format = DateTime)]
     expires: Option<String>,
     state: &'static str,
     holders: u32,

@@ -50,9 +50,6 @@ pub(super) struct Allowed {
 }
 
 impl Allowed {
-    /// The parameters in the query.
-    pub(super) const QUERY: &[&str] = &["allow_empty"];
-
     pub(super) const fn empty_ring(&self) -> EmptyRing {
         if self.allow_empty { EmptyRing::Allowed } else { EmptyRing::Refused }
     }

@@ -15,7 +15,8 @@ use crate::access::{Access, AccessError, Caller, Secret};
 
 /// The cookie of a session.
 pub(super) const COOKIE: &str = "dfmanager_session";
-const CSRF: &str = "x-csrf-token";
+/// The header that goes with it.
+pub(super) const CSRF: &str = "x-csrf-token";
 /// What a browser says about who made a request.
 const SITE: &str = "sec-fetch-site";
 
@@ -23,9 +24,16 @@ const SITE: &str = "sec-fetch-site";
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Origin(pub(super) Option<SocketAddr>);
 
+/// What a route asks of a request.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rules {
+    pub(super) needs: Needs,
+    pub(super) takes_json: bool,
+}
+
 /// Lets a request through that may be made, and tells the route who makes it.
 pub(super) async fn admit(
-    State((access, needs)): State<(Access, Needs)>,
+    State((access, rules)): State<(Access, Rules)>,
     mut request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
@@ -33,14 +41,15 @@ pub(super) async fn admit(
     if changes {
         same_site(request.headers())?;
     }
-    if needs != Needs::Nothing {
+    if rules.needs != Needs::Nothing {
         let caller = caller(&access, request.headers()).await?.ok_or_else(Problem::unauthorized)?;
-        allow(needs, &caller, request.uri().path())?;
+        allow(rules.needs, &caller, request.uri().path())?;
         if changes {
             check_csrf(&caller, request.headers())?;
         }
         request.extensions_mut().insert(caller);
     }
+    well_formed(&request, rules)?;
     let from = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
     request.extensions_mut().insert(Origin(from));
     Ok(next.run(request).await)
@@ -107,6 +116,27 @@ fn check_csrf(caller: &Caller, headers: &HeaderMap) -> Result<(), Problem> {
     }
     let detail = "send the csrf_token of the session in X-CSRF-Token";
     Err(Problem::new(StatusCode::FORBIDDEN, "csrf", detail))
+}
+
+/// What no route could make sense of is refused here, for all of them.
+fn well_formed(request: &Request, rules: Rules) -> Result<(), Problem> {
+    // IDs and names need no escaping, so what is escaped names nothing.
+    if request.uri().path().contains('%') {
+        return Err(Problem::not_found());
+    }
+    // PostgreSQL knows no text with it.
+    if request.uri().query().is_some_and(|query| query.contains("%00") || query.contains('\0')) {
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "invalid_query", "the query has a NUL character"));
+    }
+    let kind = request.headers().get(header::CONTENT_TYPE).map(|kind| kind.to_str().unwrap_or_default());
+    let kind = kind.map(|kind| kind.split(';').next().unwrap_or_default().trim());
+    match kind {
+        Some(kind) if rules.takes_json && !kind.eq_ignore_ascii_case("application/json") => {
+            let detail = "the body is JSON: send Content-Type: application/json";
+            Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not_json", detail))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Other sites' pages do not even log in.

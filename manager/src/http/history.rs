@@ -21,15 +21,6 @@ use utoipa::{
 use super::{Problem, config, guard::Origin, page, time::rfc3339};
 use crate::{access::Caller, state::State, store::Past};
 
-/// Which part of the history.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Wanted {
-    limit: Option<u32>,
-    /// The oldest epoch that has been shown.
-    cursor: Option<u64>,
-}
-
 /// Epochs, newest first.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct History {
@@ -41,6 +32,7 @@ pub(super) struct History {
 pub(super) struct Entry {
     epoch: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime)]
     issued: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
@@ -54,9 +46,9 @@ pub(super) struct Entry {
 
 pub(super) async fn show(
     extract::State(state): extract::State<State>,
-    wanted: Result<Query<Wanted>, QueryRejection>,
+    wanted: Result<Query<page::Numbered>, QueryRejection>,
 ) -> Result<Json<History>, Problem> {
-    let Wanted { limit, cursor } = page::read(wanted)?;
+    let page::Numbered { limit, cursor } = page::read(wanted)?;
     let limit = page::limit(limit)? as usize;
     // One more: the last one shown is compared with it, and it tells whether there is another page.
     let past = state.history(cursor.unwrap_or(u64::MAX), limit + 1).await?;
@@ -147,6 +139,7 @@ pub(super) async fn compare(
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RollBack {
+    #[schema(minimum = 1, maximum = 9223372036854775807_u64)]
     epoch: u64,
 }
 

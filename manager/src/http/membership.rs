@@ -57,8 +57,10 @@ pub(super) struct Token {
     tags: Tags,
     uses: u32,
     uses_left: u32,
+    #[schema(format = DateTime)]
     created: String,
     created_by: String,
+    #[schema(format = DateTime)]
     expires: String,
     withdrawn: bool,
     /// Only when it is made.
@@ -83,18 +85,30 @@ impl Token {
     }
 }
 
+/// What a host may join as.
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+#[expect(dead_code, reason = "only its schema is used")]
+enum JoinRole {
+    Node,
+    Seed,
+    Scheduler,
+}
+
 /// What a join token is to be.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = NewJoinToken)]
 pub(super) struct NewToken {
-    #[schema(value_type = Vec<String>)]
+    #[schema(value_type = Vec<JoinRole>, min_items = 1)]
     roles: Vec<Role>,
     #[serde(default)]
     tags: Tags,
     #[serde(default = "one")]
+    #[schema(minimum = 1, maximum = 100000)]
     uses: u32,
     #[serde(default = "one_hour")]
+    #[schema(minimum = 1, maximum = 31536000)]
     ttl_seconds: u64,
 }
 
@@ -138,9 +152,9 @@ pub(super) async fn make_token(
 
 pub(super) async fn tokens(
     extract::State(membership): extract::State<Membership>,
-    wanted: Result<Query<Wanted>, QueryRejection>,
+    wanted: Result<Query<page::Numbered>, QueryRejection>,
 ) -> Result<Json<JoinTokenList>, Problem> {
-    let Wanted { limit, cursor } = page::read(wanted)?;
+    let page::Numbered { limit, cursor } = page::read(wanted)?;
     let found = membership.database().join_tokens(&page::page(limit, cursor)?).await?;
     let items = found.items.into_iter().map(|token| Token::new(token, None)).collect();
     Ok(Json(JoinTokenList { items, next: found.next }))
@@ -163,7 +177,14 @@ pub(super) async fn withdraw(
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NewRevocation {
+    #[schema(pattern = "^12D3KooW[1-9A-HJ-NP-Za-km-z]{44}$")]
     peer_id: String,
+    /// For the audit.
+    #[schema(
+        max_length = 500,
+        pattern = r"^[^\u0000-\u001f\u007f-\u009f]*[^\s\u0000-\u001f\u007f-\u009f][^\u0000-\u001f\u007f-\u009f]*$",
+        example = "sold"
+    )]
     reason: String,
 }
 
@@ -171,6 +192,7 @@ pub(super) struct NewRevocation {
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Revocation {
     peer_id: String,
+    #[schema(format = DateTime)]
     at: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
@@ -186,8 +208,11 @@ pub(super) async fn revoke(
 ) -> Result<(StatusCode, Json<Revocation>), Problem> {
     let NewRevocation { peer_id, reason } = read_body(body)?;
     let peer: PeerId = peer_id.parse().map_err(|_| invalid(format!("peer_id: {peer_id:?} is no peer ID")))?;
-    if reason.trim().is_empty() || reason.len() > REASON_MAX {
-        return Err(invalid(format!("reason must have 1 to {REASON_MAX} bytes")));
+    let is_good = reason.chars().count() <= REASON_MAX && !reason.chars().any(char::is_control);
+    if !is_good || reason.trim().is_empty() {
+        return Err(invalid(format!(
+            "reason must have 1 to {REASON_MAX} characters, none of them a control character"
+        )));
     }
     let epoch = membership.revoke(peer, reason.clone(), caller.actor(address)).await?;
     let at = membership.revoked().into_iter().find(|revoked| revoked.peer == peer).map_or(now(), |revoked| revoked.at);
@@ -237,8 +262,11 @@ pub(super) struct Host {
     tags: Tags,
     addresses: Vec<String>,
     version: String,
+    #[schema(format = DateTime)]
     joined: String,
+    #[schema(format = DateTime)]
     renewed: String,
+    #[schema(format = DateTime)]
     expires: String,
     revoked: bool,
     /// A scheduler hears of it. Schedulers themselves are under `/schedulers`.

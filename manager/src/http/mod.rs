@@ -16,6 +16,7 @@ mod history;
 mod membership;
 mod openapi;
 mod page;
+mod parameters;
 mod ring;
 mod roots;
 mod routes;
@@ -49,7 +50,8 @@ pub struct App {
 pub fn api(app: App) -> Router {
     let mut router = Router::new();
     for route in routes::table() {
-        let guard = middleware::from_fn_with_state((app.access.clone(), route.needs), guard::admit);
+        let rules = guard::Rules { needs: route.needs, takes_json: route.takes.is_some() };
+        let guard = middleware::from_fn_with_state((app.access.clone(), rules), guard::admit);
         router = router.route(route.path, route.handler.route_layer(guard));
     }
     let router =

@@ -1,11 +1,13 @@
 //! `/api/v1/openapi.json`: the table of routes for programs.
 
-use axum::Json;
+use std::collections::BTreeSet;
+
+use axum::{Json, http::Method};
 use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
 use super::{
-    PREFIX, audit, cluster, error, fields, history, membership, ring, roots,
+    PREFIX, audit, cluster, error, fields, history, membership, parameters, ring, roots,
     routes::{self, Needs, Route},
     schedulers, session, tokens, users,
 };
@@ -67,6 +69,7 @@ pub(super) fn document() -> Value {
     document["components"]["securitySchemes"] = json!({
         "token": { "type": "http", "scheme": "bearer" },
         "session": { "type": "apiKey", "in": "cookie", "name": super::guard::COOKIE },
+        "csrf": { "type": "apiKey", "in": "header", "name": super::guard::CSRF },
     });
     document
 }
@@ -81,25 +84,17 @@ fn paths() -> Value {
 }
 
 fn operation(route: &Route) -> Value {
-    let problem = json!({
-        "description": "It was not done.",
-        "content": { "application/problem+json": { "schema": reference("Problem") } },
-    });
-    let (status, schema) = route.answers;
-    let mut done = json!({ "description": "Done." });
-    if let Some(schema) = schema {
-        done["content"] = content(schema);
-    }
     let (description, security) = match route.needs {
         Needs::Nothing => ("For everybody.".to_owned(), json!([])),
-        Needs::Role(role) => (format!("Needs the role {}.", role.name()), either()),
-        Needs::SelfOr(role) => (format!("Needs the role {}, or is about oneself.", role.name()), either()),
+        Needs::Role(role) => (format!("Needs the role {}.", role.name()), either(route)),
+        Needs::SelfOr(role) => (format!("Needs the role {}, or is about oneself.", role.name()), either(route)),
     };
     let mut operation = json!({
+        "operationId": operation_id(route),
         "summary": route.summary,
         "description": description,
         "parameters": parameters(route),
-        "responses": { status.to_string(): done, "default": problem },
+        "responses": responses(route),
         "security": security,
     });
     if let Some(schema) = route.takes {
@@ -108,18 +103,94 @@ fn operation(route: &Route) -> Value {
     operation
 }
 
-fn parameters(route: &Route) -> Vec<Value> {
-    let text = json!({ "type": "string" });
-    let in_path = route.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
-    let in_path = in_path.map(|name| json!({ "name": name, "in": "path", "required": true, "schema": text }));
-    let in_query =
-        route.query.iter().map(|name| json!({ "name": name, "in": "query", "required": false, "schema": text }));
-    in_path.chain(in_query).collect()
+/// Like `get_tasks_task_id`.
+fn operation_id(route: &Route) -> String {
+    let words = route.path.split(|letter: char| !letter.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+    words.fold(route.method.as_str().to_ascii_lowercase(), |id, word| id + "_" + word)
 }
 
-/// A token or the cookie.
-fn either() -> Value {
-    json!([{ "token": [] }, { "session": [] }])
+fn responses(route: &Route) -> Value {
+    let (status, schema) = route.answers;
+    let mut done = json!({ "description": "Done." });
+    match (schema, route.path) {
+        (Some(schema), _) => done["content"] = content(schema),
+        (None, "/events") => done["content"] = json!({ "text/event-stream": { "schema": { "type": "string" } } }),
+        (None, _) if status == 200 => {
+            done["content"] = json!({ "application/json": { "schema": { "type": "object" } } });
+        }
+        (None, _) => {}
+    }
+    if schema == Some("Settings") {
+        let etag = json!({ "type": "string", "pattern": "^\"[0-9]+\"$" });
+        done["headers"] = json!({ "ETag": { "description": "The epoch.", "required": true, "schema": etag } });
+    }
+    let mut responses = Map::from_iter([(status.to_string(), done)]);
+    for status in problems(route) {
+        responses.insert(status.to_string(), problem(status));
+    }
+    responses.into()
+}
+
+/// The statuses of what can go wrong.
+fn problems(route: &Route) -> BTreeSet<u16> {
+    let changes = route.method != Method::GET;
+    let because = [
+        (true, &[408, 500][..]),
+        // Whatever is asked, a NUL in the query is refused.
+        (true, &[400]),
+        (route.needs != Needs::Nothing, &[401, 403]),
+        (changes, &[403]),
+        (route.path.contains('{'), &[404]),
+        (route.takes.is_some(), &[413, 415]),
+        (route.if_match.is_some(), &[412]),
+        (route.if_match == Some(true), &[428]),
+        (true, route.problems),
+    ];
+    because.into_iter().filter(|(is_so, _)| *is_so).flat_map(|(_, statuses)| statuses).copied().collect()
+}
+
+fn problem(status: u16) -> Value {
+    let description = match status {
+        400 => "A parameter or the body is not as described; `detail` says what is allowed.",
+        401 => "Nothing shows who asks, or it is not good any more.",
+        403 => "Who asks may not do this, or the X-CSRF-Token of the session is missing.",
+        404 => "There is no such thing.",
+        // Of the server itself, which knows no API.
+        408 => return json!({ "description": "It took longer than 30 seconds." }),
+        409 => "It does not go with what there is.",
+        412 => "If-Match names another epoch than the one in force.",
+        413 => "The body is too long.",
+        415 => "The body is not `application/json`.",
+        422 => "The body names what the manager does not know; `detail` has the list.",
+        428 => "If-Match is missing.",
+        429 => "Too many tries; Retry-After says when there may be another one.",
+        503 => "It cannot be done now; try again, at the time of Retry-After if it is there.",
+        _ => "The manager failed.",
+    };
+    let mut problem = json!({
+        "description": description,
+        "content": { "application/problem+json": { "schema": reference("Problem") } },
+    });
+    if status == 429 {
+        let seconds = json!({ "type": "integer", "minimum": 1 });
+        problem["headers"] = json!({ "Retry-After": { "required": true, "schema": seconds } });
+    }
+    problem
+}
+
+fn parameters(route: &Route) -> Vec<Value> {
+    let in_path = route.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
+    let in_path = in_path.map(|name| parameters::in_path(route.path, name));
+    let in_query = route.query.iter().map(|parameter| parameter.document());
+    in_path.chain(in_query).chain(route.if_match.map(parameters::if_match)).collect()
+}
+
+/// A token, or the cookie, which needs a second secret for what changes something.
+fn either(route: &Route) -> Value {
+    match route.method {
+        Method::GET => json!([{ "token": [] }, { "session": [] }]),
+        _ => json!([{ "token": [] }, { "session": [], "csrf": [] }]),
+    }
 }
 
 fn content(schema: &str) -> Value {
@@ -148,7 +219,7 @@ mod tests {
         for route in routes::table() {
             let place = format!("{PREFIX}{}", route.path).replace('/', "~1");
             let method = route.method.as_str().to_ascii_lowercase();
-            assert!(document.pointer(&format!("/paths/{place}/{method}/responses/default")).is_some(), "{place}");
+            assert!(document.pointer(&format!("/paths/{place}/{method}/responses/500")).is_some(), "{place}");
         }
     }
 }

@@ -5,10 +5,21 @@ use axum::{
     http::StatusCode,
 };
 
+use serde::Deserialize;
+
 use super::Problem;
 use crate::database::{LIMIT_MAX, Page};
 
-const LIMIT_DEFAULT: u32 = 50;
+/// Items of a page when none says how many.
+pub(super) const LIMIT_DEFAULT: u32 = 50;
+
+/// Which part of a list whose cursors are numbers.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Numbered {
+    pub(super) limit: Option<u32>,
+    pub(super) cursor: Option<u64>,
+}
 
 /// A query, with a reason when it is none.
 pub(super) fn read<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Problem> {

@@ -8,8 +8,8 @@ use axum::{
 };
 
 use super::{
-    App, audit, cluster, config, events, fields, history, membership, openapi, ring, roots, schedulers, session,
-    tokens, users,
+    App, audit, cluster, config, events, fields, history, membership, openapi, parameters::Parameter, ring, roots,
+    schedulers, session, tokens, users,
 };
 use crate::access::Role;
 
@@ -34,7 +34,11 @@ pub(super) struct Route {
     /// The schema of the body.
     pub(super) takes: Option<&'static str>,
     /// The parameters in the query.
-    pub(super) query: &'static [&'static str],
+    pub(super) query: &'static [Parameter],
+    /// Whether If-Match is needed; `None` when it is not looked at.
+    pub(super) if_match: Option<bool>,
+    /// The statuses of problems beside those that follow from the rest.
+    pub(super) problems: &'static [u16],
     /// The status of success, and the schema of the answer.
     pub(super) answers: (u16, Option<&'static str>),
     pub(super) handler: MethodRouter<App>,
@@ -48,15 +52,34 @@ impl Route {
         summary: &'static str,
         handler: MethodRouter<App>,
     ) -> Self {
-        Self { method, path, needs, summary, takes: None, query: &[], answers: (200, None), handler }
+        Self {
+            method,
+            path,
+            needs,
+            summary,
+            takes: None,
+            query: &[],
+            if_match: None,
+            problems: &[],
+            answers: (200, None),
+            handler,
+        }
     }
 
     fn takes(self, schema: &'static str) -> Self {
         Self { takes: Some(schema), ..self }
     }
 
-    fn query(self, query: &'static [&'static str]) -> Self {
+    fn query(self, query: &'static [Parameter]) -> Self {
         Self { query, ..self }
+    }
+
+    fn if_match(self, is_required: bool) -> Self {
+        Self { if_match: Some(is_required), ..self }
+    }
+
+    fn problems(self, problems: &'static [u16]) -> Self {
+        Self { problems, ..self }
     }
 
     fn answers(self, status: u16, schema: impl Into<Option<&'static str>>) -> Self {
@@ -70,7 +93,11 @@ pub(super) fn table() -> Vec<Route> {
     const VIEWER: Needs = Needs::Role(Role::Viewer);
     const OPERATOR: Needs = Needs::Role(Role::Operator);
     const ADMIN: Needs = Needs::Role(Role::Admin);
-    const PAGE: &[&str] = &["limit", "cursor"];
+    use Parameter::{
+        Action, Actor, AllowEmpty, Cid, ContentId, Cursor, From, HostRole, Limit, NumberCursor, Tag, TaskCursor, To,
+    };
+    const PAGE: &[Parameter] = &[Limit, Cursor];
+    const NUMBERED: &[Parameter] = &[Limit, NumberCursor];
     let route = Route::new;
     vec![
         route(Method::GET, "/overview", VIEWER, "The cluster at a glance.", get(cluster::overview))
@@ -85,16 +112,20 @@ pub(super) fn table() -> Vec<Route> {
             patch(schedulers::change),
         )
         .takes("SchedulerChange")
-        .query(config::Allowed::QUERY)
-        .answers(200, "Scheduler"),
+        .query(&[AllowEmpty])
+        .if_match(false)
+        .answers(200, "Scheduler")
+        .problems(&[409, 503]),
         route(Method::GET, "/hosts", VIEWER, "Members, and what each said last.", get(membership::hosts))
-            .query(&["limit", "cursor", "role"])
+            .query(&[Limit, Cursor, HostRole])
             .answers(200, "HostList"),
         route(Method::GET, "/tasks", VIEWER, "Tasks, by name, content, or one after the other.", get(cluster::tasks))
-            .query(&["limit", "cursor", "cid", "tag", "content_id"])
-            .answers(200, "TaskList"),
+            .query(&[Limit, TaskCursor, Cid, Tag, ContentId])
+            .answers(200, "TaskList")
+            .problems(&[503]),
         route(Method::GET, "/tasks/{task_id}", VIEWER, "A task and its holders.", get(cluster::task))
-            .answers(200, "Task"),
+            .answers(200, "Task")
+            .problems(&[503]),
         route(
             Method::DELETE,
             "/tasks/{task_id}",
@@ -102,9 +133,10 @@ pub(super) fn table() -> Vec<Route> {
             "Deletes a task in the whole cluster.",
             delete(cluster::delete),
         )
-        .answers(200, "Deleted"),
+        .answers(200, "Deleted")
+        .problems(&[503]),
         route(Method::GET, "/join-tokens", ADMIN, "Join tokens, newest first.", get(membership::tokens))
-            .query(PAGE)
+            .query(NUMBERED)
             .answers(200, "JoinTokenList"),
         route(
             Method::POST,
@@ -122,7 +154,8 @@ pub(super) fn table() -> Vec<Route> {
             .answers(200, "RevocationList"),
         route(Method::POST, "/revocations", ADMIN, "Puts a host out, for good.", post(membership::revoke))
             .takes("NewRevocation")
-            .answers(201, "Revocation"),
+            .answers(201, "Revocation")
+            .problems(&[503]),
         route(Method::GET, "/config", VIEWER, "The settings in force; their epoch is the ETag.", get(config::show))
             .answers(200, "Settings"),
         route(
@@ -133,8 +166,10 @@ pub(super) fn table() -> Vec<Route> {
             axum::routing::put(config::change),
         )
         .takes("Settings")
-        .query(config::Allowed::QUERY)
-        .answers(200, "Settings"),
+        .query(&[AllowEmpty])
+        .if_match(true)
+        .answers(200, "Settings")
+        .problems(&[409, 503]),
         route(Method::GET, "/config/fields", VIEWER, "What each setting means and may be.", get(fields::list))
             .answers(200, "FieldList"),
         route(
@@ -144,10 +179,11 @@ pub(super) fn table() -> Vec<Route> {
             "Which settings differ between the epochs `from` and `to`.",
             get(history::compare),
         )
-        .query(&["from", "to"])
-        .answers(200, "Differences"),
+        .query(&[From, To])
+        .answers(200, "Differences")
+        .problems(&[404]),
         route(Method::GET, "/config/history", VIEWER, "What was in force, newest first.", get(history::show))
-            .query(PAGE)
+            .query(NUMBERED)
             .answers(200, "History"),
         route(
             Method::POST,
@@ -157,8 +193,10 @@ pub(super) fn table() -> Vec<Route> {
             post(history::roll_back),
         )
         .takes("RollBack")
-        .query(config::Allowed::QUERY)
-        .answers(200, "Settings"),
+        .query(&[AllowEmpty])
+        .if_match(false)
+        .answers(200, "Settings")
+        .problems(&[404, 409, 503]),
         route(Method::GET, "/roots", VIEWER, "The root keys of the cluster, oldest first.", get(roots::list))
             .answers(200, "RootList"),
         route(
@@ -169,22 +207,28 @@ pub(super) fn table() -> Vec<Route> {
             post(roots::rotate),
         )
         .takes("Rotation")
-        .answers(200, "RootList"),
+        .answers(200, "RootList")
+        .problems(&[503]),
         route(Method::POST, "/setup", Nothing, "Makes the first admin, once.", post(session::set_up))
             .takes("SetUp")
-            .answers(201, "User"),
+            .answers(201, "User")
+            .problems(&[409, 503]),
         route(Method::POST, "/session", Nothing, "Logs in.", post(session::log_in))
             .takes("LogIn")
-            .answers(200, "Session"),
+            .answers(200, "Session")
+            .problems(&[401, 429, 503]),
         route(Method::GET, "/session", VIEWER, "Who asks, and what it may do.", get(session::show))
             .answers(200, "Session"),
-        route(Method::DELETE, "/session", VIEWER, "Logs out.", delete(session::log_out)).answers(204, None),
+        route(Method::DELETE, "/session", VIEWER, "Logs out.", delete(session::log_out))
+            .answers(204, None)
+            .problems(&[409]),
         route(Method::GET, "/users", ADMIN, "All users by name.", get(users::list))
             .query(PAGE)
             .answers(200, "UserList"),
         route(Method::POST, "/users", ADMIN, "Makes a user.", post(users::create))
             .takes("NewUser")
-            .answers(201, "User"),
+            .answers(201, "User")
+            .problems(&[409, 503]),
         route(
             Method::PATCH,
             "/users/{name}",
@@ -193,17 +237,21 @@ pub(super) fn table() -> Vec<Route> {
             patch(users::change),
         )
         .takes("UserChange")
-        .answers(200, "User"),
-        route(Method::DELETE, "/users/{name}", ADMIN, "Deletes a user.", delete(users::remove)).answers(204, None),
+        .answers(200, "User")
+        .problems(&[409, 429, 503]),
+        route(Method::DELETE, "/users/{name}", ADMIN, "Deletes a user.", delete(users::remove))
+            .answers(204, None)
+            .problems(&[409]),
         route(Method::GET, "/tokens", VIEWER, "One's own tokens; everybody's for an admin.", get(tokens::list))
-            .query(PAGE)
+            .query(NUMBERED)
             .answers(200, "TokenList"),
         route(Method::POST, "/tokens", VIEWER, "Makes a token; it is shown once.", post(tokens::create))
             .takes("NewToken")
-            .answers(201, "MadeToken"),
+            .answers(201, "MadeToken")
+            .problems(&[409]),
         route(Method::DELETE, "/tokens/{id}", VIEWER, "Revokes a token.", delete(tokens::revoke)).answers(204, None),
         route(Method::GET, "/audit", OPERATOR, "Who changed what, newest first.", get(audit::list))
-            .query(&["limit", "cursor", "actor", "action"])
+            .query(&[Limit, NumberCursor, Actor, Action])
             .answers(200, "AuditList"),
         route(
             Method::GET,

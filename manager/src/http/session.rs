@@ -22,6 +22,7 @@ use crate::access::{Access, Caller, Credential, Role, SESSION_TOTAL, Secret, che
 #[serde(deny_unknown_fields)]
 pub(super) struct LogIn {
     name: String,
+    #[schema(format = Password)]
     password: String,
 }
 
@@ -31,7 +32,9 @@ pub(super) struct LogIn {
 pub(super) struct SetUp {
     /// Of the link that the manager has shown.
     secret: String,
+    #[schema(pattern = "^[a-z0-9][a-z0-9._-]{0,63}$", example = "ada")]
     name: String,
+    #[schema(min_length = 12, max_length = 256, format = Password)]
     password: String,
 }
 

@@ -28,14 +28,6 @@ use crate::{
 const TTL_DEFAULT: Duration = Duration::from_secs(90 * 24 * 60 * 60);
 const TTL_MAX: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
-/// Which part of the list.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Wanted {
-    limit: Option<u32>,
-    cursor: Option<u64>,
-}
-
 /// Tokens, newest first.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct TokenList {
@@ -51,7 +43,9 @@ pub(super) struct Token {
     label: String,
     /// The most that may be done with it.
     role: Role,
+    #[schema(format = DateTime)]
     created: String,
+    #[schema(format = DateTime)]
     expires: String,
 }
 
@@ -67,10 +61,12 @@ impl From<AccessToken> for Token {
 #[serde(deny_unknown_fields)]
 pub(super) struct NewToken {
     /// What it is for.
+    #[schema(pattern = r"^[^\u0000-\u001f\u007f-\u009f]{1,100}$", example = "CI")]
     label: String,
     /// The most that may be done with it; one's own role at most, and by default.
     role: Option<Role>,
     /// How long it is good: 90 days by default, 366 at most.
+    #[schema(minimum = 1, maximum = 31622400)]
     ttl_seconds: Option<u64>,
 }
 
@@ -86,9 +82,9 @@ pub(super) struct MadeToken {
 pub(super) async fn list(
     extract::State(access): extract::State<Access>,
     Extension(caller): Extension<Caller>,
-    wanted: Result<Query<Wanted>, QueryRejection>,
+    wanted: Result<Query<page::Numbered>, QueryRejection>,
 ) -> Result<Json<TokenList>, Problem> {
-    let Wanted { limit, cursor } = page::read(wanted)?;
+    let page::Numbered { limit, cursor } = page::read(wanted)?;
     let found = access.database().access_tokens(&page::page(limit, cursor)?, whose(&caller)).await?;
     Ok(Json(TokenList { items: found.items.into_iter().map(Token::from).collect(), next: found.next }))
 }

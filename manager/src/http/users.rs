@@ -39,6 +39,7 @@ pub(super) struct User {
     name: String,
     role: Role,
     disabled: bool,
+    #[schema(format = DateTime)]
     created: String,
 }
 
@@ -53,7 +54,9 @@ impl From<rows::User> for User {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NewUser {
+    #[schema(pattern = "^[a-z0-9][a-z0-9._-]{0,63}$", example = "ada")]
     name: String,
+    #[schema(min_length = 12, max_length = 256, format = Password)]
     password: String,
     role: Role,
 }
@@ -64,8 +67,10 @@ pub(super) struct NewUser {
 pub(super) struct UserChange {
     role: Option<Role>,
     disabled: Option<bool>,
+    #[schema(min_length = 12, max_length = 256, format = Password)]
     password: Option<String>,
     /// Needed for a new password of one's own.
+    #[schema(format = Password)]
     current_password: Option<String>,
 }
 
