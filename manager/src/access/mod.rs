@@ -15,6 +15,7 @@ mod limiter;
 mod names;
 mod passwords;
 mod role;
+mod scope;
 mod secret;
 mod setup;
 
@@ -22,6 +23,7 @@ pub use admin_token::{AdminToken, FILE as ADMIN_TOKEN};
 pub use names::{check_label, check_name, check_password};
 pub use passwords::{PasswordError, Passwords};
 pub use role::Role;
+pub use scope::{Scope, Scopes, scopes};
 pub use secret::Secret;
 
 use damselfly_transport::program::metrics::Labelled;
@@ -72,6 +74,8 @@ struct Inner {
 pub struct Caller {
     /// What it may do.
     pub role: Role,
+    /// What its token is limited to.
+    pub scopes: Scopes,
     /// The user; `None` with the admin token.
     pub user: Option<String>,
     /// How it has shown who it is.
@@ -202,14 +206,19 @@ impl Access {
     /// [`AccessError`].
     pub async fn of_token(&self, token: &str) -> Result<Caller, AccessError> {
         if self.inner.admin_token.is(token) {
-            return Ok(Caller { role: Role::Admin, user: None, credential: Credential::AdminToken });
+            return Ok(Caller { role: Role::Admin, scopes: None, user: None, credential: Credential::AdminToken });
         }
         let known = match token.starts_with(TOKEN_PREFIX) {
             true => self.database().access_token(&Secret::hash(token)).await?,
             false => None,
         };
         let token = known.filter(|token| token.expires > now()).ok_or(AccessError::Unauthorized)?;
-        Ok(Caller { role: token.role, user: Some(token.user), credential: Credential::AccessToken })
+        Ok(Caller {
+            role: token.role,
+            scopes: token.scopes,
+            user: Some(token.user),
+            credential: Credential::AccessToken,
+        })
     }
 
     /// Whose session `secret` is.
@@ -225,7 +234,12 @@ impl Access {
         if session.used < before(now, TOUCH_INTERVAL) {
             self.database().touch_session(&hash, now).await?;
         }
-        Ok(Caller { role: session.role, user: Some(session.user), credential: Credential::Session(secret) })
+        Ok(Caller {
+            role: session.role,
+            scopes: None,
+            user: Some(session.user),
+            credential: Credential::Session(secret),
+        })
     }
 
     /// Begins a session. Takes as long for a name that nobody has as for a wrong password.
@@ -267,7 +281,8 @@ impl Access {
         self.inner.names.forgive(&user.name);
         let secret = Secret::generate("");
         let (hash, now) = (Secret::hash(secret.reveal()), now());
-        let caller = Caller { role: user.role, user: Some(user.name), credential: Credential::Session(secret) };
+        let caller =
+            Caller { role: user.role, scopes: None, user: Some(user.name), credential: Credential::Session(secret) };
         let (idle, total) = (before(now, SESSION_IDLE), before(now, SESSION_TOTAL));
         self.database().begin_session(&hash, &caller.actor(address), now, idle, total).await?;
         Ok(caller)

@@ -8,7 +8,7 @@ use super::{
     Database, DatabaseError, Page, Paged,
     audit::{self, Actor, Change},
 };
-use crate::access::Role;
+use crate::access::{Role, Scopes, scopes};
 
 /// The SHA-256 of a secret of 32 random bytes.
 pub type SecretHash = [u8; 32];
@@ -42,6 +42,8 @@ pub struct AccessToken {
     pub label: String,
     /// The most that may be done with it.
     pub role: Role,
+    /// What it is limited to.
+    pub scopes: Scopes,
     /// When it was made.
     pub created: UnixMillis,
     /// Until when.
@@ -59,6 +61,8 @@ pub struct NewAccessToken {
     pub label: String,
     /// The most that may be done with it.
     pub role: Role,
+    /// What it is limited to.
+    pub scopes: Scopes,
     /// Until when.
     pub expires: UnixMillis,
 }
@@ -182,26 +186,29 @@ impl Database {
         .fetch_one(&mut *writing)
         .await?;
         sqlx::query(
-            "INSERT INTO access_tokens (number, hash, user_name, label, role, created, expires)
-             VALUES ($1, $2, $3, $4, $5, $6, $7)",
+            "INSERT INTO access_tokens (number, hash, user_name, label, role, scopes, created, expires)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
         )
         .bind(number)
         .bind(&token.hash[..])
         .bind(&token.user)
         .bind(&token.label)
         .bind(token.role.name())
+        .bind(names(&token.scopes).map(|names| names.join(" ")))
         .bind(super::column(now))
         .bind(super::column(token.expires))
         .execute(&mut *writing)
         .await?;
-        let after = json!({ "label": token.label, "role": token.role.name(), "expires": token.expires.0 });
+        let after = json!({
+            "label": token.label, "role": token.role.name(), "scopes": names(&token.scopes), "expires": token.expires.0,
+        });
         let target = number.to_string();
         let change = Change { action: "token.create", target: &target, before: None, after: Some(after) };
         audit::append(&mut writing, now, actor, change).await?;
         writing.commit().await?;
         let id = u64::try_from(number).map_err(|_| DatabaseError::Damaged { what: "number" })?;
-        let NewAccessToken { user, label, role, expires, .. } = token;
-        Ok(AccessToken { id, user, label, role, created: now, expires })
+        let NewAccessToken { user, label, role, scopes, expires, .. } = token;
+        Ok(AccessToken { id, user, label, role, scopes, created: now, expires })
     }
 
     /// The tokens of `user`, or of everybody, newest first.
@@ -274,12 +281,19 @@ fn role(row: &AnyRow) -> Result<Role, DatabaseError> {
     Role::from_name(&role).ok_or(DatabaseError::Damaged { what: "role" })
 }
 
+fn names(scopes: &Scopes) -> Option<Vec<&'static str>> {
+    scopes.as_ref().map(|scopes| scopes.iter().map(|scope| scope.name()).collect())
+}
+
 fn read(row: &AnyRow) -> Result<AccessToken, DatabaseError> {
+    let limited: Option<String> = row.try_get("scopes")?;
+    let limited = limited.as_deref().map(|names| scopes(names.split_whitespace()));
     Ok(AccessToken {
         id: super::number(row, "number")?,
         user: row.try_get("user_name")?,
         label: row.try_get("label")?,
         role: role(row)?,
+        scopes: limited.transpose().map_err(|_| DatabaseError::Damaged { what: "scopes" })?,
         created: super::time(row, "created")?,
         expires: super::time(row, "expires")?,
     })

@@ -223,6 +223,7 @@ async fn credentials(database: &Database) {
         user: "cy".to_owned(),
         label: "CI".to_owned(),
         role: Role::Admin,
+        scopes: None,
         expires: UnixMillis(expires),
     };
     for number in 0..64 {

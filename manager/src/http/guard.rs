@@ -11,7 +11,7 @@ use axum::{
 use subtle::ConstantTimeEq as _;
 
 use super::{Problem, routes::Needs};
-use crate::access::{Access, AccessError, Caller, Secret};
+use crate::access::{Access, AccessError, Caller, Scope, Secret};
 
 /// The cookie of a session.
 pub(super) const COOKIE: &str = "dfmanager_session";
@@ -28,6 +28,7 @@ pub(super) struct Origin(pub(super) Option<SocketAddr>);
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rules {
     pub(super) needs: Needs,
+    pub(super) scope: Option<Scope>,
     pub(super) takes_json: bool,
 }
 
@@ -44,6 +45,7 @@ pub(super) async fn admit(
     if rules.needs != Needs::Nothing {
         let caller = caller(&access, request.headers()).await?.ok_or_else(Problem::unauthorized)?;
         allow(rules.needs, &caller, request.uri().path())?;
+        within(rules.scope, &caller)?;
         if changes {
             check_csrf(&caller, request.headers())?;
         }
@@ -105,6 +107,17 @@ fn allow(needs: Needs, caller: &Caller, path: &str) -> Result<(), Problem> {
     }
     let detail = format!("this needs the role {}, and you have {}", role.name(), caller.role.name());
     Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", detail))
+}
+
+/// A token may do what its role and its scopes both allow.
+fn within(scope: Option<Scope>, caller: &Caller) -> Result<(), Problem> {
+    match (scope, &caller.scopes) {
+        (Some(scope), Some(scopes)) if !scopes.contains(&scope) => {
+            let detail = format!("this needs a token with the scope {}", scope.name());
+            Err(Problem::new(StatusCode::FORBIDDEN, "scope", detail))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A browser sends the cookie with whatever any page asks for, but only our own page knows the token.

@@ -50,7 +50,7 @@ pub struct App {
 pub fn api(app: App) -> Router {
     let mut router = Router::new();
     for route in routes::table() {
-        let rules = guard::Rules { needs: route.needs, takes_json: route.takes.is_some() };
+        let rules = guard::Rules { needs: route.needs, scope: route.scope, takes_json: route.takes.is_some() };
         let guard = middleware::from_fn_with_state((app.access.clone(), rules), guard::admit);
         router = router.route(route.path, route.handler.route_layer(guard));
     }

@@ -89,6 +89,10 @@ fn operation(route: &Route) -> Value {
         Needs::Role(role) => (format!("Needs the role {}.", role.name()), either(route)),
         Needs::SelfOr(role) => (format!("Needs the role {}, or is about oneself.", role.name()), either(route)),
     };
+    let description = match route.scope {
+        Some(scope) => format!("{description} A token that is limited needs the scope `{}`.", scope.name()),
+        None => description,
+    };
     let mut operation = json!({
         "operationId": operation_id(route),
         "summary": route.summary,

@@ -11,7 +11,7 @@ use super::{
     App, audit, cluster, config, events, fields, history, membership, openapi, parameters::Parameter, ring, roots,
     schedulers, session, tokens, users,
 };
-use crate::access::Role;
+use crate::access::{Role, Scope};
 
 /// Who may use a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub(super) struct Route {
     /// Below `/api/v1`.
     pub(super) path: &'static str,
     pub(super) needs: Needs,
+    /// What a token that is limited needs; `None` is for every token.
+    pub(super) scope: Option<Scope>,
     pub(super) summary: &'static str,
     /// The schema of the body.
     pub(super) takes: Option<&'static str>,
@@ -52,10 +54,12 @@ impl Route {
         summary: &'static str,
         handler: MethodRouter<App>,
     ) -> Self {
+        let scope = scope_of(&method, path);
         Self {
             method,
             path,
             needs,
+            scope,
             summary,
             takes: None,
             query: &[],
@@ -84,6 +88,30 @@ impl Route {
 
     fn answers(self, status: u16, schema: impl Into<Option<&'static str>>) -> Self {
         Self { answers: (status, schema.into()), ..self }
+    }
+}
+
+/// The scope of a route.
+fn scope_of(method: &Method, path: &str) -> Option<Scope> {
+    let reads = *method == Method::GET;
+    match path.split('/').nth(1).unwrap_or_default() {
+        "tasks" if reads => Some(Scope::TasksRead),
+        "tasks" => Some(Scope::TasksDelete),
+        "config" if reads => Some(Scope::ConfigRead),
+        "config" => Some(Scope::ConfigWrite),
+        // Draining and weights of the ring are part of the configuration.
+        "schedulers" if !reads => Some(Scope::ConfigWrite),
+        "revocations" if !reads => Some(Scope::HostsRevoke),
+        // Whoever exchanges the root can put everybody out.
+        "roots" if !reads => Some(Scope::Users),
+        "overview" | "events" | "schedulers" | "ring" | "roots" | "hosts" | "revocations" => Some(Scope::HostsRead),
+        "join-tokens" => Some(Scope::JoinTokens),
+        "users" | "tokens" => Some(Scope::Users),
+        "audit" => Some(Scope::AuditRead),
+        // Who one is, and what there is; the rest is for who has shown nothing.
+        "session" | "setup" | "openapi.json" => None,
+        // Nobody has set a scope for it: the one that fewest tokens have.
+        _ => Some(Scope::Users),
     }
 }
 
@@ -248,7 +276,7 @@ pub(super) fn table() -> Vec<Route> {
         route(Method::POST, "/tokens", VIEWER, "Makes a token; it is shown once.", post(tokens::create))
             .takes("NewToken")
             .answers(201, "MadeToken")
-            .problems(&[409]),
+            .problems(&[409, 422]),
         route(Method::DELETE, "/tokens/{id}", VIEWER, "Revokes a token.", delete(tokens::revoke)).answers(204, None),
         route(Method::GET, "/audit", OPERATOR, "Who changed what, newest first.", get(audit::list))
             .query(&[Limit, NumberCursor, Actor, Action])

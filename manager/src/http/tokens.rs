@@ -1,6 +1,6 @@
 //! `/api/v1/tokens`: personal access tokens.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use axum::{
     Extension, Json,
@@ -17,7 +17,7 @@ use utoipa::ToSchema;
 
 use super::{Problem, config, guard::Origin, page, time::rfc3339, users::invalid};
 use crate::{
-    access::{Access, Caller, Credential, Role, Secret, TOKEN_PREFIX, check_label},
+    access::{Access, Caller, Credential, Role, Scope, Secret, TOKEN_PREFIX, check_label, scopes},
     database::{
         credentials::{AccessToken, NewAccessToken},
         now,
@@ -43,6 +43,8 @@ pub(super) struct Token {
     label: String,
     /// The most that may be done with it.
     role: Role,
+    /// What it is limited to; null is all that the role may do.
+    scopes: Option<Vec<Scope>>,
     #[schema(format = DateTime)]
     created: String,
     #[schema(format = DateTime)]
@@ -51,8 +53,9 @@ pub(super) struct Token {
 
 impl From<AccessToken> for Token {
     fn from(token: AccessToken) -> Self {
-        let AccessToken { id, user, label, role, created, expires } = token;
-        Self { id: id.to_string(), user, label, role, created: rfc3339(created), expires: rfc3339(expires) }
+        let AccessToken { id, user, label, role, scopes, created, expires } = token;
+        let scopes = scopes.map(|scopes| scopes.into_iter().collect());
+        Self { id: id.to_string(), user, label, role, scopes, created: rfc3339(created), expires: rfc3339(expires) }
     }
 }
 
@@ -65,6 +68,9 @@ pub(super) struct NewToken {
     label: String,
     /// The most that may be done with it; one's own role at most, and by default.
     role: Option<Role>,
+    /// What it is limited to; all that the role may do when this is left out.
+    #[schema(value_type = Option<Vec<Scope>>, min_items = 1, max_items = 9)]
+    scopes: Option<Vec<String>>,
     /// How long it is good: 90 days by default, 366 at most.
     #[schema(minimum = 1, maximum = 31622400)]
     ttl_seconds: Option<u64>,
@@ -100,22 +106,34 @@ pub(super) async fn create(
         let detail = "tokens are made by who has logged in with a password";
         return Err(Problem::new(StatusCode::FORBIDDEN, "session_required", detail));
     };
-    let NewToken { label, role, ttl_seconds } = config::read_body(body)?;
+    let NewToken { label, role, scopes, ttl_seconds } = config::read_body(body)?;
     check_label(&label).map_err(invalid)?;
     let role = role.unwrap_or(caller.role);
     if role > caller.role {
         let detail = format!("your role is {}, and a token cannot have a higher one", caller.role.name());
         return Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", detail));
     }
+    let scopes = scopes.map(|names| limited(&names)).transpose()?;
     let ttl = ttl_seconds.map_or(TTL_DEFAULT, Duration::from_secs);
     if ttl.is_zero() || ttl > TTL_MAX {
         return Err(invalid(format!("ttl_seconds is 1 to {}", TTL_MAX.as_secs())));
     }
     let (secret, now) = (Secret::generate(TOKEN_PREFIX), now());
     let expires = UnixMillis(now.0 + ttl.as_secs() * 1000);
-    let token = NewAccessToken { hash: Secret::hash(secret.reveal()), user, label, role, expires };
+    let token = NewAccessToken { hash: Secret::hash(secret.reveal()), user, label, role, scopes, expires };
     let made = access.database().create_access_token(token, &caller.actor(address), now).await?;
     Ok((StatusCode::CREATED, Json(MadeToken { token: secret.reveal().to_owned(), about: made.into() })))
+}
+
+fn limited(names: &[String]) -> Result<BTreeSet<Scope>, Problem> {
+    let known = Scope::ALL.map(Scope::name).join(", ");
+    let wrong = |detail: String| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "unknown_scope", detail);
+    match names.len() {
+        0 => Err(wrong(format!("scopes are some of {known}; leave them out for all that the role may do"))),
+        count if count > Scope::ALL.len() => Err(wrong(format!("{count} scopes are too many; there are {known}"))),
+        _ => scopes(names.iter().map(String::as_str))
+            .map_err(|name| wrong(format!("there is no scope {name:?}; there are {known}"))),
+    }
 }
 
 pub(super) async fn revoke(

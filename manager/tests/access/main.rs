@@ -88,6 +88,13 @@ impl Manager {
         self.log_in(name).await
     }
 
+    /// A token that is limited to `scopes`.
+    async fn limited(&self, who: &Who, scopes: &[&str]) -> Who {
+        let made = self.ask(who, "POST /api/v1/tokens", json!({ "label": "CI", "scopes": scopes })).await;
+        assert_eq!((made.status, &made.json["scopes"]), (201, &json!(scopes)), "{made:?}");
+        Who::token(made.json["token"].as_str().expect("a token"))
+    }
+
     /// The id and the secret of a new token.
     async fn token(&self, who: &Who, role: &str) -> (String, Who) {
         let made = self.ask(who, "POST /api/v1/tokens", json!({ "label": "CI", "role": role })).await;
@@ -196,4 +203,61 @@ async fn every_route_is_for_whom_it_is_meant() {
         let answer = manager.ask(&Who::default(), &format!("GET {path}"), Value::Null).await;
         assert_eq!(answer.status, 401, "what there is not is told to nobody: {answer:?}");
     }
+}
+
+/// Every route that a token must have a scope for.
+fn scope_of(method: &str, path: &str) -> Option<&'static str> {
+    Some(match (method, path.split('/').nth(1).expect("a name")) {
+        ("GET", "tasks") => "tasks:read",
+        (_, "tasks") => "tasks:delete",
+        ("GET", "config") => "config:read",
+        (_, "config") => "config:write",
+        ("POST", "revocations") => "hosts:revoke",
+        ("GET", "overview" | "events" | "schedulers" | "hosts" | "revocations") => "hosts:read",
+        (_, "join-tokens") => "join-tokens",
+        (_, "users" | "tokens") => "users",
+        ("GET", "audit") => "audit:read",
+        (_, "session" | "setup" | "openapi.json") => return None,
+        (_, other) => panic!("which scope has {other}?"),
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_does_what_its_scopes_and_its_role_both_allow() {
+    let manager = Manager::new().await;
+    let ada = manager.log_in("ada").await;
+    let scopes: BTreeSet<_> = ROUTES.iter().filter_map(|(method, path, _)| scope_of(method, path)).collect();
+    for scope in &scopes {
+        let caller = manager.limited(&ada, &[scope]).await;
+        for (method, path, lowest) in ROUTES {
+            let filled = path.replace("{name}", "somebody").replace("{id}", "999");
+            let answer = manager.ask(&caller, &format!("{method} /api/v1{filled}"), json!({})).await;
+            let is_out = answer.status == 403 && answer.json["code"] == "scope";
+            let is_in = *lowest == "nobody" || scope_of(method, path).is_none_or(|needed| needed == *scope);
+            assert_eq!(is_out, !is_in, "{scope} {method} {path}: {answer:?}");
+        }
+    }
+
+    let vera = manager.user(&ada, "vera", "viewer").await;
+    let (reads, deletes) =
+        (manager.limited(&vera, &["audit:read"]).await, manager.limited(&ada, &["tasks:delete"]).await);
+    let answer = manager.ask(&reads, "GET /api/v1/audit", Value::Null).await;
+    assert_eq!(
+        (answer.status, &answer.json["code"]),
+        (403, &"forbidden".into()),
+        "the scope gives no role: {answer:?}"
+    );
+    assert_eq!(manager.ask(&deletes, "GET /api/v1/session", Value::Null).await.status, 200, "every token may ask this");
+    for wrong in [json!(["tasks:write"]), json!([]), json!(vec!["users"; 10])] {
+        let sent = json!({ "label": "CI", "scopes": wrong });
+        let answer = manager.ask(&ada, "POST /api/v1/tokens", sent).await;
+        let detail = answer.json["detail"].as_str().unwrap_or_default();
+        assert!(answer.status == 422 && scopes.iter().all(|scope| detail.contains(scope)), "{answer:?}");
+    }
+    let listed = manager.ask(&vera, "GET /api/v1/tokens", Value::Null).await;
+    assert_eq!(listed.json["items"][0]["scopes"], json!(["audit:read"]), "{listed:?}");
+    let audit = manager.ask(&ada, "GET /api/v1/audit?action=token.create", Value::Null).await;
+    assert_eq!(audit.json["items"][0]["after"]["scopes"], json!(["tasks:delete"]), "{audit:?}");
+    let (_, plain) = manager.token(&ada, "admin").await;
+    assert_eq!(manager.ask(&plain, "GET /api/v1/users", Value::Null).await.status, 200, "not limited");
 }
