@@ -73,6 +73,7 @@ impl ManagerConfig {
 
 impl Config for ManagerConfig {
     fn check(&self) -> Result<(), BadValue> {
+        self.http.check()?;
         if self.listen.is_empty() {
             return Err(BadValue::new("listen", "must have at least one address"));
         }

@@ -125,7 +125,7 @@ impl Server {
         let database = Database::open(config.place()).await?;
         let first = config.settings.clone().unwrap_or_default();
         let store = Store::open(&config.data_dir, database, first, now()).await?;
-        let (http_config, policy) = (config.http.clone(), policy(&config));
+        let (http_config, data_dir, policy) = (config.http.clone(), config.data_dir.clone(), policy(&config));
         let (join_listen, join_advertise) = (config.join_listen, config.join_advertise.clone());
         let access = Access::open(&config.data_dir, store.database().clone()).await.map_err(ServerError::Access)?;
         let (key, issuer) = (store.keys().own().clone(), store.keys().issuer());
@@ -162,11 +162,11 @@ impl Server {
         let app = App { state: state.clone(), access: access.clone(), membership, eyes };
         let routes = http::monitoring(monitoring).merge(crate::http::api(app));
         let routes = routes.layer(middleware::from_fn_with_state(metrics, crate::metrics::count));
-        let http = HttpServer::start(&http_config, routes).await?;
-        access.announce(http.address()).map_err(ServerError::Access)?;
+        let http = HttpServer::start(&http_config, &data_dir, routes).await?;
+        access.announce(&http.url()).map_err(ServerError::Access)?;
         tracing::info!(
             cluster_id = %state.cluster(), peer_id = %network.peer_id(), epoch = follower.epoch(),
-            listeners = ?network.listeners(), join = %join.address(), http = %http.address(), "the manager runs"
+            listeners = ?network.listeners(), join = %join.address(), http = %http.url(), "the manager runs"
         );
         Ok(Self { state, network, http, join, tasks, _lock: lock })
     }

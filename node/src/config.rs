@@ -98,6 +98,7 @@ impl Default for NodeConfig {
 
 impl Config for NodeConfig {
     fn check(&self) -> Result<(), BadValue> {
+        self.http.check()?;
         if self.listen.is_empty() {
             return Err(BadValue::new("listen", "must have at least one address"));
         }

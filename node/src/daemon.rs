@@ -278,7 +278,8 @@ async fn start_http(
             false => Err(health.problems.into_iter().map(|problem| problem.message).collect()),
         }
     };
-    Ok(HttpServer::start(&config.http, monitoring(Monitoring::new(Arc::new(registry), ready))).await?)
+    let routes = monitoring(Monitoring::new(Arc::new(registry), ready));
+    Ok(HttpServer::start(&config.http, &config.data_dir, routes).await?)
 }
 
 async fn serve_rpc(local: LocalServer, rpc: Rpc, stop: CancellationToken) {

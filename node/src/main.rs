@@ -26,6 +26,9 @@ const SETTINGS: &[(&str, &str)] = &[
     ("download_rate_limit", "download_rate_limit"),
     ("http_listen", "http.listen"),
     ("insecure_http", "http.insecure_http"),
+    ("http_tls_cert_file", "http.tls_cert_file"),
+    ("http_tls_key_file", "http.tls_key_file"),
+    ("http_tls_self_signed", "http.tls_self_signed"),
 ];
 
 /// Keeps, serves, fetches and announces the files of this host for its cluster.
@@ -71,6 +74,15 @@ struct Arguments {
     /// Allows HTTP on an address that other hosts reach, without encryption.
     #[arg(long)]
     insecure_http: bool,
+    /// The certificate for HTTPS, in PEM; needs --http-tls-key-file.
+    #[arg(long, value_name = "FILE", env = "DFDAEMON_HTTP_TLS_CERT_FILE")]
+    http_tls_cert_file: Option<PathBuf>,
+    /// The private key of the certificate for HTTPS, in PEM.
+    #[arg(long, value_name = "FILE", env = "DFDAEMON_HTTP_TLS_KEY_FILE")]
+    http_tls_key_file: Option<PathBuf>,
+    /// HTTPS with a certificate that is made once and kept in the data directory.
+    #[arg(long)]
+    http_tls_self_signed: bool,
 }
 
 fn main() -> ExitCode {

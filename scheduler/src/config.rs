@@ -52,6 +52,7 @@ impl Default for SchedulerConfig {
 
 impl Config for SchedulerConfig {
     fn check(&self) -> Result<(), BadValue> {
+        self.http.check()?;
         if self.listen.is_empty() {
             return Err(BadValue::new("listen", "needs at least one address"));
         }

@@ -78,7 +78,8 @@ impl Scheduler {
         let mut registry = program_metrics::registry();
         program_metrics::register(&mut registry, network.clone(), follower.clone());
         let metrics = Metrics::register(&mut registry);
-        let http = HttpServer::start(&config.http, monitoring(ready(registry, &network, &follower))).await?;
+        let http =
+            HttpServer::start(&config.http, &config.data_dir, monitoring(ready(registry, &network, &follower))).await?;
         let policy = if config.allow_loopback { DialPolicy::Local } else { DialPolicy::Routable };
         let state = State::new(network.peer_id(), Limits::default(), rand::random());
         let service = Service::new(state, network.clone(), follower.clone(), policy, metrics);

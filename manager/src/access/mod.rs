@@ -181,7 +181,7 @@ impl Access {
     ///
     /// # Errors
     /// [`io::Error`] when the link cannot be written.
-    pub fn announce(&self, http: SocketAddr) -> io::Result<()> {
+    pub fn announce(&self, http: &str) -> io::Result<()> {
         self.inner.setup.as_ref().map_or(Ok(()), |setup| setup.announce(http))
     }
 

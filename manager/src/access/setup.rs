@@ -3,7 +3,6 @@
 use std::{
     fs,
     io::{self, IsTerminal as _},
-    net::SocketAddr,
     path::{Path, PathBuf},
 };
 
@@ -46,8 +45,8 @@ impl Setup {
     ///
     /// # Errors
     /// [`io::Error`] when the file cannot be written.
-    pub fn announce(&self, http: SocketAddr) -> io::Result<()> {
-        let link = format!("http://{http}/setup{PARAMETER}{}", self.secret.reveal());
+    pub fn announce(&self, http: &str) -> io::Result<()> {
+        let link = format!("{http}/setup{PARAMETER}{}", self.secret.reveal());
         durable::replace(&self.path, link.as_bytes(), 0o600)?;
         if self.is_new {
             match io::stderr().is_terminal() {

@@ -75,7 +75,7 @@ fn describe((epoch, configuration): &Past, older: Option<&Past>) -> Entry {
     }
 }
 
-/// The settings that are not the same.
+/// The settings that are not the same, by their names.
 fn differences(older: &Settings, newer: &Settings) -> Vec<Difference> {
     let fields = |settings: &Settings| match serde_json::to_value(settings) {
         Ok(Value::Object(fields)) => fields,
@@ -86,7 +86,9 @@ fn differences(older: &Settings, newer: &Settings) -> Vec<Difference> {
         let before = older.remove(&field).unwrap_or_default();
         Difference { field, before, after }
     });
-    both.filter(|difference| difference.before != difference.after).collect()
+    let mut differences: Vec<_> = both.filter(|difference| difference.before != difference.after).collect();
+    differences.sort_unstable_by(|one, other| one.field.cmp(&other.field));
+    differences
 }
 
 fn names(differences: Vec<Difference>) -> Vec<String> {

@@ -7,6 +7,7 @@ use axum::{
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use damselfly_transport::program::http::Encrypted;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -58,6 +59,7 @@ impl Session {
 pub(super) async fn log_in(
     extract::State(access): extract::State<Access>,
     Extension(Origin(address)): Extension<Origin>,
+    encrypted: Option<Extension<Encrypted>>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
@@ -68,7 +70,7 @@ pub(super) async fn log_in(
     }
     let caller = access.log_in(&name, password, address).await?;
     let Credential::Session(secret) = &caller.credential else { return Err(Problem::unauthorized()) };
-    let cookie = cookie(secret.reveal(), SESSION_TOTAL.as_secs(), is_secure(&headers));
+    let cookie = cookie(secret.reveal(), SESSION_TOTAL.as_secs(), is_secure(encrypted, &headers));
     Ok(([(header::SET_COOKIE, cookie)], Json(Session::of(&caller))).into_response())
 }
 
@@ -79,6 +81,7 @@ pub(super) async fn show(Extension(caller): Extension<Caller>) -> Json<Session> 
 pub(super) async fn log_out(
     extract::State(access): extract::State<Access>,
     Extension(caller): Extension<Caller>,
+    encrypted: Option<Extension<Encrypted>>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let Credential::Session(secret) = caller.credential else {
@@ -86,7 +89,7 @@ pub(super) async fn log_out(
         return Err(Problem::new(StatusCode::CONFLICT, "no_session", detail));
     };
     access.database().end_session(&Secret::hash(secret.reveal())).await?;
-    Ok((StatusCode::NO_CONTENT, [(header::SET_COOKIE, cookie("", 0, is_secure(&headers)))]).into_response())
+    Ok((StatusCode::NO_CONTENT, [(header::SET_COOKIE, cookie("", 0, is_secure(encrypted, &headers)))]).into_response())
 }
 
 pub(super) async fn set_up(
@@ -105,7 +108,8 @@ fn cookie(value: &str, seconds: u64, is_secure: bool) -> String {
     format!("{COOKIE}={value}; HttpOnly; SameSite=Strict; Path=/; Max-Age={seconds}{secure}")
 }
 
-/// A proxy in front says that the browser speaks TLS. Who lies about it harms its own cookie only.
-fn is_secure(headers: &HeaderMap) -> bool {
-    headers.get("x-forwarded-proto").is_some_and(|scheme| scheme.as_bytes().eq_ignore_ascii_case(b"https"))
+/// We speak TLS ourselves, or a proxy in front says that the browser speaks TLS. Who lies about it harms its own cookie only.
+fn is_secure(encrypted: Option<Extension<Encrypted>>, headers: &HeaderMap) -> bool {
+    encrypted.is_some_and(|Extension(Encrypted(is_encrypted))| is_encrypted)
+        || headers.get("x-forwarded-proto").is_some_and(|scheme| scheme.as_bytes().eq_ignore_ascii_case(b"https"))
 }

@@ -6,6 +6,12 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
 
+mod encrypted;
+
+async fn started(config: &HttpConfig, routes: Router) -> Result<HttpServer, HttpError> {
+    HttpServer::start(config, Path::new("/nonexistent"), routes).await
+}
+
 async fn ask(address: SocketAddr, request: &str) -> String {
     let mut stream = TcpStream::connect(address).await.expect("connected");
     stream.write_all(request.as_bytes()).await.expect("sent");
@@ -30,7 +36,7 @@ async fn shows_metrics_and_readiness() {
         move || if is_ready.load(Ordering::Relaxed) { Ok(()) } else { Err(vec!["no configuration".into()]) }
     };
     let routes = monitoring(Monitoring::new(registry, ready));
-    let server = HttpServer::start(&HttpConfig::default(), routes).await.expect("started");
+    let server = started(&HttpConfig::default(), routes).await.expect("started");
     assert!(ask(server.address(), &head("/metrics")).await.contains("things_total 1"));
     assert!(ask(server.address(), &head("/healthz")).await.starts_with("HTTP/1.1 200"));
     let answer = ask(server.address(), &head("/readyz")).await;
@@ -42,10 +48,10 @@ async fn shows_metrics_and_readiness() {
 #[tokio::test]
 async fn stays_on_loopback_unless_told() {
     let listen = SocketAddr::from(([0, 0, 0, 0], 0));
-    let exposed = HttpConfig { listen, insecure_http: false };
-    assert!(matches!(HttpServer::start(&exposed, Router::new()).await, Err(HttpError::Exposed(_))));
-    let insecure = HttpConfig { listen, insecure_http: true };
-    HttpServer::start(&insecure, Router::new()).await.expect("allowed");
+    let exposed = HttpConfig { listen, ..HttpConfig::default() };
+    assert!(matches!(started(&exposed, Router::new()).await, Err(HttpError::Exposed(_))));
+    let insecure = HttpConfig { listen, insecure_http: true, ..HttpConfig::default() };
+    started(&insecure, Router::new()).await.expect("allowed");
 }
 
 #[tokio::test]
@@ -55,7 +61,7 @@ async fn bounds_bodies_and_heads_and_answers_what_is_under_way() {
         "slow"
     });
     let routes = Router::new().route("/", post(async |body: String| body.len().to_string())).route("/slow", slow);
-    let server = HttpServer::start(&HttpConfig::default(), routes).await.expect("started");
+    let server = started(&HttpConfig::default(), routes).await.expect("started");
     let address = server.address();
     let post =
         |bytes: usize| format!("POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {bytes}\r\n\r\n");
@@ -75,7 +81,7 @@ async fn bounds_bodies_and_heads_and_answers_what_is_under_way() {
 #[tokio::test]
 async fn routes_learn_who_asks() {
     let who = async |Extension(ConnectInfo(from)): Extension<ConnectInfo<SocketAddr>>| from.ip().to_string();
-    let server = HttpServer::start(&HttpConfig::default(), Router::new().route("/who", get(who))).await;
+    let server = started(&HttpConfig::default(), Router::new().route("/who", get(who))).await;
     let answer = ask(server.expect("started").address(), &head("/who")).await;
     assert!(answer.ends_with("127.0.0.1"), "{answer}");
 }
