@@ -1,4 +1,4 @@
-//! What should be known to who runs the cluster (pure but for [`watch`]). docs/alerts.md says what to do about each.
+//! What should be known to who runs the cluster (pure but for `watch`). docs/alerts.md says what to do about each.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -266,5 +266,5 @@ fn versions(picture: &Picture) -> Option<Alert> {
     let all: BTreeSet<_> = of_schedulers.chain(of_hosts).chain([env!("CARGO_PKG_VERSION")]).collect();
     let shown: Vec<_> = all.iter().take(EACH_MAX).copied().collect();
     let message = format!("Programs of {} versions run: {}.", all.len(), shown.join(", "));
-    (all.len() > 1).then(|| Alert { code: "versions_differ", severity: Severity::Info, message, subject: None })
+    (all.len() > 1).then_some(Alert { code: "versions_differ", severity: Severity::Info, message, subject: None })
 }
