@@ -36,7 +36,7 @@ use crate::{
     access::Access,
     config::ManagerConfig,
     database::{Database, OpenError, now},
-    http::App,
+    http::{App, Watchers},
     keys::ISSUER_LIFETIME,
     membership::{Membership, join_addresses},
     metrics::{Counting, Metrics},
@@ -159,7 +159,8 @@ impl Server {
         ];
         let (monitoring, metrics) = monitored(&network, &follower, &counting);
         tasks.push(tokio::spawn(metrics.clone().look(state.database().clone())));
-        let app = App { state: state.clone(), access: access.clone(), membership, eyes };
+        let watchers = Watchers::default();
+        let app = App { state: state.clone(), access: access.clone(), membership, eyes, watchers };
         let routes = http::monitoring(monitoring).merge(crate::http::api(app));
         let routes = routes.layer(middleware::from_fn_with_state(metrics, crate::metrics::count));
         let http = HttpServer::start(&http_config, &data_dir, routes).await?;

@@ -15,6 +15,7 @@ use damselfly_messages::{
         SignedConfiguration,
     },
     id::ClusterId,
+    membership::ROOTS_MAX,
     wire::{Invalid, Wire as _},
 };
 use damselfly_transport::{
@@ -127,6 +128,9 @@ pub enum ChangeError {
     /// The root key cannot be used or exchanged.
     #[error("the root key cannot be used: {0}")]
     Root(String),
+    /// The configuration has no room for one root more.
+    #[error("the cluster has had {ROOTS_MAX} roots, and a configuration can tell of no more")]
+    TooManyRoots,
     /// It is stored but not in force here; only a defect gets here.
     #[error("the new configuration is not accepted")]
     Refused(#[from] ConfigurationRefused),

@@ -391,3 +391,45 @@ async fn settings_are_described_and_compared() {
         assert!(answer.contains(expected), "{query}: {answer}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn so_many_watch_at_a_time() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().join("data");
+    let server = start(&data).await;
+    let address = server.http_address();
+    let token = format!("authorization: Bearer {}", fs::read_to_string(data.join("admin_token")).expect("read"));
+    let mut watching = Vec::new();
+    for _ in 0..64 {
+        let (answer, stream) = common::begin(address, "GET /api/v1/events", &[&token]).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        watching.push(stream);
+    }
+    let refused = ask(address, "GET /api/v1/events", &[&token], "").await;
+    for part in ["HTTP/1.1 503", "too_many_watchers", "retry-after: "] {
+        assert!(refused.contains(part), "{part:?} is not in {refused}");
+    }
+
+    watching.pop();
+    // That one has left is seen with the next event or sign of life.
+    let freed = async {
+        while !ask(address, "GET /api/v1/events", &[&token], "").await.starts_with("HTTP/1.1 200") {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), freed).await.expect("a place is given back");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn people_can_look_at_the_document() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let server = start(&folder.path().join("data")).await;
+    let address = server.http_address();
+    assert!(ask(address, "GET /docs", &[], "").await.contains("location: /docs/"));
+    let page = ask(address, "GET /docs/", &[], "").await;
+    assert!(page.starts_with("HTTP/1.1 200") && page.contains("swagger-ui-bundle.js"), "{page}");
+    assert!(!body(&page).contains("https://") && !body(&page).contains("<script>"), "nothing from elsewhere: {page}");
+    let first = ask(address, "GET /docs/swagger-initializer.js", &[], "").await;
+    assert!(first.contains("text/javascript") && first.contains("/api/v1/openapi.json"), "{first}");
+    assert!(ask(address, "GET /docs/nothing.js", &[], "").await.starts_with("HTTP/1.1 404"));
+}

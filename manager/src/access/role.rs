@@ -16,6 +16,9 @@ pub enum Role {
 }
 
 impl Role {
+    /// Each of them, from the least on.
+    pub const ALL: [Self; 3] = [Self::Viewer, Self::Operator, Self::Admin];
+
     /// As it is written.
     pub const fn name(self) -> &'static str {
         match self {
@@ -27,6 +30,6 @@ impl Role {
 
     /// The reverse of [`Role::name`].
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Viewer, Self::Operator, Self::Admin].into_iter().find(|role| role.name() == name)
+        Self::ALL.into_iter().find(|role| role.name() == name)
     }
 }

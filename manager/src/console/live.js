@@ -2,6 +2,7 @@
 
 // A look every two seconds, for four minutes.
 const SAMPLES_MAX = 120;
+const RETRY_MS = 10000;
 
 export const live = { overview: null, samples: [] };
 let events = null;
@@ -14,6 +15,16 @@ export function watch(heard) {
     live.samples.push(live.overview.rates);
     if (live.samples.length > SAMPLES_MAX) live.samples.shift();
     heard(live.overview);
+  });
+  // Broken connections are made again by the browser; refused ones, such as of too many watchers, are not.
+  const stream = events;
+  stream.addEventListener("error", () => {
+    if (stream.readyState !== EventSource.CLOSED) return;
+    setTimeout(() => {
+      if (events !== stream) return;
+      events = null;
+      watch(heard);
+    }, RETRY_MS);
   });
 }
 

@@ -43,6 +43,10 @@ impl Problem {
         Self { kind, title, status, code, detail, field: None, retry_after: None }
     }
 
+    pub(super) fn retry_after(self, after: Duration) -> Self {
+        Self { retry_after: Some(after), ..self }
+    }
+
     pub(super) fn not_found() -> Self {
         Self::new(StatusCode::NOT_FOUND, "not_found", "there is no such resource")
     }
@@ -85,6 +89,7 @@ impl From<ChangeError> for Problem {
                 tracing::error!(%error, "nothing can be signed");
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "root_key_unusable", error.to_string())
             }
+            ChangeError::TooManyRoots => Self::new(StatusCode::CONFLICT, "too_many_roots", error.to_string()),
             ChangeError::LastScheduler => {
                 let detail = format!("{error}; to do so all the same, add ?allow_empty=true");
                 Self::new(StatusCode::CONFLICT, "last_scheduler", detail)

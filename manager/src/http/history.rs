@@ -21,6 +21,9 @@ use utoipa::{
 use super::{Problem, config, guard::Origin, page, time::rfc3339};
 use crate::{access::Caller, state::State, store::Past};
 
+/// A page has no more epochs: each may have half a megabyte.
+const EPOCHS_MAX: usize = 32;
+
 /// Epochs, newest first.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct History {
@@ -49,7 +52,7 @@ pub(super) async fn show(
     wanted: Result<Query<page::Numbered>, QueryRejection>,
 ) -> Result<Json<History>, Problem> {
     let page::Numbered { limit, cursor } = page::read(wanted)?;
-    let limit = page::limit(limit)? as usize;
+    let limit = (page::limit(limit)? as usize).min(EPOCHS_MAX);
     // One more: the last one shown is compared with it, and it tells whether there is another page.
     let past = state.history(cursor.unwrap_or(u64::MAX), limit + 1).await?;
     let next = past.get(limit).and_then(|_| past.get(limit - 1)).map(|(epoch, _)| epoch.to_string());

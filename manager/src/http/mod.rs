@@ -7,6 +7,7 @@ use axum::{Router, extract::FromRef, middleware};
 mod audit;
 mod cluster;
 mod config;
+mod docs;
 mod error;
 mod events;
 mod fields;
@@ -18,6 +19,7 @@ mod openapi;
 mod page;
 mod parameters;
 mod ring;
+mod roles;
 mod roots;
 mod routes;
 mod schedulers;
@@ -27,6 +29,7 @@ mod tokens;
 mod users;
 
 pub use error::Problem;
+pub use events::Watchers;
 
 use crate::{access::Access, console, membership::Membership, picture::Eyes, state::State};
 
@@ -44,6 +47,8 @@ pub struct App {
     pub membership: Membership,
     /// What the cluster holds and does.
     pub eyes: Eyes,
+    /// Who watches it.
+    pub watchers: Watchers,
 }
 
 /// Every route of the API, each behind its guard.
@@ -59,6 +64,7 @@ pub fn api(app: App) -> Router {
     Router::new()
         .nest(PREFIX, router)
         .merge(console::routes())
+        .merge(docs::routes())
         .fallback(async || Problem::not_found())
         .layer(middleware::map_response(headers::secure))
 }

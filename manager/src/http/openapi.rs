@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
 use super::{
-    PREFIX, audit, cluster, error, fields, history, membership, parameters, ring, roots,
+    PREFIX, audit, cluster, error, fields, history, membership, parameters, ring, roles, roots,
     routes::{self, Needs, Route},
     schedulers, session, tokens, users,
 };
@@ -35,6 +35,7 @@ use super::{
         membership::RevocationList,
         membership::Token,
         ring::RingPicture,
+        roles::RoleList,
         roots::RootList,
         roots::Rotation,
         schedulers::Scheduler,

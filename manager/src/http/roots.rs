@@ -50,6 +50,7 @@ pub(super) async fn list(extract::State(state): extract::State<State>) -> Result
 pub(super) struct Rotation {
     /// For so long the roots before it count too: 0 to a year. Without it: the longest time for which a credential of
     /// theirs can hold, with the grace.
+    #[schema(maximum = 31_536_000)]
     overlap_seconds: Option<u64>,
 }
 

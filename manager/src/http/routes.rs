@@ -8,8 +8,8 @@ use axum::{
 };
 
 use super::{
-    App, audit, cluster, config, events, fields, history, membership, openapi, parameters::Parameter, ring, roots,
-    schedulers, session, tokens, users,
+    App, audit, cluster, config, events, fields, history, membership, openapi, parameters::Parameter, ring, roles,
+    roots, schedulers, session, tokens, users,
 };
 use crate::access::{Role, Scope};
 
@@ -109,7 +109,7 @@ fn scope_of(method: &Method, path: &str) -> Option<Scope> {
         "users" | "tokens" => Some(Scope::Users),
         "audit" => Some(Scope::AuditRead),
         // Who one is, and what there is; the rest is for who has shown nothing.
-        "session" | "setup" | "openapi.json" => None,
+        "session" | "setup" | "roles" | "openapi.json" => None,
         // Nobody has set a scope for it: the one that fewest tokens have.
         _ => Some(Scope::Users),
     }
@@ -236,7 +236,7 @@ pub(super) fn table() -> Vec<Route> {
         )
         .takes("Rotation")
         .answers(200, "RootList")
-        .problems(&[503]),
+        .problems(&[409, 503]),
         route(Method::POST, "/setup", Nothing, "Makes the first admin, once.", post(session::set_up))
             .takes("SetUp")
             .answers(201, "User")
@@ -250,6 +250,7 @@ pub(super) fn table() -> Vec<Route> {
         route(Method::DELETE, "/session", VIEWER, "Logs out.", delete(session::log_out))
             .answers(204, None)
             .problems(&[409]),
+        route(Method::GET, "/roles", VIEWER, "What each role may do.", get(roles::list)).answers(200, "RoleList"),
         route(Method::GET, "/users", ADMIN, "All users by name.", get(users::list))
             .query(PAGE)
             .answers(200, "UserList"),
@@ -287,7 +288,8 @@ pub(super) fn table() -> Vec<Route> {
             VIEWER,
             "The overview whenever it changes, as server-sent events.",
             get(events::stream),
-        ),
+        )
+        .problems(&[503]),
         route(
             Method::GET,
             "/ring",

@@ -102,7 +102,7 @@ impl State {
         let made = spawn_blocking(move || state.keys().prepare(now())).await;
         match made.map_err(ChangeError::panicked)? {
             Ok(next) => Ok(Some((next, retired))),
-            Err(KeyError::Invalid(invalid)) => Err(ChangeError::Invalid(invalid)),
+            Err(KeyError::Invalid(_)) => Err(ChangeError::TooManyRoots),
             Err(error) => Err(ChangeError::Root(chain(&error))),
         }
     }

@@ -126,6 +126,7 @@ const ROUTES: &[(&str, &str, &str)] = &[
     ("POST", "/config/rollback", "operator"),
     ("GET", "/roots", "viewer"),
     ("POST", "/roots/rotate", "admin"),
+    ("GET", "/roles", "viewer"),
     ("POST", "/setup", "nobody"),
     ("POST", "/session", "nobody"),
     ("GET", "/session", "viewer"),
@@ -217,7 +218,7 @@ fn scope_of(method: &str, path: &str) -> Option<&'static str> {
         (_, "join-tokens") => "join-tokens",
         (_, "users" | "tokens") | ("POST", "roots") => "users",
         ("GET", "audit") => "audit:read",
-        (_, "session" | "setup" | "openapi.json") => return None,
+        (_, "session" | "setup" | "roles" | "openapi.json") => return None,
         (_, other) => panic!("which scope has {other}?"),
     })
 }

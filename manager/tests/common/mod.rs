@@ -34,6 +34,17 @@ pub async fn sql(data_dir: &Path, statement: &'static str) {
     connection.close().await.expect("closed");
 }
 
+/// Sends a request whose answer has no end, and gives the first part of it.
+#[allow(dead_code, reason = "not every test has such requests")]
+pub async fn begin(address: SocketAddr, request: &str, headers: &[&str]) -> (String, TcpStream) {
+    let mut stream = TcpStream::connect(address).await.expect("connected");
+    let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
+    stream.write_all(format!("{request} HTTP/1.1\r\nhost: a\r\n{headers}\r\n").as_bytes()).await.expect("sent");
+    let mut answer = Vec::new();
+    stream.read_buf(&mut answer).await.expect("answered");
+    (String::from_utf8(answer).expect("text"), stream)
+}
+
 /// The whole answer to a request with these further headers.
 pub async fn ask(address: SocketAddr, request: &str, headers: &[&str], body: &str) -> String {
     let mut stream = TcpStream::connect(address).await.expect("connected");
