@@ -1,11 +1,17 @@
 //! dfmanager: signs and publishes the cluster's configuration.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Parser, Subcommand};
-use damselfly_manager::{backup, config::ManagerConfig, server::Server};
+use damselfly_manager::{
+    backup,
+    config::ManagerConfig,
+    invite::{Wanted, invite},
+    server::Server,
+};
 use damselfly_transport::program::{
     config::{self, Override},
+    http::check_ready,
     lifecycle::{self, Signals},
     logging::{self, LogFormat},
 };
@@ -34,6 +40,9 @@ struct Arguments {
     /// Shows the effective configuration and the source of each value, and ends.
     #[arg(long)]
     print_config: bool,
+    /// Asks the one that runs here with this configuration whether it is ready: exits 0, or 1 with the reasons.
+    #[arg(long)]
+    check_ready: bool,
     /// How log lines look.
     #[arg(long, value_enum, default_value_t, env = "DFMANAGER_LOG_FORMAT")]
     log_format: LogFormat,
@@ -86,6 +95,21 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         from: PathBuf,
     },
+    /// Makes join tokens, by asking the manager that runs here with this configuration.
+    #[command(after_help = "Examples:\n  dfmanager join-token scheduler --uses 3\n  \
+                      dfmanager join-token node,zone=a --uses 100 --ttl 1day\n  \
+                      dfmanager join-token scheduler@/run/s node+seed@/run/n    # into files that only this user reads")]
+    JoinToken {
+        /// What a host becomes: roles, the tags of its credential, and the file for the token; printed without one.
+        #[arg(required = true, value_name = "ROLE[+ROLE][,TAG=VALUE]...[@FILE]")]
+        wanted: Vec<Wanted>,
+        /// For how many hosts each token is good.
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        uses: u32,
+        /// For how long.
+        #[arg(long, value_name = "DUR", default_value = "1h", value_parser = humantime::parse_duration)]
+        ttl: Duration,
+    },
 }
 
 #[tokio::main]
@@ -112,6 +136,9 @@ async fn run(arguments: Arguments, overrides: Vec<Override>) -> anyhow::Result<E
         print!("{}", loaded.print());
         return Ok(ExitCode::SUCCESS);
     }
+    if arguments.check_ready {
+        return Ok(check_ready("dfmanager", &loaded.config.http, &loaded.config.data_dir).await);
+    }
     match arguments.command {
         Some(Command::Backup { output }) => {
             backup::backup(&loaded.config, &output).await?;
@@ -120,6 +147,10 @@ async fn run(arguments: Arguments, overrides: Vec<Override>) -> anyhow::Result<E
         Some(Command::Restore { from }) => {
             let restored = backup::restore(&loaded.config, &from).await?;
             println!("cluster {} at epoch {}", restored.cluster, restored.epoch);
+            return Ok(ExitCode::SUCCESS);
+        }
+        Some(Command::JoinToken { wanted, uses, ttl }) => {
+            invite(&loaded.config, &wanted, uses, ttl).await?;
             return Ok(ExitCode::SUCCESS);
         }
         None => {}

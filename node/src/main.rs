@@ -6,6 +6,7 @@ use clap::Parser;
 use damselfly_node::{config::NodeConfig, daemon::Daemon};
 use damselfly_transport::program::{
     config::{self, Override},
+    http::check_ready,
     lifecycle::{self, Signals},
     logging::{self, LogFormat},
     membership::read_token,
@@ -22,6 +23,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("listen", "listen"),
     ("advertise", "advertise"),
     ("role", "role"),
+    ("tag", "tags"),
     ("upload_rate_limit", "upload_rate_limit"),
     ("download_rate_limit", "download_rate_limit"),
     ("http_listen", "http.listen"),
@@ -41,6 +43,9 @@ struct Arguments {
     /// Shows the effective configuration and the source of each value, and ends.
     #[arg(long)]
     print_config: bool,
+    /// Asks the one that runs here with this configuration whether it is ready: exits 0, or 1 with the reasons.
+    #[arg(long)]
+    check_ready: bool,
     /// How log lines look.
     #[arg(long, value_enum, default_value_t, env = "DFDAEMON_LOG_FORMAT")]
     log_format: LogFormat,
@@ -59,6 +64,9 @@ struct Arguments {
     /// What the host is for: node or seed.
     #[arg(long, value_name = "ROLE", env = "DFDAEMON_ROLE")]
     role: Option<String>,
+    /// Where the host is, such as zone=a or rack=r12, which decides from whom it fetches; may be given several times.
+    #[arg(long, value_name = "NAME=VALUE", env = "DFDAEMON_TAGS", value_delimiter = ',')]
+    tag: Vec<String>,
     /// Most bytes sent to peers per second, such as 50MiB/s.
     #[arg(long, value_name = "SIZE/s", env = "DFDAEMON_UPLOAD_RATE_LIMIT")]
     upload_rate_limit: Option<String>,
@@ -108,6 +116,10 @@ fn run(arguments: Arguments, overrides: Vec<Override>) -> anyhow::Result<ExitCod
     if arguments.print_config {
         print!("{}", loaded.print());
         return Ok(ExitCode::SUCCESS);
+    }
+    if arguments.check_ready {
+        let NodeConfig { http, data_dir, .. } = &loaded.config;
+        return Ok(tokio::runtime::Runtime::new()?.block_on(check_ready("dfdaemon", http, data_dir)));
     }
     logging::init(arguments.log_format);
     lifecycle::raise_file_limit();

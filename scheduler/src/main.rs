@@ -11,6 +11,7 @@ use damselfly_scheduler::{
 };
 use damselfly_transport::program::{
     config::{self, Override},
+    http::check_ready,
     lifecycle::{self, Signals},
     logging::{self, LogFormat},
     membership::{has_joined, read_token},
@@ -26,6 +27,9 @@ struct Arguments {
     /// Show the effective configuration with the source of each value, and end
     #[arg(long)]
     print_config: bool,
+    /// Ask the one that runs here with this configuration whether it is ready: exits 0, or 1 with the reasons
+    #[arg(long)]
+    check_ready: bool,
     /// How log lines look; RUST_LOG filters them
     #[arg(long, value_enum, default_value_t)]
     log_format: LogFormat,
@@ -100,6 +104,10 @@ fn run(arguments: &Arguments, overrides: &[Override]) -> anyhow::Result<ExitCode
     if arguments.print_config {
         print!("{}", loaded.print());
         return Ok(ExitCode::SUCCESS);
+    }
+    if arguments.check_ready {
+        let SchedulerConfig { http, data_dir, .. } = &loaded.config;
+        return Ok(tokio::runtime::Runtime::new()?.block_on(check_ready("dfscheduler", http, data_dir)));
     }
     if token.is_none() && !has_joined(&loaded.config.data_dir) {
         return Ok(unusable(&NO_CLUSTER));

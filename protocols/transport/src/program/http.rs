@@ -31,10 +31,12 @@ use tokio_util::{compat::FuturesAsyncReadCompatExt as _, sync::CancellationToken
 
 use super::config::BadValue;
 
+mod client;
 mod exposition;
 mod monitoring;
 mod tls;
 
+pub use client::{Answer, AskError, Question, ask, check_ready};
 pub use monitoring::{Monitoring, monitoring};
 pub use tls::TlsError;
 

@@ -49,14 +49,17 @@ impl Override {
         Err(ConfigError::Override { origin: self.source.clone(), problem })
     }
 
-    /// What the text may mean: a string, a number or truth value, a list.
+    /// What the text may mean: a string, a number or truth value, a list, or a table when each item is `NAME=VALUE`.
     fn readings(&self) -> Vec<Value> {
         let list = Value::Array(self.texts.iter().cloned().map(Value::String).collect());
+        let pair = |text: &String| Some(text.split_once('=')?).map(|(name, value)| (name.to_owned(), value.into()));
+        let table = self.texts.iter().map(pair).collect::<Option<Table>>().map(Value::Table);
         match &self.texts[..] {
-            [text] => {
-                [Some(Value::String(text.clone())), text.parse().ok(), Some(list)].into_iter().flatten().collect()
-            }
-            _ => vec![list],
+            [text] => [Some(Value::String(text.clone())), text.parse().ok(), Some(list), table]
+                .into_iter()
+                .flatten()
+                .collect(),
+            _ => [Some(list), table].into_iter().flatten().collect(),
         }
     }
 }

@@ -48,10 +48,12 @@ struct Arguments {
     port: Option<u16>,
     #[arg(long)]
     open: bool,
+    #[arg(long)]
+    tag: Vec<String>,
 }
 
 const SETTINGS: &[(&str, &str)] =
-    &[("name", "name"), ("listen", "listen"), ("port", "http.port"), ("open", "http.open")];
+    &[("name", "name"), ("listen", "listen"), ("port", "http.port"), ("open", "http.open"), ("tag", "tags")];
 
 fn load_text(text: &str, line: &[&str]) -> Result<Loaded<Example>, String> {
     let mut file = tempfile::NamedTempFile::new().expect("a file");
@@ -76,6 +78,10 @@ fn flags_win_over_the_file_and_the_file_over_defaults() {
     let partly = load_text("[http]\nopen = true\n", &[]).expect("loaded").config.http;
     assert_eq!(partly, Http { port: 7, open: true, limit: None }, "the program's default, not that of the section");
     assert_eq!(load_text("", &["--listen", "b"]).expect("loaded").config.listen, ["b"], "a list of one");
+    let tags = |line: &[&str]| load_text("[tags]\na = \"1\"\n", line).map(|loaded| loaded.config.tags);
+    let expected = BTreeMap::from([("b".to_owned(), "2=3".to_owned()), ("c".to_owned(), String::new())]);
+    assert_eq!(tags(&["--tag", "b=2=3", "--tag", "c="]).expect("loaded"), expected, "in place of those of the file");
+    assert!(tags(&["--tag", "b"]).expect_err("no value").contains("--tag"), "it is named");
 }
 
 #[test]

@@ -130,6 +130,12 @@ impl Certificate {
     }
 }
 
+/// The file with the certificate that a program with this configuration shows, if it speaks TLS.
+pub(super) fn certificate_file(config: &HttpConfig, data_dir: &Path) -> Option<PathBuf> {
+    let own = config.tls_self_signed.then(|| data_dir.join(SELF_SIGNED.0));
+    config.tls_cert_file.clone().or(own)
+}
+
 fn changed((certificate, key): &(PathBuf, PathBuf)) -> Changed {
     // The time is too coarse to tell apart two files that were made one after the other.
     [certificate, key].map(|path| fs::metadata(path).ok()).map(|metadata| {

@@ -121,3 +121,21 @@ fn what_would_be_readable_is_refused_before_anything_is_opened() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_program_is_asked_by_its_own_configuration_and_only_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut config = encrypted(|config| config.tls_self_signed = true);
+    let server = HttpServer::start(&config, folder.path(), routes()).await.expect("started");
+    let question = || Question { method: http::Method::GET, path: "/", token: None, body: String::new() };
+    let error = super::super::ask(&config, folder.path(), question()).await.expect_err("port 0 is nowhere");
+    assert!(matches!(error, AskError::AnyPort), "{error}");
+    config.listen = SocketAddr::from(([0, 0, 0, 0], server.address().port()));
+    let answer = super::super::ask(&config, folder.path(), question()).await.expect("answered");
+    assert_eq!((answer.status, answer.body.as_str()), (200, "encrypted: true"));
+
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("made");
+    fs::write(folder.path().join("http_cert.pem"), made.cert.pem()).expect("written");
+    let error = super::super::ask(&config, folder.path(), question()).await.expect_err("it is not the one");
+    assert!(error.to_string().contains("another certificate"), "{error}");
+}
