@@ -2,12 +2,18 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
+use anyhow::bail;
 use clap::{Parser, Subcommand};
 
 use crate::{
     bench,
     cluster::{self, Options},
-    demo, layout, process,
+    demo,
+    docker::{
+        fleet,
+        verbs::{self, Doing},
+    },
+    layout, process,
     units::parse_rate,
 };
 
@@ -64,6 +70,78 @@ enum Command {
         #[command(flatten)]
         place: Place,
     },
+    /// Lists the programs of the cluster and how they are.
+    Ps {
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Shows the logs of all programs, or of some.
+    Logs {
+        /// Which ones.
+        names: Vec<String>,
+        /// Goes on showing what comes.
+        #[arg(short, long)]
+        follow: bool,
+        /// Only so many of the last lines.
+        #[arg(short = 'n', long)]
+        lines: Option<u32>,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Ends programs at once, as a crash does.
+    Kill {
+        /// Which ones.
+        #[arg(required = true)]
+        names: Vec<String>,
+        /// Lets them end cleanly.
+        #[arg(long)]
+        term: bool,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Starts programs again, and waits until the cluster is ready.
+    Restart {
+        /// Which ones.
+        #[arg(required = true)]
+        names: Vec<String>,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Stops programs in the middle of what they do.
+    Pause {
+        /// Which ones.
+        #[arg(required = true)]
+        names: Vec<String>,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Lets paused programs go on.
+    Resume {
+        /// Which ones.
+        #[arg(required = true)]
+        names: Vec<String>,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Cuts two groups off from each other; who is in neither reaches both.
+    Partition {
+        /// Names with commas between them, or a tag such as zone=a.
+        a: String,
+        /// The other side.
+        b: String,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Ends a partition, and waits until the cluster is ready.
+    Heal {
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Makes the image for --docker: static programs, built by cargo.
+    Image,
     /// Measures.
     Bench {
         #[command(subcommand)]
@@ -85,15 +163,15 @@ enum Command {
 
 #[derive(Debug, clap::Args)]
 struct Size {
-    /// How many schedulers.
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=64))]
-    schedulers: u32,
-    /// How many nodes.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=256))]
-    nodes: u32,
-    /// How many seeds beside them.
-    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=64))]
-    seeds: u32,
+    /// How many schedulers [default: 2, in containers 3].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(0..=64))]
+    schedulers: Option<u32>,
+    /// How many nodes [default: 3].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(0..=256))]
+    nodes: Option<u32>,
+    /// How many seeds beside them [default: 0, in containers 1].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(0..=64))]
+    seeds: Option<u32>,
     /// Each node serves others at most this fast.
     #[arg(long, value_name = "SIZE/s", value_parser = parse_rate)]
     upload_rate_limit: Option<String>,
@@ -110,6 +188,11 @@ impl Place {
     fn dir(self) -> PathBuf {
         self.dir.unwrap_or_else(layout::default_dir)
     }
+
+    /// Another default, so that both kinds of cluster may run at once.
+    fn docker(self) -> PathBuf {
+        self.dir.unwrap_or_else(|| layout::default_dir().with_extension("docker"))
+    }
 }
 
 /// Does what the command line says.
@@ -118,8 +201,7 @@ impl Place {
 /// What a person should read.
 pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     if arguments.docker {
-        eprintln!("testnet: --docker is not built yet; without it the cluster runs as local processes");
-        return Ok(ExitCode::from(2));
+        return run_in_containers(arguments.command).await;
     }
     match arguments.command {
         Command::Up { size, place, detach } => cluster::up(&place.dir(), options(size), detach).await?,
@@ -130,11 +212,65 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             cluster::add_node(&place.dir(), seed, upload_rate_limit, tag.into_iter().collect()).await?;
         }
         Command::Bench { bench } => return bench::run(bench).await,
+        Command::Image => verbs::image().await?,
+        Command::Ps { .. }
+        | Command::Logs { .. }
+        | Command::Kill { .. }
+        | Command::Restart { .. }
+        | Command::Pause { .. }
+        | Command::Resume { .. }
+        | Command::Partition { .. }
+        | Command::Heal { .. } => {
+            eprintln!("testnet: this command is for --docker only so far");
+            return Ok(ExitCode::from(2));
+        }
         Command::Become(program) => return Err(program.exec().into()),
         Command::Guard { place } => cluster::guard(&place.dir()).await?,
         Command::Baseline(baseline) => baseline.run().await?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn run_in_containers(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Up { size, place, detach } => {
+            if let Some(limit) = &size.upload_rate_limit {
+                bail!("in containers the limit is a variable: DFDAEMON_UPLOAD_RATE_LIMIT={limit}");
+            }
+            verbs::up(&place.docker(), fleet_size(&size), detach).await?;
+        }
+        Command::Down { place } => verbs::down(&place.docker()).await?,
+        Command::Demo { dir } => return demo::run_in_containers(&Place { dir }.docker()).await,
+        Command::AddScheduler { place } => verbs::add_scheduler(&place.docker()).await?,
+        Command::AddNode { upload_rate_limit: Some(_), .. } => bail!("--upload-rate-limit is not for --docker"),
+        Command::AddNode { seed, tag, place, .. } => {
+            verbs::add_node(&place.docker(), seed, &tag.into_iter().collect()).await?;
+        }
+        Command::Ps { json, place } => verbs::ps(&place.docker(), json).await?,
+        Command::Logs { names, follow, lines, place } => verbs::logs(&place.docker(), &names, lines, follow).await?,
+        Command::Kill { names, term, place } => {
+            let doing = if term { Doing::Terminate } else { Doing::Kill };
+            verbs::act(&place.docker(), doing, &names).await?;
+        }
+        Command::Restart { names, place } => verbs::act(&place.docker(), Doing::Restart, &names).await?,
+        Command::Pause { names, place } => verbs::act(&place.docker(), Doing::Pause, &names).await?,
+        Command::Resume { names, place } => verbs::act(&place.docker(), Doing::Resume, &names).await?,
+        Command::Partition { a, b, place } => verbs::partition(&place.docker(), &a, &b).await?,
+        Command::Heal { place } => verbs::heal(&place.docker()).await?,
+        Command::Image => verbs::image().await?,
+        Command::Bench { bench } => return bench::run_in_containers(bench).await,
+        Command::Become(_) | Command::Guard { .. } | Command::Baseline(_) => bail!("this is not for --docker"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn fleet_size(size: &Size) -> fleet::Size {
+    let ours = fleet::Size::default();
+    fleet::Size {
+        schedulers: size.schedulers.unwrap_or(ours.schedulers),
+        nodes: size.nodes.unwrap_or(ours.nodes),
+        seeds: size.seeds.unwrap_or(ours.seeds),
+    }
 }
 
 fn parse_tag(text: &str) -> Result<(String, String), String> {
@@ -143,6 +279,12 @@ fn parse_tag(text: &str) -> Result<(String, String), String> {
 }
 
 fn options(size: Size) -> Options {
-    let Size { schedulers, nodes, seeds, upload_rate_limit } = size;
-    Options { schedulers, nodes, seeds, upload_rate_limit, ..Options::default() }
+    let ours = Options::default();
+    Options {
+        schedulers: size.schedulers.unwrap_or(ours.schedulers),
+        nodes: size.nodes.unwrap_or(ours.nodes),
+        seeds: size.seeds.unwrap_or(ours.seeds),
+        upload_rate_limit: size.upload_rate_limit,
+        ..ours
+    }
 }

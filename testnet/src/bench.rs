@@ -7,6 +7,7 @@ use clap::Subcommand;
 use crate::units::{parse_duration, parse_size};
 
 pub mod baseline;
+mod contained;
 mod pair;
 pub(crate) mod proxy;
 mod report;
@@ -63,5 +64,16 @@ pub async fn run(bench: Bench) -> anyhow::Result<ExitCode> {
     match bench {
         Bench::Pair(pair) => pair::run(pair).await,
         Bench::Rollout(rollout) => rollout::run(rollout).await,
+    }
+}
+
+/// Measures in containers what can be measured there.
+///
+/// # Errors
+/// What went wrong.
+pub async fn run_in_containers(bench: Bench) -> anyhow::Result<ExitCode> {
+    match bench {
+        Bench::Pair(pair) => contained::run(pair).await,
+        Bench::Rollout(_) => anyhow::bail!("`bench rollout` runs its members in this process: leave --docker out"),
     }
 }

@@ -25,6 +25,12 @@ pub struct ClusterFile {
     pub nodes: Vec<NodeEntry>,
 }
 
+/// What only `cluster.json` of a cluster in containers says.
+#[derive(Deserialize)]
+struct Containers {
+    docker: serde_json::Value,
+}
+
 /// The manager in `cluster.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ManagerEntry {
@@ -134,6 +140,9 @@ impl Layout {
     pub fn read(&self) -> anyhow::Result<Option<ClusterFile>> {
         let path = self.file();
         match fs::read(&path) {
+            Ok(bytes) if serde_json::from_slice(&bytes).is_ok_and(|one: Containers| one.docker.is_object()) => {
+                bail!("the cluster in {} runs in containers: say --docker too", self.dir.display())
+            }
             Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("cannot read {}", path.display())),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),

@@ -1,12 +1,14 @@
 //! A whole cluster on one machine, for trying, testing and measuring.
 //!
-//! [`cluster`] starts and changes one, [`layout`] says where its files are, [`demo`] and [`mod@bench`] use one.
+//! [`cluster`] starts and changes one, [`layout`] says where its files are, [`demo`] and [`mod@bench`] use one, and
+//! [`docker`] is the same in containers.
 
 pub mod args;
 pub mod bench;
 pub mod cluster;
 mod config;
 pub mod demo;
+pub mod docker;
 pub mod http;
 pub mod layout;
 mod ports;

@@ -89,13 +89,17 @@ pub(crate) async fn cluster(
     Ok(())
 }
 
-struct Wanted {
-    epoch: u64,
-    schedulers: usize,
+/// What a node must say of itself.
+pub(crate) struct Wanted {
+    /// Of this epoch or a later one.
+    pub(crate) epoch: u64,
+    /// So many there are.
+    pub(crate) schedulers: usize,
 }
 
 impl Wanted {
-    fn check(&self, health: &Value) -> Result<(), String> {
+    /// Whether `dfcache health` says so.
+    pub(crate) fn check(&self, health: &Value) -> Result<(), String> {
         if health["member"] != true {
             return Err("not a member".into());
         }

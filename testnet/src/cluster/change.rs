@@ -49,6 +49,19 @@ pub(crate) async fn join_token(
     }
 }
 
+/// How many schedulers are in the ring, and the epoch that says so.
+pub(crate) async fn ring(manager: &ManagerEntry) -> anyhow::Result<(usize, u64)> {
+    let answer = api(manager, "GET", "config", String::new()).await?;
+    let settings: Settings = serde_json::from_str(&answer.body).context("the manager's settings")?;
+    Ok((settings.schedulers.len(), epoch_in(&answer)?))
+}
+
+/// What the manager says of `resource`.
+pub(crate) async fn get(manager: &ManagerEntry, resource: &str) -> anyhow::Result<serde_json::Value> {
+    let answer = api(manager, "GET", resource, String::new()).await?;
+    serde_json::from_str(&answer.body).with_context(|| format!("the manager's {resource}"))
+}
+
 /// The epoch in force.
 pub(super) async fn epoch(manager: &ManagerEntry) -> anyhow::Result<u64> {
     epoch_in(&api(manager, "GET", "config", String::new()).await?)

@@ -1,0 +1,214 @@
+//! The commands of `testnet --docker`.
+
+use std::path::Path;
+
+use anyhow::{Context as _, bail};
+use comfy_table::{Table, presets};
+use damselfly_messages::membership::Tags;
+use damselfly_transport::program::lifecycle::Signals;
+use serde_json::json;
+
+use super::{
+    engine,
+    fleet::{Fleet, Size, metric},
+    members::{self, Member},
+};
+use crate::http;
+
+/// `up`
+///
+/// # Errors
+/// What did not get ready.
+pub async fn up(dir: &Path, size: Size, detach: bool) -> anyhow::Result<()> {
+    let mut signals = Signals::catch()?;
+    let fleet = tokio::select! {
+        fleet = Fleet::start(dir, size) => fleet?,
+        _ = signals.recv() => {
+            Fleet::at(dir).await?.end().await?;
+            bail!("interrupted");
+        }
+    };
+    for node in fleet.members().await?.iter().filter(|member| member.kind.is_node()) {
+        println!("docker exec -i {} dfcache    # {}", &node.id[..12], node.name);
+    }
+    eprintln!("testnet: ready; {}", fleet.file().display());
+    if detach {
+        return Ok(());
+    }
+    eprintln!("testnet: Ctrl-C ends it, and removes its containers, networks and volumes");
+    signals.recv().await;
+    fleet.end().await
+}
+
+/// `down`
+///
+/// # Errors
+/// What is left.
+pub async fn down(dir: &Path) -> anyhow::Result<()> {
+    let (fleet, _) = Fleet::open(dir).await?;
+    fleet.end().await?;
+    eprintln!("testnet: no container, network or volume is left; the image stays (`docker image rm` removes it)");
+    Ok(())
+}
+
+/// `add-node`
+///
+/// # Errors
+/// What did not get ready.
+pub async fn add_node(dir: &Path, is_seed: bool, tags: &Tags) -> anyhow::Result<()> {
+    let (fleet, _) = Fleet::open(dir).await?;
+    println!("{}", fleet.add_node(is_seed, tags).await?);
+    Ok(())
+}
+
+/// `add-scheduler`
+///
+/// # Errors
+/// What did not get ready.
+pub async fn add_scheduler(dir: &Path) -> anyhow::Result<()> {
+    let (fleet, _) = Fleet::open(dir).await?;
+    println!("{}", fleet.add_scheduler().await?);
+    Ok(())
+}
+
+/// `ps`
+///
+/// # Errors
+/// When docker fails.
+pub async fn ps(dir: &Path, as_json: bool) -> anyhow::Result<()> {
+    let (_, members) = Fleet::open(dir).await?;
+    let mut table = Table::new();
+    table
+        .load_preset(presets::NOTHING)
+        .set_header(["NAME", "ROLE", "STATE", "PID", "READY", "EPOCH", "MEMORY", "ZONE"]);
+    let mut items = Vec::new();
+    for member in &members {
+        let looks = look(member).await;
+        let zone = member.tags.get("zone");
+        let epoch = looks.epoch.map(|epoch| epoch.to_string());
+        let memory = looks.memory_bytes.map(|bytes| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20)));
+        let ready = looks.ready.as_ref().map_or_else(|reason| format!("no: {reason}"), |()| "yes".to_owned());
+        table.add_row([
+            member.name.as_str(),
+            &member.kind.to_string(),
+            &member.state,
+            &member.pid.to_string(),
+            &ready,
+            epoch.as_deref().unwrap_or("-"),
+            memory.as_deref().unwrap_or("-"),
+            zone.map_or("-", String::as_str),
+        ]);
+        items.push(json!({
+            "name": member.name, "role": member.kind.to_string(), "state": member.state, "pid": member.pid,
+            "container": member.id, "ready": looks.ready.is_ok(), "reason": looks.ready.err(), "epoch": looks.epoch,
+            "memory_bytes": looks.memory_bytes, "zone": zone,
+        }));
+    }
+    if as_json {
+        println!("{:#}", json!({ "items": items }))
+    } else {
+        println!("{table}")
+    }
+    Ok(())
+}
+
+struct Looks {
+    ready: Result<(), String>,
+    epoch: Option<u64>,
+    memory_bytes: Option<u64>,
+}
+
+async fn look(member: &Member) -> Looks {
+    let nothing = |reason: String| Looks { ready: Err(reason), epoch: None, memory_bytes: None };
+    let metrics = match member.url("/metrics") {
+        Ok(metrics) if member.is_running() => metrics,
+        _ => return nothing(member.state.clone()),
+    };
+    let ready = crate::ready::is_ready(&metrics).await;
+    let Ok(shown) = http::get(&metrics).await else { return nothing("no answer".to_owned()) };
+    let value = |name: &str| metric(&shown.body, name).map(|value| value as u64);
+    let (epoch, memory_bytes) = (value("damselfly_configuration_epoch"), value("process_resident_memory_bytes"));
+    Looks { ready, epoch, memory_bytes }
+}
+
+/// `logs`
+///
+/// # Errors
+/// When there is no such member.
+pub async fn logs(dir: &Path, names: &[String], lines: Option<u32>, follow: bool) -> anyhow::Result<()> {
+    let (fleet, members) = Fleet::open(dir).await?;
+    let wanted = if names.is_empty() { members.iter().collect() } else { members::named(&members, names)? };
+    fleet.show_logs(&wanted, lines, follow).await
+}
+
+/// What is done to members that are named.
+#[derive(Debug, Clone, Copy)]
+pub enum Doing {
+    /// SIGKILL.
+    Kill,
+    /// SIGTERM.
+    Terminate,
+    /// An end, a new start, and waiting until the cluster is ready.
+    Restart,
+    /// A stop in the middle of what they do.
+    Pause,
+    /// Going on.
+    Resume,
+}
+
+/// `kill`, `restart`, `pause`, `resume`
+///
+/// # Errors
+/// When there is no such member, or docker fails.
+pub async fn act(dir: &Path, doing: Doing, names: &[String]) -> anyhow::Result<()> {
+    let (fleet, members) = Fleet::open(dir).await?;
+    let named = members::named(&members, names)?;
+    match doing {
+        Doing::Kill => fleet.kill(&named, false).await,
+        Doing::Terminate => fleet.kill(&named, true).await,
+        Doing::Restart => fleet.restart(&named).await,
+        Doing::Pause => fleet.pause(&named).await,
+        Doing::Resume => fleet.resume(&named).await,
+    }
+}
+
+/// `partition`
+///
+/// # Errors
+/// When a group is empty, or docker fails.
+pub async fn partition(dir: &Path, ones: &str, others: &str) -> anyhow::Result<()> {
+    let (fleet, members) = Fleet::open(dir).await?;
+    let (ones, others) = (group(&members, ones)?, group(&members, others)?);
+    fleet.partition(&ones, &others).await
+}
+
+/// Members by names with commas between them, or by a tag such as `zone=a`.
+fn group<'a>(members: &'a [Member], text: &str) -> anyhow::Result<Vec<&'a Member>> {
+    let Some((name, value)) = text.split_once('=') else {
+        return members::named(members, &text.split(',').map(str::to_owned).collect::<Vec<_>>());
+    };
+    let has = |member: &&Member| member.tags.get(name).is_some_and(|tag| tag == value);
+    let found: Vec<_> = members.iter().filter(has).collect();
+    if found.is_empty() { bail!("nobody has the tag {text}") } else { Ok(found) }
+}
+
+/// `heal`
+///
+/// # Errors
+/// What did not get ready again.
+pub async fn heal(dir: &Path) -> anyhow::Result<()> {
+    let (fleet, _) = Fleet::open(dir).await?;
+    fleet.heal().await?;
+    fleet.settle().await
+}
+
+/// `image`
+///
+/// # Errors
+/// Why there is none.
+pub async fn image() -> anyhow::Result<()> {
+    let name = super::ensure_image().await?;
+    let id = engine::ask(["image", "inspect", "--format", "{{.Id}}", name]).await.context("the image is gone")?;
+    println!("{name} {}", id.trim());
+    Ok(())
+}
