@@ -8,6 +8,7 @@
 pub mod access;
 pub mod alerts;
 pub mod backup;
+pub mod command;
 pub mod config;
 pub mod console;
 pub mod database;

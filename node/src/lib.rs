@@ -6,6 +6,7 @@
 mod announcer;
 mod blocking;
 mod buffers;
+pub mod command;
 pub mod config;
 pub mod daemon;
 mod download;

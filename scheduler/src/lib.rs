@@ -4,6 +4,7 @@
 //! - `service` is the shell around it that talks to the network
 //! - [`config`] and [`program`] make a program of it
 
+pub mod command;
 pub mod config;
 mod metrics;
 mod notifier;

@@ -18,17 +18,14 @@ const LABEL: &str = "damselfly.made-of";
 /// Build scripts and macros cannot be static, so the target has to be named.
 const TARGET: &str =
     if cfg!(target_arch = "aarch64") { "aarch64-unknown-linux-gnu" } else { "x86_64-unknown-linux-gnu" };
-const PROGRAMS: [(&str, &str); 4] = [
-    ("damselfly-manager", "dfmanager"),
-    ("damselfly-scheduler", "dfscheduler"),
-    ("damselfly-node", "dfdaemon"),
-    ("damselfly-cli", "dfcache"),
-];
+/// The one program that is all of them; the names are links to it.
+const PROGRAM: &str = "damselfly";
+const NAMES: [&str; 4] = ["dfmanager", "dfscheduler", "dfdaemon", "dfcache"];
 const DOCKERFILE: &str = include_str!("../../Dockerfile.scratch");
 const CONFIGS: [(&str, &str); 3] = [
-    ("manager.toml", include_str!("../../image/manager.toml")),
-    ("scheduler.toml", include_str!("../../image/scheduler.toml")),
-    ("daemon.toml", include_str!("../../image/daemon.toml")),
+    ("manager.toml", include_str!("../../image/etc/manager.toml")),
+    ("scheduler.toml", include_str!("../../image/etc/scheduler.toml")),
+    ("daemon.toml", include_str!("../../image/etc/daemon.toml")),
 ];
 /// Empty folders that belong to the user of the image.
 const FOLDERS: [&str; 3] = ["var/lib/damselfly", "run/damselfly", "run/tokens"];
@@ -50,13 +47,13 @@ pub async fn ensure() -> anyhow::Result<&'static str> {
             }
         };
     };
-    let programs = build(&workspace)?;
-    let digest = digest(&programs)?;
+    let program = build(&workspace)?;
+    let digest = digest(&program)?;
     if made_of.as_ref() == Some(&digest) {
         return Ok(IMAGE);
     }
     let context = tempfile::tempdir().context("no folder for the image")?;
-    fill(context.path(), &programs)?;
+    fill(context.path(), &program)?;
     let mut command = engine::docker();
     // The classic builder needs no plugin, and there is nothing to run in parallel.
     command.env("DOCKER_BUILDKIT", "0").args(["build", "--quiet", "--tag", IMAGE, "--label"]);
@@ -84,38 +81,33 @@ fn workspace() -> Option<PathBuf> {
     folders.filter(|folder| folder.join("testnet/Dockerfile.scratch").is_file()).map(Path::to_owned).next()
 }
 
-/// Brings the static programs up to date; gives the folder with them.
+/// Brings the static program up to date; gives its path.
 fn build(workspace: &Path) -> anyhow::Result<PathBuf> {
-    let target = env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| workspace.join("target"), |dir| workspace.join(dir))
-        .join("static");
-    let programs = target.join(TARGET).join("image");
-    if !programs.join("dfdaemon").is_file() {
-        eprintln!("testnet: building static programs for the image (several minutes the first time) …");
+    // A folder of its own: other flags for the same packages would make cargo build everything anew each time.
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), |dir| workspace.join(dir));
+    let target = target.join("static");
+    let program = target.join(TARGET).join("image").join(PROGRAM);
+    if !program.is_file() {
+        eprintln!("testnet: building a static program for the image (several minutes the first time) …");
     }
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(&cargo);
-    command.current_dir(workspace).args(["build", "--locked", "--profile", "image", "--bins", "--target", TARGET]);
-    command.arg("--target-dir").arg(&target).args(PROGRAMS.iter().flat_map(|(package, _)| ["--package", *package]));
+    command.current_dir(workspace).args(["build", "--locked", "--quiet", "--package", "damselfly-image"]);
+    command.args(["--profile", "image", "--target", TARGET, "--target-dir"]).arg(&target);
     command.env("RUSTFLAGS", "-C target-feature=+crt-static").stdin(Stdio::null()).stdout(Stdio::null());
-    // What the `cargo run` that started this has set is not meant for other targets.
-    command.env_remove("CARGO_TARGET_DIR");
     let status = command.status();
-    let status = status.with_context(|| format!("cannot run {}, which builds the programs", cargo.display()))?;
+    let status = status.with_context(|| format!("cannot run {}, which builds it", cargo.display()))?;
     if !status.success() {
-        bail!("cargo could not build the static programs ({status}); does the C compiler have a static C library?");
+        bail!("cargo could not build the static program ({status}); does the C compiler have a static C library?");
     }
-    Ok(programs)
+    Ok(program)
 }
 
 /// What the image is made of, in one number.
-fn digest(programs: &Path) -> anyhow::Result<String> {
+fn digest(program: &Path) -> anyhow::Result<String> {
     let mut hasher = blake3::Hasher::new();
-    for (_, program) in PROGRAMS {
-        let path = programs.join(program);
-        let mut file = fs::File::open(&path).with_context(|| format!("no {}", path.display()))?;
-        io::copy(&mut file, &mut hasher)?;
-    }
+    let mut file = fs::File::open(program).with_context(|| format!("no {}", program.display()))?;
+    io::copy(&mut file, &mut hasher)?;
     hasher.update(DOCKERFILE.as_bytes());
     for (_, text) in CONFIGS {
         hasher.update(text.as_bytes());
@@ -124,18 +116,19 @@ fn digest(programs: &Path) -> anyhow::Result<String> {
 }
 
 /// Puts together what the Dockerfile copies.
-fn fill(context: &Path, programs: &Path) -> anyhow::Result<()> {
+fn fill(context: &Path, program: &Path) -> anyhow::Result<()> {
     let write = |path: PathBuf, text: &str| fs::write(&path, text).with_context(|| format!("{}", path.display()));
     write(context.join("Dockerfile"), DOCKERFILE)?;
-    fs::create_dir(context.join("bin"))?;
-    fs::create_dir(context.join("etc"))?;
-    for (_, program) in PROGRAMS {
-        let to = context.join("bin").join(program);
-        fs::copy(programs.join(program), &to).with_context(|| format!("no {program}"))?;
-        fs::set_permissions(to, fs::Permissions::from_mode(0o755))?;
+    let (bin, etc) = (context.join("bin"), context.join("etc"));
+    fs::create_dir(&bin)?;
+    fs::create_dir(&etc)?;
+    fs::copy(program, bin.join(PROGRAM)).with_context(|| format!("no {}", program.display()))?;
+    fs::set_permissions(bin.join(PROGRAM), fs::Permissions::from_mode(0o755))?;
+    for name in NAMES {
+        std::os::unix::fs::symlink(PROGRAM, bin.join(name))?;
     }
     for (name, text) in CONFIGS {
-        write(context.join("etc").join(name), text)?;
+        write(etc.join(name), text)?;
     }
     for folder in FOLDERS {
         let folder = context.join("state").join(folder);
