@@ -12,6 +12,7 @@ mod metrics;
 mod out_of_ring;
 mod parents;
 mod quota;
+mod ready;
 mod ring;
 mod roots;
 mod schedulers;
