@@ -19,6 +19,7 @@ use crate::{
     admission::{Admission, NotAdmitted},
     dialing::{DialPolicy, Policed},
     muxer::{GrowthBudget, Muxer},
+    names,
     protocol::MUXER,
     spoken::Spoken,
     tls::{CertificateError, Tls},
@@ -63,7 +64,8 @@ pub fn transport(
     let tcp = tcp::tokio::Transport::new(tcp::Config::new().nodelay(true));
     let tcp = Spoken::new(tcp).map(move |stream, _| BufReader::with_capacity(read_bytes, stream));
     // Inside of DNS, so that a name cannot stand for an address that the policy refuses.
-    let tcp = dns::tokio::Transport::system(Policed::new(tcp, policy)).map_err(TransportError::Dns)?;
+    let (servers, options) = names::system().map_err(TransportError::Dns)?;
+    let tcp = dns::tokio::Transport::custom(Policed::new(tcp, policy), servers, options);
     Ok(tcp
         .upgrade(Version::V1Lazy)
         .authenticate(tls)

@@ -13,6 +13,7 @@ pub mod frame;
 pub mod join;
 pub mod local;
 pub mod muxer;
+mod names;
 pub mod network;
 pub mod program;
 pub mod protocol;
