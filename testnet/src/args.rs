@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 
 use crate::{
     bench,
-    cluster::{self, Options},
+    cluster::{self, Options, breaking},
     demo,
     docker::{
         fleet,
@@ -213,15 +213,14 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         }
         Command::Bench { bench } => return bench::run(bench).await,
         Command::Image => verbs::image().await?,
-        Command::Ps { .. }
-        | Command::Logs { .. }
-        | Command::Kill { .. }
-        | Command::Restart { .. }
-        | Command::Pause { .. }
-        | Command::Resume { .. }
-        | Command::Partition { .. }
-        | Command::Heal { .. } => {
-            eprintln!("testnet: this command is for --docker only so far");
+        Command::Ps { json, place } => breaking::ps(&place.dir(), json).await?,
+        Command::Logs { names, follow, lines, place } => breaking::logs(&place.dir(), &names, lines, follow).await?,
+        Command::Kill { names, term, place } => breaking::kill(&place.dir(), &names, term).await?,
+        Command::Restart { names, place } => breaking::restart(&place.dir(), &names).await?,
+        Command::Pause { names, place } => breaking::pause(&place.dir(), &names, true)?,
+        Command::Resume { names, place } => breaking::pause(&place.dir(), &names, false)?,
+        Command::Partition { .. } | Command::Heal { .. } => {
+            eprintln!("testnet: local processes share one loopback, which cannot be cut: use --docker");
             return Ok(ExitCode::from(2));
         }
         Command::Become(program) => return Err(program.exec().into()),

@@ -12,6 +12,7 @@ use damselfly_messages::membership::Tags;
 use damselfly_transport::program::lifecycle::Signals;
 use rustix::fs::{FlockOperation, flock};
 
+pub mod breaking;
 pub(crate) mod change;
 mod members;
 

@@ -270,7 +270,11 @@ impl Cluster {
         self.nodes.last().cloned().context("no node")
     }
 
-    async fn testnet(&mut self, arguments: &[&str]) -> anyhow::Result<()> {
+    /// Runs `testnet` on this cluster; gives what it prints.
+    ///
+    /// # Errors
+    /// What it says when it fails.
+    pub async fn testnet(&mut self, arguments: &[&str]) -> anyhow::Result<String> {
         let dir = self.folder.path().join("cluster");
         let mut command = tokio::process::Command::new(self.programs.path("testnet"));
         command.args(arguments).arg("--dir").arg(&dir).env_remove("CARGO").stdin(Stdio::null());
@@ -278,7 +282,7 @@ impl Cluster {
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         (_, self.file) = Layout::open(&dir)?;
         self.learn_members();
-        Ok(())
+        Ok(String::from_utf8(output.stdout)?)
     }
 
     /// Waits until every running node has the configuration of `epoch`, reaches `schedulers` or more of those that it

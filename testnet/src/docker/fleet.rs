@@ -23,6 +23,7 @@ use crate::{
     cluster::change,
     http,
     layout::{ClusterFile, Layout, ManagerEntry, NodeEntry, SchedulerEntry},
+    listing::metric,
     ports, ready,
 };
 
@@ -459,11 +460,6 @@ fn peer_at(settings: &Value, service: &str) -> Option<String> {
             .any(|at| at.as_str().is_some_and(|at| at.starts_with(&address)))
     };
     settings["schedulers"].as_array()?.iter().find(named)?["peer_id"].as_str().map(str::to_owned)
-}
-
-/// The value of a metric without labels.
-pub(super) fn metric(text: &str, name: &str) -> Option<f64> {
-    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
 }
 
 async fn log_of(member: &Member) -> String {

@@ -3,17 +3,15 @@
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
-use comfy_table::{Table, presets};
 use damselfly_messages::membership::Tags;
 use damselfly_transport::program::lifecycle::Signals;
-use serde_json::json;
 
 use super::{
     engine,
-    fleet::{Fleet, Size, metric},
+    fleet::{Fleet, Size},
     members::{self, Member},
 };
-use crate::http;
+use crate::listing::{self, Looks, Row};
 
 /// `up`
 ///
@@ -77,58 +75,23 @@ pub async fn add_scheduler(dir: &Path) -> anyhow::Result<()> {
 /// When docker fails.
 pub async fn ps(dir: &Path, as_json: bool) -> anyhow::Result<()> {
     let (_, members) = Fleet::open(dir).await?;
-    let mut table = Table::new();
-    table
-        .load_preset(presets::NOTHING)
-        .set_header(["NAME", "ROLE", "STATE", "PID", "READY", "EPOCH", "MEMORY", "ZONE"]);
-    let mut items = Vec::new();
+    let mut rows = Vec::new();
     for member in &members {
-        let looks = look(member).await;
-        let zone = member.tags.get("zone");
-        let epoch = looks.epoch.map(|epoch| epoch.to_string());
-        let memory = looks.memory_bytes.map(|bytes| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20)));
-        let ready = looks.ready.as_ref().map_or_else(|reason| format!("no: {reason}"), |()| "yes".to_owned());
-        table.add_row([
-            member.name.as_str(),
-            &member.kind.to_string(),
-            &member.state,
-            &member.pid.to_string(),
-            &ready,
-            epoch.as_deref().unwrap_or("-"),
-            memory.as_deref().unwrap_or("-"),
-            zone.map_or("-", String::as_str),
-        ]);
-        items.push(json!({
-            "name": member.name, "role": member.kind.to_string(), "state": member.state, "pid": member.pid,
-            "container": member.id, "ready": looks.ready.is_ok(), "reason": looks.ready.err(), "epoch": looks.epoch,
-            "memory_bytes": looks.memory_bytes, "zone": zone,
-        }));
+        let looks = match member.url("/metrics") {
+            Ok(metrics) if member.is_running() => Looks::at(&metrics).await,
+            _ => Looks::nothing(&member.state),
+        };
+        rows.push(Row {
+            name: &member.name,
+            role: member.kind.to_string(),
+            state: &member.state,
+            pid: member.pid,
+            zone: member.tags.get("zone").map(String::as_str),
+            looks,
+        });
     }
-    if as_json {
-        println!("{:#}", json!({ "items": items }))
-    } else {
-        println!("{table}")
-    }
+    listing::print(&rows, as_json);
     Ok(())
-}
-
-struct Looks {
-    ready: Result<(), String>,
-    epoch: Option<u64>,
-    memory_bytes: Option<u64>,
-}
-
-async fn look(member: &Member) -> Looks {
-    let nothing = |reason: String| Looks { ready: Err(reason), epoch: None, memory_bytes: None };
-    let metrics = match member.url("/metrics") {
-        Ok(metrics) if member.is_running() => metrics,
-        _ => return nothing(member.state.clone()),
-    };
-    let ready = crate::ready::is_ready(&metrics).await;
-    let Ok(shown) = http::get(&metrics).await else { return nothing("no answer".to_owned()) };
-    let value = |name: &str| metric(&shown.body, name).map(|value| value as u64);
-    let (epoch, memory_bytes) = (value("damselfly_configuration_epoch"), value("process_resident_memory_bytes"));
-    Looks { ready, epoch, memory_bytes }
 }
 
 /// `logs`

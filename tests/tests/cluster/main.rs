@@ -1,5 +1,6 @@
 //! How a whole cluster of real processes behaves.
 
+mod broken;
 mod browser;
 mod conflict;
 mod console;
