@@ -95,10 +95,17 @@ fn build(workspace: &Path) -> anyhow::Result<PathBuf> {
     command.current_dir(workspace).args(["build", "--locked", "--quiet", "--package", "damselfly-image"]);
     command.args(["--profile", "image", "--target", TARGET, "--target-dir"]).arg(&target);
     command.env("RUSTFLAGS", "-C target-feature=+crt-static").stdin(Stdio::null()).stdout(Stdio::null());
+    // What `cargo run` says of this program: build scripts would take it for a change, and everything would be built anew.
+    for (name, _) in env::vars_os() {
+        let of_this = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_NAME", "CARGO_BIN_NAME", "CARGO_PRIMARY_PACKAGE"];
+        if name.to_str().is_some_and(|name| of_this.iter().any(|start| name.starts_with(start))) {
+            command.env_remove(name);
+        }
+    }
     let status = command.status();
     let status = status.with_context(|| format!("cannot run {}, which builds it", cargo.display()))?;
     if !status.success() {
-        bail!("cargo could not build the static program ({status}); does the C compiler have a static C library?");
+        bail!("cargo could not build the static program ({status}); with linker errors: is there a static C library?");
     }
     Ok(program)
 }
