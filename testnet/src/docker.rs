@@ -1,7 +1,7 @@
 //! The same cluster in containers: `compose.yaml`, driven by Docker Compose.
 //!
-//! [`engine`] runs docker and compose, [`image`] makes the image, [`members`] says what runs, [`fleet`] starts, changes and
-//! ends a cluster, [`breaking`] breaks it.
+//! `engine` runs docker and compose, `image` makes the image, `members` says what runs, `fleet` starts, changes and
+//! ends a cluster, `breaking` breaks it.
 
 mod breaking;
 pub mod engine;
