@@ -169,6 +169,9 @@ fn show_end(log: &mut File, lines: Option<u32>) -> io::Result<()> {
 fn start_of_last(log: &mut File, lines: usize) -> io::Result<u64> {
     const BLOCK: u64 = 64 << 10;
     let end = log.metadata()?.len();
+    if lines == 0 {
+        return Ok(end);
+    }
     let (mut at, mut ends) = (end, 0);
     let mut block = Vec::new();
     while at > 0 {
@@ -189,7 +192,7 @@ fn start_of_last(log: &mut File, lines: usize) -> io::Result<u64> {
         }
         at = from;
     }
-    Ok(if lines == 0 { end } else { 0 })
+    Ok(0)
 }
 
 /// `testnet kill`: as a crash does, or with SIGTERM when `gently`.
