@@ -14,6 +14,8 @@ use crate::{
         verbs::{self, Doing},
     },
     layout, process,
+    programs::Programs,
+    scenario,
     units::parse_rate,
 };
 
@@ -142,6 +144,8 @@ enum Command {
     },
     /// Makes the image for --docker: static programs, built by cargo.
     Image,
+    /// Breaks a cluster of its own while it is in use, and checks what it promises.
+    Scenario(scenario::Scenario),
     /// Measures.
     Bench {
         #[command(subcommand)]
@@ -216,13 +220,14 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Ps { json, place } => breaking::ps(&place.dir(), json).await?,
         Command::Logs { names, follow, lines, place } => breaking::logs(&place.dir(), &names, lines, follow).await?,
         Command::Kill { names, term, place } => breaking::kill(&place.dir(), &names, term).await?,
-        Command::Restart { names, place } => breaking::restart(&place.dir(), &names).await?,
+        Command::Restart { names, place } => breaking::restart(&place.dir(), &names, &Programs::find()?).await?,
         Command::Pause { names, place } => breaking::pause(&place.dir(), &names, true)?,
         Command::Resume { names, place } => breaking::pause(&place.dir(), &names, false)?,
         Command::Partition { .. } | Command::Heal { .. } => {
             eprintln!("testnet: local processes share one loopback, which cannot be cut: use --docker");
             return Ok(ExitCode::from(2));
         }
+        Command::Scenario(scenario) => return scenario::run(scenario).await,
         Command::Become(program) => return Err(program.exec().into()),
         Command::Guard { place } => cluster::guard(&place.dir()).await?,
         Command::Baseline(baseline) => baseline.run().await?,
@@ -258,6 +263,7 @@ async fn run_in_containers(command: Command) -> anyhow::Result<ExitCode> {
         Command::Heal { place } => verbs::heal(&place.docker()).await?,
         Command::Image => verbs::image().await?,
         Command::Bench { bench } => return bench::run_in_containers(bench).await,
+        Command::Scenario(_) => bail!("scenarios are of local processes: leave --docker out"),
         Command::Become(_) | Command::Guard { .. } | Command::Baseline(_) => bail!("this is not for --docker"),
     }
     Ok(ExitCode::SUCCESS)

@@ -16,4 +16,5 @@ mod ports;
 pub mod process;
 pub mod programs;
 mod ready;
+pub mod scenario;
 pub mod units;

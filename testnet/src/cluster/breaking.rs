@@ -221,28 +221,31 @@ async fn end(members: &[Member<'_>], signal: Signal) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// When there is no such program, or what did not get ready.
-pub async fn restart(dir: &Path, names: &[String]) -> anyhow::Result<()> {
+pub async fn restart(dir: &Path, names: &[String], programs: &Programs) -> anyhow::Result<()> {
+    let (_, file) = Layout::open(dir)?;
+    end(&named(&members(&file), names)?, Signal::TERM).await?;
+    start(dir, names, programs)?;
+    let (layout, file) = Layout::open(dir)?;
+    let manager = &file.manager;
+    ready::until(&layout, MANAGER, ready::deadline(), async || ready::is_ready(&manager.metrics).await).await?;
+    let epoch = change::epoch(manager).await?;
+    ready::cluster(&layout, &file, programs, epoch).await
+}
+
+/// Starts programs that have ended.
+pub(crate) fn start(dir: &Path, names: &[String], programs: &Programs) -> anyhow::Result<()> {
     let (layout, mut file) = Layout::open(dir)?;
-    let programs = Programs::find()?;
     let detached = guarded(&layout)?;
     let mut started = Vec::new();
-    {
-        let named = named(&members(&file), names)?;
-        end(&named, Signal::TERM).await?;
-        for member in &named {
-            let (program, log) = (programs.path(member.program()), layout.log(member.name));
-            let child = process::start(&program, member.config, &log, &[], detached)?;
-            started.push((member.name.to_owned(), child.id()));
-        }
+    for member in named(&members(&file), names)? {
+        let (program, log) = (programs.path(member.program()), layout.log(member.name));
+        let child = process::start(&program, member.config, &log, &[], detached)?;
+        started.push((member.name.to_owned(), child.id()));
     }
     for (name, pid) in started {
         note(&mut file, &name, pid);
     }
-    layout.write(&file)?;
-    let manager = &file.manager;
-    ready::until(&layout, MANAGER, ready::deadline(), async || ready::is_ready(&manager.metrics).await).await?;
-    let epoch = change::epoch(manager).await?;
-    ready::cluster(&layout, &file, &programs, epoch).await
+    layout.write(&file)
 }
 
 /// Writes down which process a program is now.

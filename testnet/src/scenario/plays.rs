@@ -1,0 +1,229 @@
+//! What happens to a cluster while it is in use.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use clap::ValueEnum;
+use futures::future::try_join_all;
+use serde_json::{Map, Value, json};
+use tokio::{sync::watch, time::sleep};
+
+use super::stage::{Stage, Users};
+use crate::cluster::Options;
+
+/// Records are where they belong so long after whatever happened.
+const CONVERGES_WITHIN: Duration = Duration::from_secs(15);
+
+/// A scenario.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Play {
+    /// The host that serves an export is killed in the middle; others go on.
+    NodeLoss,
+    /// Schedulers are killed and started again, one after the other, under exports.
+    SchedulerLoss,
+    /// All schedulers are killed at once and start again with nothing.
+    SchedulersLoss,
+    /// The manager is away, while hosts and schedulers work and restart.
+    ManagerLoss,
+    /// Every program is restarted in turn under exports.
+    RollingRestart,
+}
+
+type Figures = Map<String, Value>;
+
+fn figures<const N: usize>(all: [(&str, Value); N]) -> Figures {
+    all.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+impl Play {
+    /// Each of them.
+    pub const ALL: [Self; 5] =
+        [Self::NodeLoss, Self::SchedulerLoss, Self::SchedulersLoss, Self::ManagerLoss, Self::RollingRestart];
+
+    /// As it is typed.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NodeLoss => "node-loss",
+            Self::SchedulerLoss => "scheduler-loss",
+            Self::SchedulersLoss => "schedulers-loss",
+            Self::ManagerLoss => "manager-loss",
+            Self::RollingRestart => "rolling-restart",
+        }
+    }
+
+    pub(super) fn options(self) -> Options {
+        let rate = (self == Self::NodeLoss).then(|| "8MiB/s".to_owned());
+        Options { schedulers: 3, nodes: 4, upload_rate_limit: rate, ..Options::default() }
+    }
+
+    pub(super) async fn run(self, stage: &mut Stage, is_short: bool) -> anyhow::Result<Figures> {
+        match self {
+            Self::NodeLoss => node_loss(stage, if is_short { 2 } else { 10 }).await,
+            Self::SchedulerLoss => {
+                let [time, pause] = if is_short { [30, 5] } else { [300, 10] };
+                scheduler_loss(stage, Duration::from_secs(time), Duration::from_secs(pause)).await
+            }
+            Self::SchedulersLoss => schedulers_loss(stage, if is_short { 2 } else { 10 }).await,
+            Self::ManagerLoss => manager_loss(stage).await,
+            Self::RollingRestart => rolling_restart(stage, if is_short { 20 } else { 100 }).await,
+        }
+    }
+}
+
+/// Node 4 exports what nodes 1 to 3 hold, one of which is killed meanwhile.
+async fn node_loss(stage: &mut Stage, rounds: usize) -> anyhow::Result<Figures> {
+    let users = stage.users.clone();
+    let mut longest = Duration::ZERO;
+    for round in 0..rounds {
+        let name = stage.fill(1, 32 << 20, &[0]).await?.pop().context("a file")?;
+        for node in [1, 2] {
+            users.export(node, &name).await?;
+        }
+        let lost = format!("node-{}", stage.any(3) + 1);
+        let begun = Instant::now();
+        let export = async { users.export(3, &name).await };
+        let loss = async {
+            // In the middle: three parents of 8 MiB/s need more than a second.
+            sleep(Duration::from_millis(500)).await;
+            stage.kill(&[&lost]).await
+        };
+        let (exported, ()) = tokio::try_join!(export, loss).with_context(|| format!("round {round}, {lost} lost"))?;
+        ensure!(exported["from_peers_bytes"] != 0, "nothing was transferred: {exported}");
+        longest = longest.max(begun.elapsed());
+        stage.restart(&[&lost]).await?;
+        users.delete(3, &name).await?;
+    }
+    let settled = stage.converged(&[0, 1, 2, 3], CONVERGES_WITHIN).await?;
+    Ok(figures([
+        ("rounds", json!(rounds)),
+        ("longest_export_seconds", json!(longest.as_secs_f64())),
+        ("converged_seconds", json!(settled.as_secs_f64())),
+    ]))
+}
+
+/// Exports until it is told that it is enough; each is a transfer. Gives how many.
+async fn exports(users: Users, node: usize, names: Vec<String>, enough: watch::Receiver<bool>) -> anyhow::Result<u64> {
+    let mut done = 0;
+    for name in names.iter().cycle() {
+        if *enough.borrow() {
+            break;
+        }
+        users.export(node, name).await?;
+        users.forget(node, name).await?;
+        done += 1;
+    }
+    Ok(done)
+}
+
+/// Eight exports at a time, on the nodes that hold nothing.
+async fn under_exports(
+    stage: &mut Stage,
+    meanwhile: impl AsyncFnOnce(&mut Stage) -> anyhow::Result<()>,
+) -> anyhow::Result<u64> {
+    let mut sets: Vec<Vec<String>> = vec![Vec::new(); 8];
+    let names = stage.fill(40, 2 << 20, &[0]).await?;
+    for (at, name) in names.into_iter().enumerate() {
+        // A second holder: any one may be away.
+        stage.users.export(1, &name).await?;
+        sets[at % 8].push(name);
+    }
+    let (enough, seen) = watch::channel(false);
+    let users = stage.users.clone();
+    let load = sets.into_iter().enumerate().map(|(at, names)| exports(users.clone(), 2 + at % 2, names, seen.clone()));
+    let breaking = async {
+        let broken = meanwhile(stage).await;
+        enough.send_replace(true);
+        broken
+    };
+    let (counts, ()) = tokio::try_join!(try_join_all(load), breaking)?;
+    Ok(counts.into_iter().sum())
+}
+
+async fn scheduler_loss(stage: &mut Stage, time: Duration, pause: Duration) -> anyhow::Result<Figures> {
+    let mut kills = 0;
+    let exports = under_exports(stage, async |stage| {
+        let begun = Instant::now();
+        while begun.elapsed() < time {
+            let lost = format!("scheduler-{}", stage.any(3) + 1);
+            stage.kill(&[&lost]).await?;
+            kills += 1;
+            sleep(pause / 2).await;
+            stage.start(&[&lost])?;
+            sleep(pause / 2).await;
+        }
+        Ok(())
+    })
+    .await?;
+    let settled = stage.converged(&[0, 3], CONVERGES_WITHIN).await?;
+    ensure!(exports > 0, "nothing was exported");
+    Ok(figures([
+        ("kills", json!(kills)),
+        ("exports_under_kills", json!(exports)),
+        ("failed_exports", json!(0)),
+        ("converged_seconds", json!(settled.as_secs_f64())),
+    ]))
+}
+
+async fn schedulers_loss(stage: &mut Stage, rounds: usize) -> anyhow::Result<Figures> {
+    const ALL: [&str; 3] = ["scheduler-1", "scheduler-2", "scheduler-3"];
+    let mut longest = Duration::ZERO;
+    for _ in 0..rounds {
+        let names = stage.fill(20, 100_000, &[0, 1, 2]).await?;
+        let users = stage.users.clone();
+        for name in &names[..5] {
+            users.delete(1, name).await?;
+        }
+        stage.kill(&ALL).await?;
+        stage.start(&ALL)?;
+        longest = longest.max(stage.converged(&[0, 3], CONVERGES_WITHIN).await?);
+        for name in &names[5..] {
+            users.export(3, name).await?;
+            users.forget(3, name).await?;
+        }
+    }
+    Ok(figures([("rounds", json!(rounds)), ("longest_recovery_seconds", json!(longest.as_secs_f64()))]))
+}
+
+async fn manager_loss(stage: &mut Stage) -> anyhow::Result<Figures> {
+    let users = stage.users.clone();
+    let names = stage.fill(10, 1 << 20, &[0, 1]).await?;
+    stage.kill(&["manager"]).await?;
+    users.import(2, "without-a-manager", &[7; 1 << 20]).await?;
+    users.delete(1, &names[0]).await?;
+    for name in &names[1..] {
+        users.export(3, name).await?;
+    }
+    stage.kill(&["scheduler-1", "node-2"]).await?;
+    stage.start(&["scheduler-1", "node-2"])?;
+    let restarted = stage.converged(&[1, 3], CONVERGES_WITHIN).await?;
+    users.export(1, "without-a-manager").await?;
+    stage.restart(&["manager"]).await?;
+    let settled = stage.converged(&[0, 1, 2, 3], CONVERGES_WITHIN).await?;
+    Ok(figures([
+        ("restarted_without_manager_seconds", json!(restarted.as_secs_f64())),
+        ("converged_seconds", json!(settled.as_secs_f64())),
+    ]))
+}
+
+async fn rolling_restart(stage: &mut Stage, least: u64) -> anyhow::Result<Figures> {
+    let mut restarts = 0;
+    let mut exports = 0;
+    while exports < least {
+        exports += under_exports(stage, async |stage| {
+            for name in stage.names() {
+                stage.restart(&[&name]).await.with_context(|| format!("restart of {name}"))?;
+                restarts += 1;
+            }
+            Ok(())
+        })
+        .await?;
+    }
+    let nodes: Vec<_> = (0..stage.users.nodes()).collect();
+    let settled = stage.converged(&nodes, CONVERGES_WITHIN).await?;
+    Ok(figures([
+        ("restarts", json!(restarts)),
+        ("exports_under_restarts", json!(exports)),
+        ("failed_exports", json!(0)),
+        ("converged_seconds", json!(settled.as_secs_f64())),
+    ]))
+}
