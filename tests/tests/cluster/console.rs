@@ -54,6 +54,7 @@ async fn walk(cluster: &Cluster, browser: &Browser, pictures: Option<PathBuf>) -
     a_limit_is_changed(cluster, browser).await?;
     the_keyboard_reaches_everything(browser).await?;
     every_page_fits(browser).await?;
+    the_document_is_shown(cluster, browser).await?;
     if let Some(folder) = pictures {
         something_moves(cluster, browser).await?;
         pictures_of(browser, &folder).await?;
@@ -221,6 +222,17 @@ async fn every_page_fits(browser: &Browser) -> anyhow::Result<()> {
     let wide = browser.overflow().await?;
     ensure!(wide.is_empty(), "a task is wider: {wide:#?}");
     browser.resize(WIDE.0, WIDE.1).await
+}
+
+/// Who is logged in sees the document of the API, with nothing from elsewhere.
+async fn the_document_is_shown(cluster: &Cluster, browser: &Browser) -> anyhow::Result<()> {
+    let manager = &cluster.file_of_cluster().manager.http;
+    browser.open(&format!("{manager}/docs/")).await?;
+    let operation = browser.sees("//*[@data-path='/api/v1/overview']").await?;
+    operation.click().await?;
+    browser.reads("The cluster at a glance.").await?;
+    browser.open(manager).await?;
+    browser.sees("//main[@data-page='overview']").await.map(drop)
 }
 
 /// So that there is something to be seen in the pictures.
