@@ -12,12 +12,15 @@ export const needs = "viewer";
 export async function open(view, [task_id = "", cid, tag]) {
   const path = `/tasks/${encodeURIComponent(task_id)}`;
   const content = make("div");
+  // While it is deleted and after that, nobody looks for it.
+  let isGoing = false;
   const look = async () => swap(content, ...paint(await get(path)));
   const remove = button("Delete in the whole cluster", doing(async () => {
     const agreed = await consent({ title: "Delete this task in the whole cluster?", confirm: "Delete", bad: true,
       content: [make("p", { class: "id" }, cid ?? task_id), make("p", {}, "Every host drops it, and its bytes with its last name.")] });
     if (!agreed) return;
-    const done = (await ask("DELETE", path)).json;
+    isGoing = true;
+    const done = (await ask("DELETE", path).catch(problem => { isGoing = false; throw problem; })).json;
     say(`Deleted: ${done.dropped} hosts dropped it, ${done.unreachable} will when they come back.`, { there: true });
     location.hash = "#tasks";
   }), { class: "bad", "data-key": "delete" });
@@ -27,6 +30,7 @@ export async function open(view, [task_id = "", cid, tag]) {
   view.replaceChildren(make("p", {}, make("a", { href: "#tasks" }, "All tasks")), about, content,
     may("operator") && remove || "");
   return async () => {
+    if (isGoing) return;
     try {
       await look();
     } catch (problem) {
