@@ -393,6 +393,77 @@ async fn settings_are_described_and_compared() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_of_the_history_is_bounded() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().join("data");
+    let server = start(&data).await;
+    let token = format!("authorization: Bearer {}", fs::read_to_string(data.join("admin_token")).expect("read"));
+    let first = server.state().current().expect("in force").configuration.settings.clone();
+    for candidate_parents in 1..=34 {
+        let settings = Settings { candidate_parents, ..first.clone() };
+        server.state().change(settings, Actor::manager(), EmptyRing::Refused, |_| true).await.expect("changed");
+    }
+    let mut epochs = Vec::new();
+    let mut cursor = String::new();
+    for length in [32, 3] {
+        let request = format!("GET /api/v1/config/history?limit=200{cursor}");
+        let answer = ask(server.http_address(), &request, &[&token], "").await;
+        let page: serde_json::Value = serde_json::from_str(body(&answer)).expect("JSON");
+        let items = page["items"].as_array().expect("a list");
+        assert_eq!(items.len(), length, "{page}");
+        epochs.extend(items.iter().map(|item| item["epoch"].as_u64().expect("a number")));
+        cursor = page["next"].as_str().map(|next| format!("&cursor={next}")).unwrap_or_default();
+    }
+    assert_eq!(epochs, (1..=35).rev().collect::<Vec<_>>(), "all of them, by pages");
+    assert_eq!(cursor, "", "and no more");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn roles_are_told_with_what_each_adds() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().join("data");
+    let server = start(&data).await;
+    let token = format!("authorization: Bearer {}", fs::read_to_string(data.join("admin_token")).expect("read"));
+    let answer = ask(server.http_address(), "GET /api/v1/roles", &[&token], "").await;
+    let roles: serde_json::Value = serde_json::from_str(body(&answer)).expect("JSON");
+    for (at, role, its, scope) in [
+        (0, "viewer", ("GET", "/overview"), "hosts:read"),
+        (1, "operator", ("PUT", "/config"), "config:write"),
+        (2, "admin", ("POST", "/users"), "users"),
+    ] {
+        assert_eq!(roles["items"][at]["role"], role, "{roles}");
+        for (other, told) in roles["items"].as_array().expect("a list").iter().enumerate() {
+            let adds = told["adds"].as_array().expect("a list");
+            let found = adds.iter().find(|one| (&one["method"], &one["path"]) == (&its.0.into(), &its.1.into()));
+            assert_eq!(found.is_some(), other == at, "{its:?} in {told}");
+            assert!(found.is_none_or(|one| one["scope"] == scope), "{found:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_root_too_many_is_a_conflict() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().join("data");
+    let server = start(&data).await;
+    let token = format!("authorization: Bearer {}", fs::read_to_string(data.join("admin_token")).expect("read"));
+    let json = "content-type: application/json";
+    let rotate = async || {
+        ask(server.http_address(), "POST /api/v1/roots/rotate", &[&token, json], "{\"overlap_seconds\":0}").await
+    };
+    for exchange in 1..membership::ROOTS_MAX {
+        let answer = rotate().await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{exchange}: {answer}");
+    }
+    let epoch = server.state().current().expect("in force").configuration.epoch;
+    let answer = rotate().await;
+    assert!(answer.starts_with("HTTP/1.1 409") && answer.contains("too_many_roots"), "{answer}");
+    assert_eq!(server.state().current().expect("in force").configuration.epoch, epoch, "and nothing has changed");
+    server.stop().await;
+    start(&data).await.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn so_many_watch_at_a_time() {
     let folder = tempfile::tempdir().expect("a folder");
     let data = folder.path().join("data");
