@@ -13,9 +13,7 @@ use crate::{
         fleet,
         verbs::{self, Doing},
     },
-    layout, process,
-    programs::Programs,
-    scenario,
+    layout, process, scenario,
     units::parse_rate,
 };
 
@@ -220,7 +218,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Ps { json, place } => breaking::ps(&place.dir(), json).await?,
         Command::Logs { names, follow, lines, place } => breaking::logs(&place.dir(), &names, lines, follow).await?,
         Command::Kill { names, term, place } => breaking::kill(&place.dir(), &names, term).await?,
-        Command::Restart { names, place } => breaking::restart(&place.dir(), &names, &Programs::find()?).await?,
+        Command::Restart { names, place } => breaking::restart(&place.dir(), &names).await?,
         Command::Pause { names, place } => breaking::pause(&place.dir(), &names, true)?,
         Command::Resume { names, place } => breaking::pause(&place.dir(), &names, false)?,
         Command::Partition { .. } | Command::Heal { .. } => {

@@ -221,10 +221,22 @@ async fn end(members: &[Member<'_>], signal: Signal) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// When there is no such program, or what did not get ready.
-pub async fn restart(dir: &Path, names: &[String], programs: &Programs) -> anyhow::Result<()> {
+pub async fn restart(dir: &Path, names: &[String]) -> anyhow::Result<()> {
+    let (layout, _) = Layout::open(dir)?;
+    let detached = guarded(&layout)?;
+    start_anew(dir, names, &Programs::find()?, detached).await
+}
+
+/// Ends what runs of these, starts them, and waits until the cluster is ready.
+pub(crate) async fn start_anew(
+    dir: &Path,
+    names: &[String],
+    programs: &Programs,
+    detached: bool,
+) -> anyhow::Result<()> {
     let (_, file) = Layout::open(dir)?;
     end(&named(&members(&file), names)?, Signal::TERM).await?;
-    start(dir, names, programs)?;
+    start(dir, names, programs, detached)?;
     let (layout, file) = Layout::open(dir)?;
     let manager = &file.manager;
     ready::until(&layout, MANAGER, ready::deadline(), async || ready::is_ready(&manager.metrics).await).await?;
@@ -232,10 +244,9 @@ pub async fn restart(dir: &Path, names: &[String], programs: &Programs) -> anyho
     ready::cluster(&layout, &file, programs, epoch).await
 }
 
-/// Starts programs that have ended.
-pub(crate) fn start(dir: &Path, names: &[String], programs: &Programs) -> anyhow::Result<()> {
+/// Starts programs that have ended; `detached`: they outlive this process.
+pub(crate) fn start(dir: &Path, names: &[String], programs: &Programs, detached: bool) -> anyhow::Result<()> {
     let (layout, mut file) = Layout::open(dir)?;
-    let detached = guarded(&layout)?;
     let mut started = Vec::new();
     for member in named(&members(&file), names)? {
         let (program, log) = (programs.path(member.program()), layout.log(member.name));

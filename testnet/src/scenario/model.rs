@@ -66,15 +66,6 @@ impl Model {
             None => bail!("{name} was never imported, and an export brings it"),
         }
     }
-
-    /// Checks that a name may be missing.
-    ///
-    /// # Errors
-    /// When its import was acknowledged.
-    pub(super) fn missing(&self, name: &str) -> anyhow::Result<()> {
-        ensure!(!matches!(self.0.get(name), Some(Known::Bound(_))), "{name} was acknowledged, and is lost");
-        Ok(())
-    }
 }
 
 #[cfg(test)]
@@ -87,14 +78,13 @@ mod tests {
         model.bound("a", [1; 32]);
         assert!(model.exported("a", [1; 32]).is_ok());
         assert!(model.exported("a", [2; 32]).is_err(), "wrong bytes");
-        assert!(model.missing("a").is_err(), "lost");
         assert!(model.exported("b", [1; 32]).is_err(), "from nowhere");
         model.doubtful("b", [2; 32]);
-        assert!(model.missing("b").is_ok() && model.exported("b", [2; 32]).is_ok(), "both may be");
+        assert!(model.exported("b", [2; 32]).is_ok(), "it may be there");
+        assert_eq!((model.bound_names(), model.deleted_names()), (vec!["a".to_owned()], vec![]), "nor must it be");
         assert!(model.exported("b", [1; 32]).is_err(), "but not other bytes");
         model.deleted("a");
         assert!(model.exported("a", [1; 32]).is_err(), "back from the dead");
-        assert!(model.missing("a").is_ok());
         assert_eq!((model.bound_names(), model.deleted_names()), (vec![], vec!["a".to_owned()]));
     }
 }

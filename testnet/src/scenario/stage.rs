@@ -95,12 +95,12 @@ impl Stage {
 
     /// Starts them again, or anew if they run, and waits until the cluster is ready.
     pub(super) async fn restart(&self, names: &[&str]) -> anyhow::Result<()> {
-        breaking::restart(&self.dir, &owned(names), &self.programs).await
+        breaking::start_anew(&self.dir, &owned(names), &self.programs, false).await
     }
 
     /// Starts them again, whatever the others do.
     pub(super) fn start(&self, names: &[&str]) -> anyhow::Result<()> {
-        breaking::start(&self.dir, &owned(names), &self.programs)
+        breaking::start(&self.dir, &owned(names), &self.programs, false)
     }
 
     /// Every program, the manager last.
@@ -214,7 +214,7 @@ impl Users {
         Ok(())
     }
 
-    /// Exports, compares, and drops the copy that the export has left at the node, so that the next one is a transfer too.
+    /// Exports and compares.
     pub(super) async fn export(&self, node: usize, name: &str) -> anyhow::Result<Value> {
         let number = add(&self.inner.counts.exports, 1);
         let path = self.file(&format!("{number}.out"));
@@ -227,7 +227,7 @@ impl Users {
         serde_json::from_slice(&done.stdout).context("dfcache gives no JSON")
     }
 
-    /// Drops a copy of a node.
+    /// Drops the copy that an export has left at the node, so that the next one is a transfer too.
     pub(super) async fn forget(&self, node: usize, name: &str) -> anyhow::Result<()> {
         let done = self.dfcache(node, &["delete", "-i", name, "-l"]).await?;
         ensure!(done.status.success(), "local delete of {name} on node {}: {}", node + 1, said(&done));
@@ -251,12 +251,14 @@ impl Users {
         for &node in nodes {
             for name in &bound {
                 let found = self.dfcache(node, &["stat", "-i", name]).await?;
+                let is_lost = found.status.code() == Some(NOT_FOUND);
+                ensure!(!is_lost, "{name} was acknowledged, and node {} does not find it", node + 1);
                 ensure!(found.status.success(), "stat of {name} on node {}: {}", node + 1, said(&found));
             }
             for name in &deleted {
                 let found = self.dfcache(node, &["stat", "-i", name]).await?;
                 match found.status.code() {
-                    Some(NOT_FOUND) => self.model().missing(name)?,
+                    Some(NOT_FOUND) => {}
                     Some(0) => bail!("{name} was deleted, and node {} finds it", node + 1),
                     _ => bail!("stat of {name} on node {}: {}", node + 1, said(&found)),
                 }
