@@ -18,6 +18,7 @@ use yamux::Mode;
 use crate::{
     admission::{Admission, NotAdmitted},
     dialing::{DialPolicy, Policed},
+    liveness,
     muxer::{GrowthBudget, Muxer},
     names,
     protocol::MUXER,
@@ -62,7 +63,10 @@ pub fn transport(
 ) -> Result<Boxed<(PeerId, StreamMuxerBox)>, TransportError> {
     let tls = Tls::new(keypair)?;
     let tcp = tcp::tokio::Transport::new(tcp::Config::new().nodelay(true));
-    let tcp = Spoken::new(tcp).map(move |stream, _| BufReader::with_capacity(read_bytes, stream));
+    let tcp = Spoken::new(tcp).map(move |stream, _| {
+        liveness::watch(&stream.0);
+        BufReader::with_capacity(read_bytes, stream)
+    });
     // Inside of DNS, so that a name cannot stand for an address that the policy refuses.
     let (servers, options) = names::system().map_err(TransportError::Dns)?;
     let tcp = dns::tokio::Transport::custom(Policed::new(tcp, policy), servers, options);

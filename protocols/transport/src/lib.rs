@@ -11,6 +11,7 @@ pub mod connection;
 pub mod dialing;
 pub mod frame;
 pub mod join;
+mod liveness;
 pub mod local;
 pub mod muxer;
 mod names;
