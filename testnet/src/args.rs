@@ -1,20 +1,22 @@
 //! The command line.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{num::NonZeroU64, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::bail;
 use clap::{Parser, Subcommand};
 
 use crate::{
     bench,
-    cluster::{self, Options, breaking},
+    cluster::{self, Options, breaking, parting},
     demo,
     docker::{
         fleet,
         verbs::{self, Doing},
     },
-    layout, process, scenario,
-    units::parse_rate,
+    layout,
+    links::{control::Serve, wire::Shape},
+    process, scenario,
+    units::{parse_bytes_per_second, parse_duration, parse_rate},
 };
 
 /// Runs a whole Damselfly cluster on this machine.
@@ -39,6 +41,9 @@ enum Command {
         /// Returns when the cluster is ready and leaves it running.
         #[arg(long)]
         detach: bool,
+        /// Schedulers and nodes reach each other over links that `partition` and `link` break; in containers they always do.
+        #[arg(long)]
+        links: bool,
     },
     /// Ends every process of the cluster.
     Down {
@@ -140,6 +145,29 @@ enum Command {
         #[command(flatten)]
         place: Place,
     },
+    /// Makes the links between two groups slow or stalled in both directions; as they were, without an option.
+    ///
+    /// Only for a cluster of local processes that was started with `up --links`.
+    Link {
+        /// Names with commas between them, or a tag such as zone=a.
+        a: String,
+        /// The other side.
+        b: String,
+        /// Each byte arrives so much later.
+        #[arg(long, value_parser = parse_duration)]
+        delay: Option<Duration>,
+        /// All connections between two programs together carry at most this much, in each direction.
+        #[arg(long, value_name = "SIZE/s", value_parser = parse_bytes_per_second)]
+        rate: Option<NonZeroU64>,
+        /// Nothing arrives any more, and what is under way is kept.
+        #[arg(long)]
+        stall: bool,
+        /// Ends the connections that there are, and changes nothing.
+        #[arg(long, conflicts_with_all = ["delay", "rate", "stall"])]
+        reset: bool,
+        #[command(flatten)]
+        place: Place,
+    },
     /// Makes the image for --docker: static programs, built by cargo.
     Image,
     /// Breaks a cluster of its own while it is in use, and checks what it promises.
@@ -152,6 +180,9 @@ enum Command {
     /// Becomes a program of the cluster; started by this program only.
     #[command(hide = true, name = "become")]
     Become(process::Become),
+    /// Has the links of a cluster; started by this program only.
+    #[command(hide = true)]
+    Links(Serve),
     /// Ends the cluster when the process that holds its lock ends; started by this program only.
     #[command(hide = true)]
     Guard {
@@ -206,7 +237,9 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         return run_in_containers(arguments.command).await;
     }
     match arguments.command {
-        Command::Up { size, place, detach } => cluster::up(&place.dir(), options(size), detach).await?,
+        Command::Up { size, place, detach, links } => {
+            cluster::up(&place.dir(), Options { links, ..options(size) }, detach).await?;
+        }
         Command::Down { place } => cluster::down(&place.dir()).await?,
         Command::Demo { dir } => return demo::run(dir).await,
         Command::AddScheduler { place } => cluster::add_scheduler(&place.dir()).await?,
@@ -221,12 +254,17 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Restart { names, place } => breaking::restart(&place.dir(), &names).await?,
         Command::Pause { names, place } => breaking::pause(&place.dir(), &names, true)?,
         Command::Resume { names, place } => breaking::pause(&place.dir(), &names, false)?,
-        Command::Partition { .. } | Command::Heal { .. } => {
-            eprintln!("testnet: local processes share one loopback, which cannot be cut: use --docker");
-            return Ok(ExitCode::from(2));
+        Command::Partition { a, b, place } => parting::partition(&place.dir(), &a, &b).await?,
+        Command::Heal { place } => parting::heal(&place.dir()).await?,
+        Command::Link { a, b, reset: true, place, .. } => parting::reset(&place.dir(), &a, &b).await?,
+        Command::Link { a, b, delay, rate, stall, place, .. } => {
+            let delay = delay.unwrap_or_default();
+            let shape = Shape { delay, bytes_per_second: rate, is_stalled: stall };
+            parting::shape(&place.dir(), &a, &b, shape).await?;
         }
         Command::Scenario(scenario) => return scenario::run(scenario).await,
         Command::Become(program) => return Err(program.exec().into()),
+        Command::Links(serve) => serve.run()?,
         Command::Guard { place } => cluster::guard(&place.dir()).await?,
         Command::Baseline(baseline) => baseline.run().await?,
     }
@@ -235,7 +273,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
 
 async fn run_in_containers(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Up { size, place, detach } => {
+        Command::Up { size, place, detach, .. } => {
             if let Some(limit) = &size.upload_rate_limit {
                 bail!("in containers the limit is a variable: DFDAEMON_UPLOAD_RATE_LIMIT={limit}");
             }
@@ -262,7 +300,10 @@ async fn run_in_containers(command: Command) -> anyhow::Result<ExitCode> {
         Command::Image => verbs::image().await?,
         Command::Bench { bench } => return bench::run_in_containers(bench).await,
         Command::Scenario(_) => bail!("scenarios are of local processes: leave --docker out"),
-        Command::Become(_) | Command::Guard { .. } | Command::Baseline(_) => bail!("this is not for --docker"),
+        Command::Link { .. } => bail!("links are those of local processes: leave --docker out, or use partition"),
+        Command::Become(_) | Command::Guard { .. } | Command::Baseline(_) | Command::Links(_) => {
+            bail!("this is not for --docker")
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -9,7 +9,6 @@ use crate::units::{parse_duration, parse_size};
 pub mod baseline;
 mod contained;
 mod pair;
-pub(crate) mod proxy;
 mod report;
 mod rollout;
 mod small;

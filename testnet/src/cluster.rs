@@ -15,9 +15,14 @@ use rustix::fs::{FlockOperation, flock};
 pub mod breaking;
 pub(crate) mod change;
 mod members;
+pub(crate) mod parting;
 
 use crate::{
     layout::{ClusterFile, Layout},
+    links::{
+        control::{self, Links},
+        wire::Shape,
+    },
     process,
     programs::Programs,
     ready,
@@ -37,13 +42,15 @@ pub struct Options {
     pub upload_rate_limit: Option<String>,
     /// Its processes outlive this one.
     pub detached: bool,
-    /// A round-trip time between nodes, made by a delaying proxy before each of them that ends with this process.
+    /// Its schedulers and nodes reach each other over links that can be broken.
+    pub links: bool,
+    /// A round-trip time between nodes, made by such links.
     pub rtt: Option<Duration>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { schedulers: 2, nodes: 3, seeds: 0, upload_rate_limit: None, detached: false, rtt: None }
+        Self { schedulers: 2, nodes: 3, seeds: 0, upload_rate_limit: None, detached: false, links: false, rtt: None }
     }
 }
 
@@ -82,7 +89,8 @@ impl Cluster {
         programs: &Programs,
         children: &mut Vec<Child>,
     ) -> anyhow::Result<ClusterFile> {
-        let plan = members::plan(layout, options)?;
+        let links = Self::links(layout, options, children)?;
+        let plan = members::plan(layout, options, links.as_ref())?;
         let schedulers = plan.iter().filter_map(Member::ring_entry).collect();
         let (manager, child) = members::start_manager(layout, programs, schedulers, options.detached).await?;
         children.push(child);
@@ -94,6 +102,17 @@ impl Cluster {
         layout.write(&file)?;
         ready::cluster(layout, &file, programs, 1).await?;
         Ok(file)
+    }
+
+    /// Those that the members reach each other over, if it has such.
+    fn links(layout: &Layout, options: &Options, children: &mut Vec<Child>) -> anyhow::Result<Option<Links>> {
+        if !options.links && options.rtt.is_none() {
+            return Links::none(layout).map(|()| None);
+        }
+        let usual = Shape { delay: options.rtt.unwrap_or_default() / 2, ..Shape::default() };
+        let (links, child) = Links::start(layout, usual, options.detached)?;
+        children.push(child);
+        Ok(Some(links))
     }
 
     /// What `cluster.json` says.
@@ -148,7 +167,9 @@ impl Cluster {
     fn name_of(&self, pid: u32) -> &str {
         let schedulers = self.file.schedulers.iter().map(|one| (one.pid, one.name.as_str()));
         let nodes = self.file.nodes.iter().map(|one| (one.pid, one.name.as_str()));
-        schedulers.chain(nodes).find(|(known, _)| *known == pid).map_or(MANAGER, |(_, name)| name)
+        let manager = [(self.file.manager.pid, MANAGER)];
+        let mut all = schedulers.chain(nodes).chain(manager);
+        all.find(|(known, _)| *known == pid).map_or(control::NAME, |(_, name)| name)
     }
 }
 
@@ -244,7 +265,7 @@ pub async fn add_scheduler(dir: &Path) -> anyhow::Result<()> {
     let programs = Programs::find()?;
     let detached = guarded(&layout)?;
     let name = free_name("scheduler", &file);
-    let member = Member::scheduler(&layout, name)?;
+    let member = Member::scheduler(&layout, name, Links::of(&layout)?.as_ref())?;
     let tokens = Tokens::make(&file.manager, 1, &Tags::new()).await?;
     member.start(&layout, &programs, &tokens, &mut file, detached)?;
     let entry = member.ring_entry().context("no scheduler")?;
@@ -267,7 +288,7 @@ pub async fn add_node(dir: &Path, is_seed: bool, upload_rate_limit: Option<Strin
     let programs = Programs::find()?;
     let detached = guarded(&layout)?;
     let role = if is_seed { "seed" } else { "node" };
-    let member = Member::node(&layout, free_name(role, &file), role, upload_rate_limit, None)?;
+    let member = Member::node(&layout, free_name(role, &file), role, upload_rate_limit, Links::of(&layout)?.as_ref())?;
     let tokens = Tokens::make(&file.manager, 1, &tags).await?;
     member.start(&layout, &programs, &tokens, &mut file, detached)?;
     layout.write(&file)?;

@@ -69,11 +69,16 @@ pub(crate) fn start(
     variables: &[(String, String)],
     detached: bool,
 ) -> anyhow::Result<Child> {
-    let log = OpenOptions::new().create(true).append(true).open(log)?;
+    let log = self::log(log)?;
     let mut command = become_command(detached)?;
     command.arg(program).arg("--config").arg(config);
     command.envs(variables.iter().cloned()).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     command.spawn().with_context(|| format!("cannot start {}", program.display()))
+}
+
+/// The log of a program, to be written on.
+pub(crate) fn log(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).open(path)
 }
 
 /// A command that becomes the program given as its further arguments.

@@ -1,6 +1,6 @@
 //! Sizes and times as people write them.
 
-use std::time::Duration;
+use std::{num::NonZeroU64, time::Duration};
 
 /// Units of sizes with their bytes.
 const UNITS: [(&str, u64); 9] = [
@@ -28,6 +28,15 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     };
     let number: f64 = number.parse().map_err(|_| format!("{text:?} is no size like 64MiB"))?;
     Ok((number * factor as f64) as u64)
+}
+
+/// Reads a rate like `50MiB/s`, in bytes per second.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_bytes_per_second(text: &str) -> Result<NonZeroU64, String> {
+    let size = text.strip_suffix("/s").ok_or_else(|| format!("{text:?} is no rate like 50MiB/s"))?;
+    NonZeroU64::new(parse_size(size)?).ok_or_else(|| "nothing at all is no rate; there is --stall".into())
 }
 
 /// Checks a rate like `50MiB/s` and gives it back as it is, for the node's configuration.

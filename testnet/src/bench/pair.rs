@@ -16,7 +16,6 @@ use tempfile::TempDir;
 use super::{
     Pair,
     baseline::{self, Channel},
-    proxy,
     report::{Report, Series},
     small, usage,
 };
@@ -24,6 +23,7 @@ use crate::{
     cluster::{Cluster, Options},
     demo::{dfcache, fill},
     layout::NodeEntry,
+    links::{passage, wire::Shape},
     programs::Programs,
 };
 
@@ -134,7 +134,8 @@ impl Sender {
         let mut line = String::new();
         BufReader::new(child.stdout.take().context("no output")?).read_line(&mut line)?;
         let port = line.trim().parse().context("the sender does not start")?;
-        let port = pair.rtt.map_or(Ok(port), |rtt| proxy::start(port, rtt / 2))?;
+        let delayed = |rtt| passage::open(port, Shape { delay: rtt / 2, ..Shape::default() });
+        let port = pair.rtt.map_or(Ok(port), delayed)?;
         Ok(Self { channel, child, port })
     }
 }

@@ -1,6 +1,6 @@
 //! The members of a cluster: their folders, keys, ports and configurations.
 
-use std::{process::Child, time::Duration};
+use std::process::Child;
 
 use anyhow::Context as _;
 use damselfly_messages::{config::SchedulerEntry as RingEntry, membership::Tags};
@@ -10,10 +10,10 @@ use serde_json::Value;
 
 use super::{MANAGER, Options, change};
 use crate::{
-    bench::proxy,
     config::{self, Daemon, Http, address},
     http,
     layout::{ClusterFile, Layout, ManagerEntry, NodeEntry, SchedulerEntry},
+    links::control::Links,
     ports, process,
     programs::Programs,
     ready,
@@ -36,16 +36,18 @@ enum Role {
     Node { role: &'static str, upload_rate_limit: Option<String> },
 }
 
-/// All schedulers and nodes of a new cluster, with their keys made.
-pub(super) fn plan(layout: &Layout, options: &Options) -> anyhow::Result<Vec<Member>> {
+/// All schedulers and nodes of a new cluster, with their keys made; `links` are those that others reach them over.
+pub(super) fn plan(layout: &Layout, options: &Options, links: Option<&Links>) -> anyhow::Result<Vec<Member>> {
     let mut members = Vec::new();
+    // A round-trip time is one between nodes.
+    let of_schedulers = links.filter(|_| options.links);
     for number in 1..=options.schedulers {
-        members.push(Member::scheduler(layout, format!("scheduler-{number}"))?);
+        members.push(Member::scheduler(layout, format!("scheduler-{number}"), of_schedulers)?);
     }
     let nodes = (1..=options.nodes).map(|number| ("node", number));
     for (role, number) in nodes.chain((1..=options.seeds).map(|number| ("seed", number))) {
         let limit = options.upload_rate_limit.clone();
-        members.push(Member::node(layout, format!("{role}-{number}"), role, limit, options.rtt)?);
+        members.push(Member::node(layout, format!("{role}-{number}"), role, limit, links)?);
     }
     Ok(members)
 }
@@ -78,8 +80,8 @@ impl Tokens {
 }
 
 impl Member {
-    pub(super) fn scheduler(layout: &Layout, name: String) -> anyhow::Result<Self> {
-        Self::new(layout, name, Role::Scheduler, None)
+    pub(super) fn scheduler(layout: &Layout, name: String, links: Option<&Links>) -> anyhow::Result<Self> {
+        Self::new(layout, name, Role::Scheduler, links)
     }
 
     pub(super) fn node(
@@ -87,18 +89,18 @@ impl Member {
         name: String,
         role: &'static str,
         upload_rate_limit: Option<String>,
-        rtt: Option<Duration>,
+        links: Option<&Links>,
     ) -> anyhow::Result<Self> {
-        Self::new(layout, name, Role::Node { role, upload_rate_limit }, rtt)
+        Self::new(layout, name, Role::Node { role, upload_rate_limit }, links)
     }
 
-    fn new(layout: &Layout, name: String, role: Role, rtt: Option<Duration>) -> anyhow::Result<Self> {
+    fn new(layout: &Layout, name: String, role: Role, links: Option<&Links>) -> anyhow::Result<Self> {
         layout.program(&name)?;
         let data = layout.data(&name);
         identity::prepare_data_dir(&data)?;
         let peer = identity::load_or_create(&data.join(KEY_FILE))?.public().to_peer_id();
         let ports = ports::free(2)?;
-        let advertised = rtt.map_or(Ok(ports[0]), |rtt| proxy::start(ports[0], rtt / 2))?;
+        let advertised = links.map_or(Ok(ports[0]), |links| links.open(&name, ports[0]))?;
         Ok(Self { name, role, peer, port: ports[0], advertised, http: ports[1] })
     }
 
