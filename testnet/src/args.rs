@@ -172,6 +172,8 @@ enum Command {
     Image,
     /// Breaks a cluster of its own while it is in use, and checks what it promises.
     Scenario(scenario::Scenario),
+    /// Breaks a cluster of its own at random for a long time, and sees that what its programs take does not grow.
+    Soak(scenario::Soak),
     /// Measures.
     Bench {
         #[command(subcommand)]
@@ -263,6 +265,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             parting::shape(&place.dir(), &a, &b, shape).await?;
         }
         Command::Scenario(scenario) => return scenario::run(scenario).await,
+        Command::Soak(soak) => return scenario::run_soak(soak).await,
         Command::Become(program) => return Err(program.exec().into()),
         Command::Links(serve) => serve.run()?,
         Command::Guard { place } => cluster::guard(&place.dir()).await?,
@@ -299,7 +302,7 @@ async fn run_in_containers(command: Command) -> anyhow::Result<ExitCode> {
         Command::Heal { place } => verbs::heal(&place.docker()).await?,
         Command::Image => verbs::image().await?,
         Command::Bench { bench } => return bench::run_in_containers(bench).await,
-        Command::Scenario(_) => bail!("scenarios are of local processes: leave --docker out"),
+        Command::Scenario(_) | Command::Soak(_) => bail!("scenarios are of local processes: leave --docker out"),
         Command::Link { .. } => bail!("links are those of local processes: leave --docker out, or use partition"),
         Command::Become(_) | Command::Guard { .. } | Command::Baseline(_) | Command::Links(_) => {
             bail!("this is not for --docker")

@@ -12,7 +12,6 @@ mod pair;
 mod report;
 mod rollout;
 mod small;
-mod usage;
 
 /// What can be measured.
 #[derive(Debug, Subcommand)]

@@ -46,11 +46,31 @@ pub struct Options {
     pub links: bool,
     /// A round-trip time between nodes, made by such links.
     pub rtt: Option<Duration>,
+    /// The last node has a small disk.
+    pub small_disk: Option<SmallDisk>,
+}
+
+/// A file system in memory, for the data of one program. It is gone when the program ends.
+#[derive(Debug, Clone, Copy)]
+pub struct SmallDisk {
+    /// How large it is.
+    pub bytes: u64,
+    /// What the program leaves free.
+    pub floor_bytes: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { schedulers: 2, nodes: 3, seeds: 0, upload_rate_limit: None, detached: false, links: false, rtt: None }
+        Self {
+            schedulers: 2,
+            nodes: 3,
+            seeds: 0,
+            upload_rate_limit: None,
+            detached: false,
+            links: false,
+            rtt: None,
+            small_disk: None,
+        }
     }
 }
 

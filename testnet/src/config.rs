@@ -24,6 +24,8 @@ pub(crate) struct Daemon {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) advertise: Vec<String>,
     pub(crate) allow_loopback: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) free_space_floor_bytes: Option<u64>,
     pub(crate) http: Http,
 }
 

@@ -19,3 +19,4 @@ pub mod programs;
 mod ready;
 pub mod scenario;
 pub mod units;
+mod usage;

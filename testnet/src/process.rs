@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    ffi::OsString,
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Seek as _, SeekFrom},
     os::unix::{ffi::OsStrExt as _, process::CommandExt as _},
@@ -69,9 +70,21 @@ pub(crate) fn start(
     variables: &[(String, String)],
     detached: bool,
 ) -> anyhow::Result<Child> {
+    start_wrapped(&[], program, config, log, variables, detached)
+}
+
+/// The same by a command that becomes what its further arguments say.
+pub(crate) fn start_wrapped(
+    wrapper: &[OsString],
+    program: &Path,
+    config: &Path,
+    log: &Path,
+    variables: &[(String, String)],
+    detached: bool,
+) -> anyhow::Result<Child> {
     let log = self::log(log)?;
     let mut command = become_command(detached)?;
-    command.arg(program).arg("--config").arg(config);
+    command.args(wrapper).arg(program).arg("--config").arg(config);
     command.envs(variables.iter().cloned()).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     command.spawn().with_context(|| format!("cannot start {}", program.display()))
 }

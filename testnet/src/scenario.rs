@@ -1,9 +1,13 @@
 //! `testnet scenario`: breaks a cluster while it is in use, and checks what it promises.
 //!
-//! `stage` is the cluster with its load, `model` what it must hold, `plays` what happens to it.
+//! `stage` is the cluster with its load, `model` what it must hold, `plays` what happens to it,
+//! with `apart` for what happens between its hosts and `disk` for what happens on one. `soak` is all of it for long.
 
+mod apart;
+mod disk;
 mod model;
 mod plays;
+mod soak;
 mod stage;
 
 use std::{
@@ -17,7 +21,10 @@ use damselfly_transport::program::lifecycle::Signals;
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
-use crate::{cluster, programs::Programs};
+use crate::{
+    cluster::{self, Options},
+    programs::Programs,
+};
 pub use plays::Play;
 use stage::Stage;
 
@@ -41,7 +48,51 @@ pub struct Scenario {
     report: Option<PathBuf>,
 }
 
-/// Runs it on a cluster of its own, of local processes, of which nothing is left.
+/// What `testnet soak` is told.
+#[derive(Debug, clap::Args)]
+pub struct Soak {
+    /// How long. What programs take is compared after the first ten, from fifteen on.
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    minutes: u64,
+    /// Decides whatever is random; another one each time by default.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Where the report goes, as JSON; to standard output by default.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+}
+
+/// What is done to a cluster.
+#[derive(Debug, Clone, Copy)]
+enum Plot {
+    Play { play: Play, is_short: bool },
+    Soak(Duration),
+}
+
+impl Plot {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Play { play, .. } => play.name(),
+            Self::Soak(_) => "soak",
+        }
+    }
+
+    fn options(self) -> Options {
+        match self {
+            Self::Play { play, .. } => play.options(),
+            Self::Soak(_) => Options { schedulers: 3, nodes: 5, links: true, ..Options::default() },
+        }
+    }
+
+    async fn run(self, stage: &mut Stage, seed: u64) -> anyhow::Result<Map<String, Value>> {
+        match self {
+            Self::Play { play, is_short } => play.run(stage, is_short).await,
+            Self::Soak(time) => soak::soak(stage, time, seed).await,
+        }
+    }
+}
+
+/// `testnet scenario`
 ///
 /// # Errors
 /// What did not hold, after the logs.
@@ -52,40 +103,47 @@ pub async fn run(scenario: Scenario) -> anyhow::Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let play = scenario.name.context("no name")?;
-    let seed = scenario.seed.unwrap_or_else(rand::random);
-    eprintln!("testnet: {} with --seed {seed}", play.name());
+    let plot = Plot::Play { play: scenario.name.context("no name")?, is_short: scenario.short };
+    perform(plot, scenario.seed, scenario.report).await
+}
+
+/// `testnet soak`
+///
+/// # Errors
+/// What did not hold, after the logs.
+pub async fn run_soak(soak: Soak) -> anyhow::Result<ExitCode> {
+    perform(Plot::Soak(Duration::from_secs(soak.minutes * 60)), soak.seed, soak.report).await
+}
+
+/// Runs it on a cluster of its own, of local processes, of which nothing is left.
+async fn perform(plot: Plot, seed: Option<u64>, report_at: Option<PathBuf>) -> anyhow::Result<ExitCode> {
+    let seed = seed.unwrap_or_else(rand::random);
+    eprintln!("testnet: {} with --seed {seed}", plot.name());
     let mut signals = Signals::catch()?;
     let programs = Programs::find()?;
     let folder = TempDir::with_prefix("damselfly-scenario-")?;
     let begun = Instant::now();
     let played = tokio::select! {
-        played = on_a_stage(play, seed, scenario.short, &folder, programs) => played,
+        played = on_a_stage(plot, seed, &folder, programs) => played,
         signal = signals.recv() => {
             cluster::abandon(&folder.path().join("cluster")).await?;
             bail!("interrupted by {signal}");
         }
     };
-    let report = report(play, seed, begun.elapsed(), &played);
+    let report = report(plot, seed, begun.elapsed(), &played);
     let text = format!("{report:#}\n");
-    match scenario.report {
+    match report_at {
         Some(path) => std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?,
         None => print!("{text}"),
     }
-    played.with_context(|| format!("{} --seed {seed} does not hold", play.name()))?;
-    eprintln!("testnet: {} holds, {:.1} s", play.name(), begun.elapsed().as_secs_f64());
+    played.with_context(|| format!("{} --seed {seed} does not hold", plot.name()))?;
+    eprintln!("testnet: {} holds, {:.1} s", plot.name(), begun.elapsed().as_secs_f64());
     Ok(ExitCode::SUCCESS)
 }
 
-async fn on_a_stage(
-    play: Play,
-    seed: u64,
-    is_short: bool,
-    folder: &TempDir,
-    programs: Programs,
-) -> anyhow::Result<Map<String, Value>> {
-    let mut stage = Stage::set(folder.path(), &play.options(), programs, seed).await?;
-    let played = play.run(&mut stage, is_short).await;
+async fn on_a_stage(plot: Plot, seed: u64, folder: &TempDir, programs: Programs) -> anyhow::Result<Map<String, Value>> {
+    let mut stage = Stage::set(folder.path(), &plot.options(), programs, seed).await?;
+    let played = plot.run(&mut stage, seed).await;
     if played.is_err() {
         eprint!("{}", stage.logs());
     }
@@ -96,13 +154,13 @@ async fn on_a_stage(
     })
 }
 
-fn report(play: Play, seed: u64, took: Duration, played: &anyhow::Result<Map<String, Value>>) -> Value {
+fn report(plot: Plot, seed: u64, took: Duration, played: &anyhow::Result<Map<String, Value>>) -> Value {
     let (figures, error) = match played {
         Ok(figures) => (Some(figures), None),
         Err(error) => (None, Some(format!("{error:#}"))),
     };
     json!({
-        "scenario": play.name(), "seed": seed, "seconds": took.as_secs_f64(), "holds": error.is_none(),
+        "scenario": plot.name(), "seed": seed, "seconds": took.as_secs_f64(), "holds": error.is_none(),
         "figures": figures, "error": error,
     })
 }

@@ -124,7 +124,7 @@ async fn receive(channel: Channel, port: u16, file: &std::path::Path, into: Vec<
         Channel::Tcp => receive_file(stream, path, into).await?,
         Channel::Tls => receive_file(tls::connect(stream).await?, path, into).await?,
     };
-    println!("{hash} {}", super::usage::own_cpu_seconds()?);
+    println!("{hash} {}", crate::usage::own_cpu_seconds()?);
     Ok(())
 }
 

@@ -17,7 +17,7 @@ use super::{
     Pair,
     baseline::{self, Channel},
     report::{Report, Series},
-    small, usage,
+    small,
 };
 use crate::{
     cluster::{Cluster, Options},
@@ -25,6 +25,7 @@ use crate::{
     layout::NodeEntry,
     links::{passage, wire::Shape},
     programs::Programs,
+    usage,
 };
 
 /// The share of raw TCP that raw TLS must reach; below it the machine was busy with something else.

@@ -1,6 +1,6 @@
 //! The members of a cluster: their folders, keys, ports and configurations.
 
-use std::process::Child;
+use std::{ffi::OsString, path::Path, process::Child};
 
 use anyhow::Context as _;
 use damselfly_messages::{config::SchedulerEntry as RingEntry, membership::Tags};
@@ -8,7 +8,7 @@ use damselfly_transport::program::identity::{self, KEY_FILE};
 use libp2p::PeerId;
 use serde_json::Value;
 
-use super::{MANAGER, Options, change};
+use super::{MANAGER, Options, SmallDisk, change};
 use crate::{
     config::{self, Daemon, Http, address},
     http,
@@ -28,6 +28,7 @@ pub(super) struct Member {
     port: u16,
     advertised: u16,
     http: u16,
+    disk: Option<SmallDisk>,
 }
 
 #[derive(Debug)]
@@ -48,6 +49,9 @@ pub(super) fn plan(layout: &Layout, options: &Options, links: Option<&Links>) ->
     for (role, number) in nodes.chain((1..=options.seeds).map(|number| ("seed", number))) {
         let limit = options.upload_rate_limit.clone();
         members.push(Member::node(layout, format!("{role}-{number}"), role, limit, links)?);
+    }
+    if let Some(last) = members.last_mut() {
+        last.disk = options.small_disk;
     }
     Ok(members)
 }
@@ -101,7 +105,7 @@ impl Member {
         let peer = identity::load_or_create(&data.join(KEY_FILE))?.public().to_peer_id();
         let ports = ports::free(2)?;
         let advertised = links.map_or(Ok(ports[0]), |links| links.open(&name, ports[0]))?;
-        Ok(Self { name, role, peer, port: ports[0], advertised, http: ports[1] })
+        Ok(Self { name, role, peer, port: ports[0], advertised, http: ports[1], disk: None })
     }
 
     /// What the ring says of it, if it is a scheduler.
@@ -132,7 +136,8 @@ impl Member {
         let start = |program: &str| {
             // Only for the first start: afterwards it remembers.
             let variables = [(format!("{}_JOIN", program.to_uppercase()), tokens.of(&self.role).to_owned())];
-            process::start(&programs.path(program), &config, &layout.log(&name), &variables, detached)
+            let wrapper = self.disk.map_or_else(Vec::new, |disk| disk.wrapper(&layout.data(&name)));
+            process::start_wrapped(&wrapper, &programs.path(program), &config, &layout.log(&name), &variables, detached)
         };
         match &self.role {
             Role::Scheduler => {
@@ -150,7 +155,7 @@ impl Member {
         }
     }
 
-    fn config(&self, layout: &Layout, socket: &std::path::Path) -> Daemon {
+    fn config(&self, layout: &Layout, socket: &Path) -> Daemon {
         let (socket, role, upload_rate_limit, advertise) = match &self.role {
             Role::Scheduler => (None, None, None, Vec::new()),
             Role::Node { role, upload_rate_limit } => {
@@ -166,8 +171,21 @@ impl Member {
             listen: vec![address(self.port)],
             advertise,
             allow_loopback: true,
+            free_space_floor_bytes: self.disk.map(|disk| disk.floor_bytes),
             http: Http { listen: format!("127.0.0.1:{}", self.http) },
         }
+    }
+}
+
+impl SmallDisk {
+    /// Runs the rest where `data` lies on it. Who is not root needs a user namespace for that.
+    fn wrapper(self, data: &Path) -> Vec<OsString> {
+        const MOUNT: &str = r#"cp -a "$1" "$1.copy" && mount -t tmpfs -o size="$2",mode=700 tmpfs "$1" &&
+            cp -a "$1.copy/." "$1" && shift 2 && exec "$@""#;
+        let user = (!rustix::process::geteuid().is_root()).then_some(["--user", "--map-root-user"]);
+        let unshare = ["unshare", "--mount"].into_iter().chain(user.into_iter().flatten()).map(OsString::from);
+        let shell = ["sh", "-c", MOUNT, "sh"].map(OsString::from);
+        unshare.chain(shell).chain([data.into(), self.bytes.to_string().into()]).collect()
     }
 }
 

@@ -8,7 +8,7 @@ use anyhow::{bail, ensure};
 pub(super) type Digest = [u8; 32];
 
 /// What is known of a name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Known {
     /// Its import was acknowledged.
     Bound(Digest),
@@ -16,6 +16,8 @@ enum Known {
     Deleted,
     /// Something was asked for and not acknowledged: it may have happened.
     Doubtful(Digest),
+    /// Different bytes were imported under it at once: one of them wins.
+    Contested(Vec<Digest>),
 }
 
 /// What an export, or the lack of a name, must be compared with.
@@ -33,31 +35,51 @@ impl Model {
         self.0.insert(name.to_owned(), Known::Deleted);
     }
 
-    /// An import or a delete has failed.
+    /// A delete is tried.
+    pub(super) fn may_be_deleted(&mut self, name: &str) {
+        if let Some(Known::Bound(digest)) = self.0.get(name) {
+            let digest = *digest;
+            self.doubtful(name, digest);
+        }
+    }
+
+    /// An import is tried.
     pub(super) fn doubtful(&mut self, name: &str, digest: Digest) {
         self.0.insert(name.to_owned(), Known::Doubtful(digest));
     }
 
-    /// The names that must be found.
-    pub(super) fn bound_names(&self) -> Vec<String> {
-        self.names(|known| matches!(known, Known::Bound(_)))
+    /// One of several imports of different bytes is tried.
+    pub(super) fn contested(&mut self, name: &str, digest: Digest) {
+        match self.0.get_mut(name) {
+            Some(Known::Contested(digests)) => digests.push(digest),
+            _ => drop(self.0.insert(name.to_owned(), Known::Contested(vec![digest]))),
+        }
     }
 
-    /// The names that must not be found.
-    pub(super) fn deleted_names(&self) -> Vec<String> {
-        self.names(|known| known == Known::Deleted)
+    /// Every name.
+    pub(super) fn names(&self) -> Vec<String> {
+        self.0.keys().cloned().collect()
     }
 
-    fn names(&self, wanted: impl Fn(Known) -> bool) -> Vec<String> {
-        self.0.iter().filter(|(_, known)| wanted(**known)).map(|(name, _)| name.clone()).collect()
+    /// Those of these names that must be found, and those that must not.
+    pub(super) fn bound_and_deleted(&self, names: &[String]) -> (Vec<String>, Vec<String>) {
+        let these = |wanted: fn(&Known) -> bool| {
+            names.iter().filter(|name| self.0.get(*name).is_some_and(wanted)).cloned().collect()
+        };
+        (these(|known| matches!(known, Known::Bound(_))), these(|known| *known == Known::Deleted))
     }
 
-    /// Checks what an export has brought.
+    /// Checks what an export has brought. The first one of a contested name says who has won.
     ///
     /// # Errors
     /// When it is not what it has to be.
-    pub(super) fn exported(&self, name: &str, digest: Digest) -> anyhow::Result<()> {
+    pub(super) fn exported(&mut self, name: &str, digest: Digest) -> anyhow::Result<()> {
         match self.0.get(name) {
+            Some(Known::Contested(digests)) => {
+                ensure!(digests.contains(&digest), "{name} was exported with bytes that nobody imported");
+                self.bound(name, digest);
+                Ok(())
+            }
             Some(Known::Bound(right) | Known::Doubtful(right)) => {
                 ensure!(*right == digest, "{name} was exported with wrong bytes");
                 Ok(())
@@ -81,10 +103,22 @@ mod tests {
         assert!(model.exported("b", [1; 32]).is_err(), "from nowhere");
         model.doubtful("b", [2; 32]);
         assert!(model.exported("b", [2; 32]).is_ok(), "it may be there");
-        assert_eq!((model.bound_names(), model.deleted_names()), (vec!["a".to_owned()], vec![]), "nor must it be");
+        let names = model.names();
+        assert_eq!(model.bound_and_deleted(&names), (vec!["a".to_owned()], vec![]), "nor must it be");
         assert!(model.exported("b", [1; 32]).is_err(), "but not other bytes");
         model.deleted("a");
         assert!(model.exported("a", [1; 32]).is_err(), "back from the dead");
-        assert_eq!((model.bound_names(), model.deleted_names()), (vec![], vec!["a".to_owned()]));
+        assert_eq!(model.bound_and_deleted(&names), (vec![], vec!["a".to_owned()]));
+        assert_eq!(model.bound_and_deleted(&[]), (vec![], vec![]), "nobody asked");
+    }
+
+    #[test]
+    fn one_of_those_who_contest_a_name_wins_everywhere() {
+        let mut model = Model::default();
+        model.contested("a", [1; 32]);
+        model.contested("a", [2; 32]);
+        assert!(model.exported("a", [3; 32]).is_err(), "neither");
+        assert!(model.exported("a", [2; 32]).is_ok());
+        assert!(model.exported("a", [1; 32]).is_err(), "the other one has won");
     }
 }

@@ -8,11 +8,14 @@ use futures::future::try_join_all;
 use serde_json::{Map, Value, json};
 use tokio::{sync::watch, time::sleep};
 
-use super::stage::{Stage, Users};
+use super::{
+    apart, disk,
+    stage::{Stage, Users},
+};
 use crate::cluster::Options;
 
 /// Records are where they belong so long after whatever happened.
-const CONVERGES_WITHIN: Duration = Duration::from_secs(15);
+pub(super) const CONVERGES_WITHIN: Duration = Duration::from_secs(15);
 
 /// A scenario.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -27,18 +30,35 @@ pub enum Play {
     ManagerLoss,
     /// Every program is restarted in turn under exports.
     RollingRestart,
+    /// Random groups are cut off from each other, and import and delete meanwhile.
+    Partition,
+    /// Hosts are far away over slow links.
+    SlowLink,
+    /// Links stall in the middle of exports.
+    StalledLink,
+    /// A host's disk is full.
+    FullDisk,
 }
 
-type Figures = Map<String, Value>;
+pub(super) type Figures = Map<String, Value>;
 
-fn figures<const N: usize>(all: [(&str, Value); N]) -> Figures {
+pub(super) fn figures<const N: usize>(all: [(&str, Value); N]) -> Figures {
     all.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 impl Play {
     /// Each of them.
-    pub const ALL: [Self; 5] =
-        [Self::NodeLoss, Self::SchedulerLoss, Self::SchedulersLoss, Self::ManagerLoss, Self::RollingRestart];
+    pub const ALL: [Self; 9] = [
+        Self::NodeLoss,
+        Self::SchedulerLoss,
+        Self::SchedulersLoss,
+        Self::ManagerLoss,
+        Self::RollingRestart,
+        Self::Partition,
+        Self::SlowLink,
+        Self::StalledLink,
+        Self::FullDisk,
+    ];
 
     /// As it is typed.
     pub const fn name(self) -> &'static str {
@@ -48,12 +68,19 @@ impl Play {
             Self::SchedulersLoss => "schedulers-loss",
             Self::ManagerLoss => "manager-loss",
             Self::RollingRestart => "rolling-restart",
+            Self::Partition => "partition",
+            Self::SlowLink => "slow-link",
+            Self::StalledLink => "stalled-link",
+            Self::FullDisk => "full-disk",
         }
     }
 
     pub(super) fn options(self) -> Options {
-        let rate = (self == Self::NodeLoss).then(|| "8MiB/s".to_owned());
-        Options { schedulers: 3, nodes: 4, upload_rate_limit: rate, ..Options::default() }
+        let rate = matches!(self, Self::NodeLoss | Self::StalledLink).then(|| "8MiB/s".to_owned());
+        let links = matches!(self, Self::Partition | Self::SlowLink | Self::StalledLink);
+        let nodes = if self == Self::Partition { 6 } else { 4 };
+        let small_disk = (self == Self::FullDisk).then_some(disk::DISK);
+        Options { schedulers: 3, nodes, upload_rate_limit: rate, links, small_disk, ..Options::default() }
     }
 
     pub(super) async fn run(self, stage: &mut Stage, is_short: bool) -> anyhow::Result<Figures> {
@@ -66,6 +93,10 @@ impl Play {
             Self::SchedulersLoss => schedulers_loss(stage, if is_short { 2 } else { 10 }).await,
             Self::ManagerLoss => manager_loss(stage).await,
             Self::RollingRestart => rolling_restart(stage, if is_short { 20 } else { 100 }).await,
+            Self::Partition => apart::partition(stage, if is_short { 1 } else { 20 }).await,
+            Self::SlowLink => apart::slow_link(stage, if is_short { 1 } else { 10 }).await,
+            Self::StalledLink => apart::stalled_link(stage, if is_short { 1 } else { 10 }).await,
+            Self::FullDisk => disk::full(stage, if is_short { 1 } else { 5 }).await,
         }
     }
 }
@@ -220,8 +251,7 @@ async fn rolling_restart(stage: &mut Stage, least: u64) -> anyhow::Result<Figure
         })
         .await?;
     }
-    let nodes: Vec<_> = (0..stage.users.nodes()).collect();
-    let settled = stage.converged(&nodes, CONVERGES_WITHIN).await?;
+    let settled = stage.converged(&stage.users.all(), CONVERGES_WITHIN).await?;
     Ok(figures([
         ("restarts", json!(restarts)),
         ("exports_under_restarts", json!(exports)),

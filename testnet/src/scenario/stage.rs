@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail, ensure};
+use futures::future::try_join_all;
 use rand::{Rng as _, RngCore as _, SeedableRng as _, rngs::SmallRng};
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
@@ -20,15 +21,28 @@ use tokio::{process::Command, time::sleep};
 use super::model::{Digest, Model};
 use crate::{
     cluster::{Cluster, Options, breaking},
+    layout::Layout,
+    links::{control::Links, hub::Order},
+    process,
     programs::Programs,
 };
 
-/// Exit codes of `dfcache`: no such name; the daemon is not reachable.
+/// Exit codes of `dfcache`: done; no such name; the daemon is not reachable; other bytes have this name; kept here, and
+/// told when a scheduler is reached; too late.
+const DONE: i32 = 0;
 const NOT_FOUND: i32 = 3;
 const NO_DAEMON: i32 = 4;
+const CONFLICT: i32 = 6;
+const QUEUED: i32 = 8;
+const LATE: i32 = 9;
 /// A daemon that is restarted answers again by then.
 const DAEMON_BACK_WITHIN: Duration = Duration::from_secs(30);
 const RETRY_EVERY: Duration = Duration::from_millis(100);
+
+/// Something could not be had because what it needs was not reached.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Unreached(String);
 
 /// A cluster that is used and broken.
 #[derive(Debug)]
@@ -74,14 +88,19 @@ impl Stage {
         self.random.random_range(0..many)
     }
 
+    /// A new name, and random bytes for it.
+    pub(super) fn file(&mut self, bytes: usize) -> (String, Vec<u8>) {
+        let mut content = vec![0; bytes];
+        self.random.fill_bytes(&mut content);
+        self.made += 1;
+        (format!("file-{}", self.made), content)
+    }
+
     /// Imports so many files of random bytes on nodes in turn; gives their names.
     pub(super) async fn fill(&mut self, many: usize, bytes: usize, on: &[usize]) -> anyhow::Result<Vec<String>> {
         let mut names = Vec::new();
         for number in 0..many {
-            let mut content = vec![0; bytes];
-            self.random.fill_bytes(&mut content);
-            self.made += 1;
-            let name = format!("file-{}", self.made);
+            let (name, content) = self.file(bytes);
             self.users.import(on[number % on.len()], &name, &content).await?;
             names.push(name);
         }
@@ -91,6 +110,18 @@ impl Stage {
     /// Kills programs as a crash does.
     pub(super) async fn kill(&self, names: &[&str]) -> anyhow::Result<()> {
         breaking::kill(&self.dir, &owned(names), false).await
+    }
+
+    /// Stops programs in the middle of what they do, or has them go on.
+    pub(super) fn pause(&self, names: &[&str], is_paused: bool) -> anyhow::Result<()> {
+        breaking::pause(&self.dir, &owned(names), is_paused)
+    }
+
+    /// The process that a program is now.
+    pub(super) fn pid(&self, name: &str) -> anyhow::Result<u32> {
+        let (layout, _) = Layout::open(&self.dir)?;
+        let pid = process::running(&layout.config(name)).first().map(|pid| pid.as_raw_nonzero().get());
+        Ok(pid.with_context(|| format!("{name} does not run"))?.try_into()?)
     }
 
     /// Starts them again, or anew if they run, and waits until the cluster is ready.
@@ -103,20 +134,43 @@ impl Stage {
         breaking::start(&self.dir, &owned(names), &self.programs, false)
     }
 
-    /// Every program, the manager last.
-    pub(super) fn names(&self) -> Vec<String> {
-        let Some(cluster) = &self.cluster else { return Vec::new() };
-        let file = cluster.file();
-        let schedulers = file.schedulers.iter().map(|one| one.name.clone());
-        let nodes = file.nodes.iter().map(|one| one.name.clone());
-        schedulers.chain(nodes).chain(["manager".to_owned()]).collect()
+    /// Breaks or mends links.
+    pub(super) fn order(&self, order: &Order) -> anyhow::Result<()> {
+        let (layout, _) = Layout::open(&self.dir)?;
+        Links::of(&layout)?.context("a cluster without links")?.order(order).map(drop)
     }
 
-    /// Waits until every node finds what was acknowledged and nothing that was deleted; gives how long it took.
+    pub(super) fn scheduler_names(&self) -> Vec<String> {
+        let schedulers = self.cluster.as_ref().map(|cluster| &cluster.file().schedulers[..]);
+        schedulers.unwrap_or_default().iter().map(|one| one.name.clone()).collect()
+    }
+
+    pub(super) fn node_names(&self) -> Vec<String> {
+        let nodes = self.cluster.as_ref().map(|cluster| &cluster.file().nodes[..]);
+        nodes.unwrap_or_default().iter().map(|one| one.name.clone()).collect()
+    }
+
+    /// Every program, the manager last.
+    pub(super) fn names(&self) -> Vec<String> {
+        [self.scheduler_names(), self.node_names(), vec!["manager".to_owned()]].concat()
+    }
+
+    /// Waits until these nodes find what was acknowledged and nothing that was deleted; gives how long it took.
     pub(super) async fn converged(&self, nodes: &[usize], within: Duration) -> anyhow::Result<Duration> {
+        let names = self.users.model().names();
+        self.converged_on(&names, nodes, within).await
+    }
+
+    /// The same for some names.
+    pub(super) async fn converged_on(
+        &self,
+        names: &[String],
+        nodes: &[usize],
+        within: Duration,
+    ) -> anyhow::Result<Duration> {
         let begun = Instant::now();
         loop {
-            match self.users.look(nodes).await {
+            match self.users.look(names, nodes).await {
                 Ok(()) => return Ok(begun.elapsed()),
                 Err(error) if begun.elapsed() > within => {
                     return Err(error.context(format!("not right after {} s", within.as_secs())));
@@ -176,9 +230,20 @@ impl Users {
         self.inner.model.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many nodes there are.
-    pub(super) fn nodes(&self) -> usize {
-        self.inner.sockets.len()
+    /// Every node.
+    pub(super) fn all(&self) -> Vec<usize> {
+        (0..self.inner.sockets.len()).collect()
+    }
+
+    /// The names that must be found, and those that must not.
+    pub(super) fn bound_and_deleted(&self) -> (Vec<String>, Vec<String>) {
+        let model = self.model();
+        model.bound_and_deleted(&model.names())
+    }
+
+    /// Those of these names that must be found.
+    pub(super) fn bound_among(&self, names: &[String]) -> Vec<String> {
+        self.model().bound_and_deleted(names).0
     }
 
     /// Runs `dfcache`; again when its daemon is being restarted.
@@ -202,16 +267,51 @@ impl Users {
     }
 
     pub(super) async fn import(&self, node: usize, name: &str, content: &[u8]) -> anyhow::Result<()> {
+        self.imported(node, name, content, &[DONE]).await
+    }
+
+    /// Imports where it may be that no scheduler is reached: what is kept here is announced later.
+    pub(super) async fn import_apart(&self, node: usize, name: &str, content: &[u8]) -> anyhow::Result<()> {
+        self.imported(node, name, content, &[DONE, QUEUED]).await
+    }
+
+    async fn imported(&self, node: usize, name: &str, content: &[u8], right: &[i32]) -> anyhow::Result<()> {
         let digest: Digest = Sha256::digest(content).into();
-        let path = self.file(&format!("{name}.in"));
-        fs::write(&path, content)?;
         self.model().doubtful(name, digest);
-        let done = self.dfcache(node, &["import", "-i", name, text(&path)?]).await?;
-        fs::remove_file(&path)?;
-        ensure!(done.status.success(), "import of {name} on node {}: {}", node + 1, said(&done));
+        self.import_bytes(node, name, content, right).await?;
         self.model().bound(name, digest);
         add(&self.inner.counts.imports, 1);
         Ok(())
+    }
+
+    /// Imports what there may be no room for; whether there was. This exit code says that there was not.
+    pub(super) async fn import_if(
+        &self,
+        node: usize,
+        name: &str,
+        content: &[u8],
+        no_room: i32,
+    ) -> anyhow::Result<bool> {
+        let code = self.import_bytes(node, name, content, &[DONE, no_room]).await?;
+        if code == DONE {
+            self.model().bound(name, Sha256::digest(content).into());
+            add(&self.inner.counts.imports, 1);
+        }
+        Ok(code == DONE)
+    }
+
+    /// Imports under a name that somebody else imports other bytes under: one of them wins, in the end on every node.
+    pub(super) async fn contest(&self, node: usize, name: &str, content: &[u8]) -> anyhow::Result<()> {
+        self.model().contested(name, Sha256::digest(content).into());
+        self.import_bytes(node, name, content, &[DONE, QUEUED, CONFLICT]).await.map(drop)
+    }
+
+    async fn import_bytes(&self, node: usize, name: &str, content: &[u8], right: &[i32]) -> anyhow::Result<i32> {
+        let path = self.file(&format!("{name}-{node}.in"));
+        fs::write(&path, content)?;
+        let done = self.dfcache(node, &["import", "-i", name, text(&path)?]).await?;
+        fs::remove_file(&path)?;
+        ended(&done, right).with_context(|| format!("import of {name} on node {}", node + 1))
     }
 
     /// Exports and compares.
@@ -219,7 +319,7 @@ impl Users {
         let number = add(&self.inner.counts.exports, 1);
         let path = self.file(&format!("{number}.out"));
         let done = self.dfcache(node, &["export", "-i", name, "-f", text(&path)?]).await?;
-        ensure!(done.status.success(), "export of {name} on node {}: {}", node + 1, said(&done));
+        ended(&done, &[DONE]).with_context(|| format!("export of {name} on node {}", node + 1))?;
         let content = fs::read(&path)?;
         fs::remove_file(&path)?;
         self.model().exported(name, Sha256::digest(&content).into())?;
@@ -227,42 +327,63 @@ impl Users {
         serde_json::from_slice(&done.stdout).context("dfcache gives no JSON")
     }
 
+    /// Exports what cannot be exported now, and has this exit code.
+    pub(super) async fn export_fails(&self, node: usize, name: &str, code: i32) -> anyhow::Result<Value> {
+        let path = self.file("never.out");
+        let done = self.dfcache(node, &["export", "-i", name, "-f", text(&path)?]).await?;
+        ended(&done, &[code]).with_context(|| format!("export of {name} on node {}", node + 1))?;
+        ensure!(!path.exists(), "an export that has failed leaves a file");
+        serde_json::from_slice(&done.stdout).context("dfcache gives no JSON")
+    }
+
     /// Drops the copy that an export has left at the node, so that the next one is a transfer too.
     pub(super) async fn forget(&self, node: usize, name: &str) -> anyhow::Result<()> {
         let done = self.dfcache(node, &["delete", "-i", name, "-l"]).await?;
-        ensure!(done.status.success(), "local delete of {name} on node {}: {}", node + 1, said(&done));
+        ended(&done, &[DONE]).with_context(|| format!("local delete of {name} on node {}", node + 1))?;
         Ok(())
     }
 
     pub(super) async fn delete(&self, node: usize, name: &str) -> anyhow::Result<()> {
+        self.deleted(node, name, &[DONE]).await
+    }
+
+    /// Deletes where it may be that no scheduler is reached: the others are told later.
+    pub(super) async fn delete_apart(&self, node: usize, name: &str) -> anyhow::Result<()> {
+        self.deleted(node, name, &[DONE, QUEUED]).await
+    }
+
+    async fn deleted(&self, node: usize, name: &str, right: &[i32]) -> anyhow::Result<()> {
+        self.model().may_be_deleted(name);
         let done = self.dfcache(node, &["delete", "-i", name]).await?;
-        ensure!(done.status.success(), "delete of {name} on node {}: {}", node + 1, said(&done));
+        ended(&done, right).with_context(|| format!("delete of {name} on node {}", node + 1))?;
         self.model().deleted(name);
         add(&self.inner.counts.deletes, 1);
         Ok(())
     }
 
-    /// Whether these nodes find what they have to, and nothing else.
-    async fn look(&self, nodes: &[usize]) -> anyhow::Result<()> {
-        let (bound, deleted) = {
-            let model = self.model();
-            (model.bound_names(), model.deleted_names())
-        };
-        for &node in nodes {
-            for name in &bound {
-                let found = self.dfcache(node, &["stat", "-i", name]).await?;
-                let is_lost = found.status.code() == Some(NOT_FOUND);
-                ensure!(!is_lost, "{name} was acknowledged, and node {} does not find it", node + 1);
-                ensure!(found.status.success(), "stat of {name} on node {}: {}", node + 1, said(&found));
-            }
-            for name in &deleted {
-                let found = self.dfcache(node, &["stat", "-i", name]).await?;
-                match found.status.code() {
-                    Some(NOT_FOUND) => {}
-                    Some(0) => bail!("{name} was deleted, and node {} finds it", node + 1),
-                    _ => bail!("stat of {name} on node {}: {}", node + 1, said(&found)),
-                }
-            }
+    /// Whether a node finds a name now.
+    pub(super) async fn finds(&self, node: usize, name: &str) -> anyhow::Result<bool> {
+        Ok(self.dfcache(node, &["stat", "-i", name]).await?.status.success())
+    }
+
+    /// Whether these nodes find what they have to of these names, and nothing else.
+    async fn look(&self, names: &[String], nodes: &[usize]) -> anyhow::Result<()> {
+        let (bound, deleted) = self.model().bound_and_deleted(names);
+        try_join_all(nodes.iter().map(|node| self.look_at(*node, &bound, &deleted))).await.map(drop)
+    }
+
+    async fn look_at(&self, node: usize, bound: &[String], deleted: &[String]) -> anyhow::Result<()> {
+        for name in bound {
+            let found = self.dfcache(node, &["stat", "-i", name]).await?;
+            let is_lost = found.status.code() == Some(NOT_FOUND);
+            ensure!(!is_lost, "{name} was acknowledged, and node {} does not find it", node + 1);
+            ended(&found, &[DONE]).with_context(|| format!("stat of {name} on node {}", node + 1))?;
+        }
+        for name in deleted {
+            let found = self.dfcache(node, &["stat", "-i", name]).await?;
+            let code = ended(&found, &[DONE, NOT_FOUND]);
+            let code = code.with_context(|| format!("stat of {name} on node {}", node + 1))?;
+            ensure!(code == NOT_FOUND, "{name} was deleted, and node {} finds it", node + 1);
         }
         Ok(())
     }
@@ -270,6 +391,15 @@ impl Users {
 
 fn text(path: &Path) -> anyhow::Result<&str> {
     path.to_str().context("a path that is no text")
+}
+
+/// With which of these exit codes it has ended.
+fn ended(output: &Output, right: &[i32]) -> anyhow::Result<i32> {
+    match output.status.code() {
+        Some(code) if right.contains(&code) => Ok(code),
+        Some(NOT_FOUND | NO_DAEMON | QUEUED | LATE) => Err(Unreached(said(output)).into()),
+        _ => bail!("{}", said(output)),
+    }
 }
 
 fn said(output: &Output) -> String {

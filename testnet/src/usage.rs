@@ -5,11 +5,11 @@ use std::fs;
 use anyhow::Context as _;
 
 /// Seconds of processor time that process `pid` has taken so far.
-pub(super) fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
+pub(crate) fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
     cpu_of(&pid.to_string())
 }
 
-pub(super) fn own_cpu_seconds() -> anyhow::Result<f64> {
+pub(crate) fn own_cpu_seconds() -> anyhow::Result<f64> {
     cpu_of("self")
 }
 
@@ -23,11 +23,16 @@ fn cpu_of(process: &str) -> anyhow::Result<f64> {
 }
 
 /// Resident memory of process `pid` now and at its highest, in bytes.
-pub(super) fn memory_bytes(pid: u32) -> anyhow::Result<(u64, u64)> {
+pub(crate) fn memory_bytes(pid: u32) -> anyhow::Result<(u64, u64)> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).context("the process has ended")?;
     let field = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name))?;
         line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib << 10)
     };
     field("VmRSS:").zip(field("VmHWM:")).context("/proc/…/status is unreadable")
+}
+
+/// How many descriptors process `pid` has open.
+pub(crate) fn descriptors(pid: u32) -> anyhow::Result<u64> {
+    Ok(fs::read_dir(format!("/proc/{pid}/fd")).context("the process has ended")?.count() as u64)
 }
