@@ -1,18 +1,42 @@
 //! From peers: locate, download, and write what arrives.
 
 use sha2::{Digest as _, Sha256};
+use tokio::time::sleep;
 
 use super::*;
 
 /// How often a content is begun anew: because its manifest was wrong, each time from another parent, or because what of
 /// it was here turned out to be damaged.
 const ATTEMPTS_MAX: usize = 4;
+/// When every holder has just lost its connection, as at the restart of a switch, they are looked for so long, ...
+const HOLDER_BACK_WITHIN: Duration = Duration::from_secs(5);
+/// ... this often.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(250);
 
 impl Exporter {
     /// Exports from peers.
     pub(super) async fn fetch(&self, name: &Name, target: &Target) -> Result<ExportOutcome, Failure> {
+        let begun = Instant::now();
+        loop {
+            let candidates = self.locate(name).await?;
+            let nobody = !candidates.is_empty() && candidates.iter().all(|candidate| candidate.parents.is_empty());
+            match self.fetch_any(name, candidates, target).await {
+                Err(failure) if nobody && begun.elapsed() < HOLDER_BACK_WITHIN => {
+                    tracing::debug!(%failure, "holders are looked for once more");
+                    sleep(LOOK_AGAIN_AFTER).await;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    async fn fetch_any(
+        &self,
+        name: &Name,
+        candidates: Vec<Candidate>,
+        target: &Target,
+    ) -> Result<ExportOutcome, Failure> {
         let mut excluded: Vec<PeerId> = Vec::new();
-        let candidates = self.locate(name, &excluded).await?;
         let mut last = None;
         for candidate in candidates {
             match self.fetch_candidate(name, candidate, target, &mut excluded).await {
@@ -25,9 +49,9 @@ impl Exporter {
         Err(last.unwrap_or_else(|| not_found("no host holds this task")))
     }
 
-    async fn locate(&self, name: &Name, excluded: &[PeerId]) -> Result<Vec<Candidate>, Failure> {
+    async fn locate(&self, name: &Name) -> Result<Vec<Candidate>, Failure> {
         let began = Instant::now();
-        let answer = self.schedulers.register(name, excluded.to_vec()).await;
+        let answer = self.schedulers.register(name, Vec::new()).await;
         self.metrics.locate_seconds.observe(began.elapsed().as_secs_f64());
         match answer.or_failure()? {
             Answer::Found(candidates) => {

@@ -12,7 +12,7 @@ use super::{
     apart, disk,
     stage::{Stage, Users},
 };
-use crate::cluster::Options;
+use crate::{cluster::Options, links::hub::Order};
 
 /// Records are where they belong so long after whatever happened.
 pub(super) const CONVERGES_WITHIN: Duration = Duration::from_secs(15);
@@ -36,6 +36,8 @@ pub enum Play {
     SlowLink,
     /// Links stall in the middle of exports.
     StalledLink,
+    /// All connections between hosts and schedulers break at once, again and again, under exports.
+    ConnectionLoss,
     /// A host's disk is full.
     FullDisk,
 }
@@ -48,7 +50,7 @@ pub(super) fn figures<const N: usize>(all: [(&str, Value); N]) -> Figures {
 
 impl Play {
     /// Each of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::NodeLoss,
         Self::SchedulerLoss,
         Self::SchedulersLoss,
@@ -57,6 +59,7 @@ impl Play {
         Self::Partition,
         Self::SlowLink,
         Self::StalledLink,
+        Self::ConnectionLoss,
         Self::FullDisk,
     ];
 
@@ -71,13 +74,14 @@ impl Play {
             Self::Partition => "partition",
             Self::SlowLink => "slow-link",
             Self::StalledLink => "stalled-link",
+            Self::ConnectionLoss => "connection-loss",
             Self::FullDisk => "full-disk",
         }
     }
 
     pub(super) fn options(self) -> Options {
         let rate = matches!(self, Self::NodeLoss | Self::StalledLink).then(|| "8MiB/s".to_owned());
-        let links = matches!(self, Self::Partition | Self::SlowLink | Self::StalledLink);
+        let links = matches!(self, Self::Partition | Self::SlowLink | Self::StalledLink | Self::ConnectionLoss);
         let nodes = if self == Self::Partition { 6 } else { 4 };
         let small_disk = (self == Self::FullDisk).then_some(disk::DISK);
         Options { schedulers: 3, nodes, upload_rate_limit: rate, links, small_disk, ..Options::default() }
@@ -96,6 +100,7 @@ impl Play {
             Self::Partition => apart::partition(stage, if is_short { 1 } else { 20 }).await,
             Self::SlowLink => apart::slow_link(stage, if is_short { 1 } else { 10 }).await,
             Self::StalledLink => apart::stalled_link(stage, if is_short { 1 } else { 10 }).await,
+            Self::ConnectionLoss => connection_loss(stage, Duration::from_secs(if is_short { 15 } else { 120 })).await,
             Self::FullDisk => disk::full(stage, if is_short { 1 } else { 5 }).await,
         }
     }
@@ -193,6 +198,29 @@ async fn scheduler_loss(stage: &mut Stage, time: Duration, pause: Duration) -> a
     Ok(figures([
         ("kills", json!(kills)),
         ("exports_under_kills", json!(exports)),
+        ("converged_seconds", json!(settled.as_secs_f64())),
+    ]))
+}
+
+async fn connection_loss(stage: &mut Stage, time: Duration) -> anyhow::Result<Figures> {
+    const PAUSE: Duration = Duration::from_secs(3);
+    let all = [stage.node_names(), stage.scheduler_names()].concat();
+    let mut resets = 0;
+    let exports = under_exports(stage, async |stage| {
+        let begun = Instant::now();
+        while begun.elapsed() < time {
+            sleep(PAUSE).await;
+            stage.order(&Order::Reset { a: all.clone(), b: all.clone() })?;
+            resets += 1;
+        }
+        Ok(())
+    })
+    .await?;
+    let settled = stage.converged(&stage.users.all(), CONVERGES_WITHIN).await?;
+    ensure!(exports > 0, "nothing was exported");
+    Ok(figures([
+        ("resets", json!(resets)),
+        ("exports_under_resets", json!(exports)),
         ("converged_seconds", json!(settled.as_secs_f64())),
     ]))
 }
