@@ -13,7 +13,7 @@ use super::{
     eras::Role,
     hosts::{HostId, Locality},
     sweep::TOMBSTONES_KEPT_MS,
-    tasks::{Bound, Keep, Task, Unbound, clamp},
+    tasks::{Bound, CLOCK_LEEWAY_MS, Keep, Task, Unbound, clamp},
 };
 
 /// The host is one too many.
@@ -133,6 +133,9 @@ impl State {
         actions: &mut Vec<Action>,
     ) -> Outcome {
         let Announcement { name, mut binding, holding } = announcement;
+        if is_beyond(binding.generation, now) {
+            return Outcome::Refused(BEYOND.into());
+        }
         binding.accepted = binding.accepted.map(|accepted| clamp(accepted, now.wall));
         if !name.allows(binding.content) {
             return Outcome::Refused("the content is not the one that the name states".into());
@@ -199,6 +202,9 @@ impl State {
         now: Now,
         actions: &mut Vec<Action>,
     ) -> Outcome {
+        if is_beyond(tombstone.generation, now) {
+            return Outcome::Refused(BEYOND.into());
+        }
         tombstone.deleted = clamp(tombstone.deleted, now.wall);
         // An old one is noted as told, or its host would tell it again with each heartbeat until its clock agrees.
         if tombstone.deleted.0.saturating_add(TOMBSTONES_KEPT_MS) > now.wall.0 {
@@ -218,6 +224,17 @@ impl State {
         self.admit(asker, &task, true, now)?;
         Ok(ResponseBody::Noted)
     }
+}
+
+/// A generation that cannot be.
+const BEYOND: &str = "the name cannot have been deleted so often";
+
+/// Whether a name would have been deleted more often than once in each millisecond since 1970.
+///
+/// Without a bound a single host could use up all generations of a name, and nobody could bind it any more. With this one
+/// the next generation is always there a moment later, so that a false one is no more than a delete.
+const fn is_beyond(generation: u64, now: Now) -> bool {
+    generation > now.wall.0.saturating_add(CLOCK_LEEWAY_MS)
 }
 
 /// Number of verified pieces; the largest number for all of them.

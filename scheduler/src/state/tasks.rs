@@ -18,7 +18,7 @@ const REJECTED_FOR: Duration = Duration::from_secs(3600);
 const REPORTERS_MAX: usize = 64;
 
 /// How far ahead of this host's clock a host's times may be.
-const CLOCK_LEEWAY_MS: u64 = 300_000;
+pub(super) const CLOCK_LEEWAY_MS: u64 = 300_000;
 
 /// Why this scheduler keeps a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

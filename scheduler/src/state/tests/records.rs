@@ -1,6 +1,9 @@
 //! What hosts announce: acceptance, conflicts, tombstones, digests, leases.
 
+use damselfly_messages::record::GENERATION_MAX;
+
 use super::*;
+use crate::state::tasks::CLOCK_LEEWAY_MS;
 
 const A: u8 = 1;
 const B: u8 = 2;
@@ -122,6 +125,26 @@ fn a_false_candidate_goes_to_the_end_and_then_away() {
     );
     bench.pass_alive(Duration::from_secs(3700), &[200, 201]);
     assert!(matches!(bench.announce(202, again), Outcome::Accepted(_)), "it is tried again later");
+}
+
+#[test]
+fn no_host_can_use_up_the_generations_of_a_name() {
+    let mut bench = Bench::warm();
+    bench.announce(200, complete("x", binding(content(A), 1, None)));
+    let now = bench.now().wall;
+    let task = name("x").task_id();
+    let deleted = |generation| Record::Deleted(Tombstone { task, generation, deleted: now });
+    for generation in [GENERATION_MAX, now.0 + CLOCK_LEEWAY_MS + 1] {
+        assert!(matches!(bench.announce(201, deleted(generation)), Outcome::Refused(_)), "{generation}");
+        let bound = complete("x", binding(content(B), generation, Some(0)));
+        assert!(matches!(bench.announce(201, bound), Outcome::Refused(_)), "{generation}");
+    }
+    assert_eq!(bench.found("x"), Some((vec![content(A)], 1, true)), "as it was");
+    let highest = now.0 + CLOCK_LEEWAY_MS;
+    assert_eq!(bench.announce(201, deleted(highest)), Outcome::Noted, "no more than a delete");
+    bench.at += Duration::from_millis(1);
+    let again = complete("x", binding(content(B), highest + 1, None));
+    assert!(matches!(bench.announce(200, again), Outcome::Accepted(_)), "the next one is there a moment later");
 }
 
 #[test]
