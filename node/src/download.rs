@@ -343,18 +343,34 @@ impl Download {
         self.abandoned.cancel();
     }
 
-    /// Takes a parent out of the plan and notes why.
+    /// Takes a parent out of the plan, notes why, and tells people.
     fn lose_parent(&self, parent: PeerId, fault: ParentFault, reason: &str) {
         let mut state = self.lock();
-        if let Some(result) = state.plan.remove_parent(&parent, fault, Instant::now()) {
-            self.shared.metrics.on_lost_parent(fault);
-            state.faults.push(result);
-        }
+        let result = state.plan.remove_parent(&parent, fault, Instant::now());
+        let is_news = result.is_some();
+        state.faults.extend(result);
         state.last_fault = format!("{parent}: {reason}");
+        drop(state);
+        if is_news {
+            self.shared.on_lost_parent(self.manifest.content(), parent, fault, reason);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
+    }
+}
+
+impl Shared {
+    /// Tells people of a parent that a download asks no more.
+    fn on_lost_parent(&self, content: ContentId, parent: PeerId, fault: ParentFault, reason: &str) {
+        self.metrics.on_lost_parent(parent, fault);
+        match fault {
+            ParentFault::Lied => tracing::warn!(%content, %parent, reason, "a parent lied and is excluded"),
+            ParentFault::NotHeld | ParentFault::Unreachable => {
+                tracing::info!(%content, %parent, reason, "a parent is asked no more");
+            }
+        }
     }
 }
 

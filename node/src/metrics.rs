@@ -2,6 +2,7 @@
 
 use damselfly_messages::{info::HostReport, scheduler::ParentFault};
 use damselfly_transport::program::metrics::{Labelled, Watched, WatchedCounter, WatchedCounters, own};
+use libp2p::PeerId;
 use prometheus_client::{
     metrics::{counter::Counter, gauge::Gauge, histogram::Histogram},
     registry::{Registry, Unit},
@@ -13,6 +14,9 @@ use crate::{
     places::Places,
     store::{Removed, Store},
 };
+
+mod excluded;
+use excluded::ExcludedParents;
 
 macro_rules! metrics {
     ($($name:ident: $kind:ty = $new:expr, $text:literal, $unit:expr;)*) => {
@@ -89,6 +93,7 @@ metrics! {
     uploads: Gauge = Gauge::default(), "Pieces on their way to peers.", None;
     verification_failures: Labelled = Labelled::new("what", &["content", "manifest", "piece"]), "What peers gave that did not verify.", None;
     parents_excluded: Labelled = Labelled::new("reason", FAULTS), "Parents that a download stopped asking.", None;
+    excluded_parents: ExcludedParents = ExcludedParents::new(FAULTS), "Times that a parent was excluded, for the parents of each reason that were last.", None;
     damaged_reads: Counter = Counter::default(), "Reads of the local store that did not verify.", None;
     busy_answers: Counter = Counter::default(), "Requests of peers answered busy.", None;
     announced: Counter = Counter::default(), "Records sent to schedulers.", None;
@@ -153,13 +158,14 @@ const FAULTS: &[&str] = &["lied", "not_held", "unreachable"];
 
 impl Metrics {
     /// Counts a parent that is asked no more.
-    pub fn on_lost_parent(&self, fault: ParentFault) {
+    pub fn on_lost_parent(&self, parent: PeerId, fault: ParentFault) {
         let reason = match fault {
             ParentFault::Lied => "lied",
             ParentFault::NotHeld => "not_held",
             ParentFault::Unreachable => "unreachable",
         };
         self.parents_excluded.of(reason).inc();
+        self.excluded_parents.name(parent, reason);
     }
 
     /// What the schedulers are told of it, for people.

@@ -1,13 +1,15 @@
 //! From peers: locate, download, and write what arrives.
 
+use damselfly_messages::scheduler::ParentFault;
 use sha2::{Digest as _, Sha256};
 use tokio::time::sleep;
 
 use super::*;
 
-/// How often a content is begun anew: because its manifest was wrong, each time from another parent, or because what of
-/// it was here turned out to be damaged.
-const ATTEMPTS_MAX: usize = 4;
+/// How often a content is begun anew because what of it was here turned out to be damaged.
+const LOST_MAX: usize = 3;
+/// How often a content is begun anew because its manifest was wrong, each time without who gave it.
+const LIARS_MAX: usize = 16;
 /// When every holder has just lost its connection, as at the restart of a switch, they are looked for so long, ...
 const HOLDER_BACK_WITHIN: Duration = Duration::from_secs(5);
 /// ... this often.
@@ -84,15 +86,11 @@ impl Exporter {
             limiter: target.limiter.clone(),
             record: unproved.is_none().then(|| record(name, binding)),
         };
-        let mut attempts = 0;
+        let (mut lost, mut liars) = (0, 0);
         loop {
-            attempts += 1;
-            let result = self.download(&wanted, target, unproved).await;
-            if attempts == ATTEMPTS_MAX {
-                return result;
-            }
-            match result {
-                Err(CandidateFailed::Manifest(liar)) => {
+            match self.download(&wanted, target, unproved).await {
+                Err(CandidateFailed::Manifest(liar)) if liars < LIARS_MAX => {
+                    liars += 1;
                     excluded.push(liar);
                     wanted.parents.retain(|parent| parent.peer != liar);
                     if wanted.parents.is_empty() {
@@ -100,7 +98,8 @@ impl Exporter {
                     }
                 }
                 // The store knows now what is missing, and the next download fetches it.
-                Err(CandidateFailed::Lost(failure)) => {
+                Err(CandidateFailed::Lost(failure)) if lost < LOST_MAX => {
+                    lost += 1;
                     tracing::warn!(content = %binding.content, %failure, "fetched again")
                 }
                 other => return other,
@@ -188,8 +187,14 @@ impl Exporter {
         if actual.await? == digest {
             return Ok(());
         }
-        tracing::warn!(cid = wanted.name.cid(), %content, "a candidate does not match its sha256 name");
+        // Who has a part only was deceived itself.
+        let complete = wanted.parents.iter().filter(|parent| parent.complete);
+        let holders: Vec<_> = complete.map(|parent| parent.peer.to_string()).collect();
+        tracing::warn!(cid = wanted.name.cid(), %content, ?holders, "a candidate does not match its sha256 name");
         self.metrics.verification_failures.of("content").inc();
+        for parent in wanted.parents.iter().filter(|parent| parent.complete) {
+            self.metrics.on_lost_parent(parent.peer, ParentFault::Lied);
+        }
         self.schedulers.report_false(&wanted.name, content).await;
         let message = format!("{content} does not match {}", wanted.name.cid());
         Err(CandidateFailed::False(Failure::new(Code::Digest, message)))
