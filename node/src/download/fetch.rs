@@ -191,7 +191,10 @@ impl StreamWorker {
                 let buffer = stream.body(&download.shared, bytes).await?;
                 hand_over(download, parent, index, buffer, behind).await;
             }
-            PieceResponse::Piece { .. } if download.on_other_length(parent, index) => {}
+            // Not this parent's fault; its stream ends here, because the body is not read.
+            PieceResponse::Piece { .. } if download.on_other_length(parent, index) => {
+                return Err(FetchError::Abandoned.into());
+            }
             PieceResponse::Piece { .. } | PieceResponse::Manifest { .. } => {
                 return Err(ParentError::Lied("it answered something else".into()));
             }
@@ -199,12 +202,8 @@ impl StreamWorker {
                 let rest = Duration::from_millis(u64::from(retry_millis).clamp(10, 5_000));
                 download.lock().plan.on_busy(&parent, index, Instant::now() + rest);
             }
-            PieceResponse::NotHeld => {
-                let claimed_all = download.lock().plan.on_not_held(&parent, index);
-                if claimed_all {
-                    return Err(ParentError::NotHeld);
-                }
-            }
+            // It was asked for what it says it has.
+            PieceResponse::NotHeld => return Err(ParentError::NotHeld),
         }
         Ok(())
     }

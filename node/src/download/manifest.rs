@@ -11,9 +11,10 @@ use std::{
 use damselfly_messages::{
     id::ContentId,
     manifest::Manifest,
-    scheduler::Parent,
+    scheduler::{Parent, ParentFault},
     transfer::{PieceRequest, PieceResponse, manifest_from_body},
 };
+use futures::{StreamExt as _, stream::FuturesUnordered};
 use libp2p::PeerId;
 use tokio::time::timeout;
 
@@ -25,42 +26,82 @@ use crate::blocking::blocking;
 
 /// How long a parent may take to be connected to.
 pub(super) const CONNECT_WITHIN: Duration = Duration::from_secs(3);
-/// How long one parent may take to give the manifest before the next one is asked.
+/// How long one parent may take to give the manifest.
 const PARENT_WITHIN: Duration = Duration::from_secs(10);
+/// When it has taken so long, the next one is asked too.
+const NEXT_AFTER: Duration = Duration::from_secs(2);
 /// How long other downloads may keep all streams to a parent.
 const PLACE_WITHIN: Duration = Duration::from_secs(600);
 
 /// A manifest, and who gave it if its length is not proved.
-type First = (Manifest, Option<PeerId>);
+type Given = (Manifest, Option<PeerId>);
+
+/// What asking for a manifest has brought.
+pub(super) struct First {
+    pub(super) manifest: Manifest,
+    /// Who gave it if its length is not proved.
+    pub(super) author: Option<PeerId>,
+    /// Parents that turned out to be none.
+    pub(super) lost: Vec<(PeerId, ParentFault)>,
+}
 
 impl Shared {
     /// The manifest of what is wanted: from the store when a download was interrupted, else from a parent.
     pub(super) async fn manifest_for(self: &Arc<Self>, wanted: &Wanted) -> Result<First, FetchError> {
         let (store, content) = (self.store.clone(), wanted.binding.content);
         if let Some(manifest) = blocking(move || store.manifest(content)).await? {
-            return Ok((manifest, None));
+            return Ok(First { manifest, author: None, lost: Vec::new() });
         }
-        let mut reasons = Vec::new();
+        let (mut reasons, mut lost, mut silent) = (Vec::new(), Vec::new(), Vec::new());
         // Complete parents first: they have the last piece too, which proves the length.
         let mut parents: Vec<_> = wanted.parents.iter().collect();
         parents.sort_by_key(|parent| !parent.complete);
-        for parent in parents {
-            match self.manifest_of(wanted, parent).await {
-                Ok(first) => return Ok(first),
-                Err(error) => {
-                    if matches!(error, ParentError::Lied(_)) {
-                        tracing::warn!(%content, parent = %parent.peer, %error, "a parent gave a false manifest");
-                        self.metrics.verification_failures.of("manifest").inc();
+        let mut parents = parents.into_iter();
+        let mut asked = FuturesUnordered::new();
+        loop {
+            let next = parents.next();
+            let within = if next.is_some() { NEXT_AFTER } else { Duration::MAX };
+            asked.extend(next.map(|parent| async move { (parent, self.manifest_of(wanted, parent).await) }));
+            // One after the other, so that nobody is asked in vain; but a silent one does not hold up the others.
+            match timeout(within, asked.next()).await {
+                // What waits for a place among our own streams has asked nothing yet.
+                Err(_) => silent.extend(next.filter(|parent| !self.pool.is_full(&parent.peer))),
+                Ok(None) => return Err(FetchError::NoSource(reasons.join("; "))),
+                Ok(Some((giver, Ok((manifest, author))))) => {
+                    for parent in silent.into_iter().filter(|parent| parent.peer != giver.peer) {
+                        let fault = ParentFault::Unreachable;
+                        self.on_lost_parent(content, parent.peer, fault, "it does not give the manifest");
+                        lost.push((parent.peer, fault));
                     }
+                    return Ok(First { manifest, author, lost });
+                }
+                Ok(Some((parent, Err(error)))) => {
+                    silent.retain(|silent| silent.peer != parent.peer);
+                    lost.extend(self.on_no_manifest(content, parent, &error).map(|fault| (parent.peer, fault)));
                     reasons.push(format!("{}: {error}", parent.peer));
                 }
             }
         }
-        Err(FetchError::NoSource(reasons.join("; ")))
+    }
+
+    /// What is to be thought of a parent that gave no manifest; `None` when it may be of use yet.
+    fn on_no_manifest(&self, content: ContentId, parent: &Parent, error: &ParentError) -> Option<ParentFault> {
+        let fault = match error {
+            ParentError::Lied(_) => {
+                self.metrics.verification_failures.of("manifest").inc();
+                ParentFault::Lied
+            }
+            ParentError::NotHeld if parent.complete => ParentFault::NotHeld,
+            ParentError::NotHeld | ParentError::Busy | ParentError::Unreachable(_) | ParentError::Ours(_) => {
+                return None;
+            }
+        };
+        self.on_lost_parent(content, parent.peer, fault, &format!("no manifest: {error}"));
+        Some(fault)
     }
 
     /// Asks a parent, and once more when its connection breaks at once: that says nothing of the parent.
-    async fn manifest_of(&self, wanted: &Wanted, parent: &Parent) -> Result<First, ParentError> {
+    async fn manifest_of(&self, wanted: &Wanted, parent: &Parent) -> Result<Given, ParentError> {
         let begun = Instant::now();
         match self.try_manifest_of(wanted, parent).await {
             Err(ParentError::Unreachable(reason)) if begun.elapsed() < CONNECT_WITHIN => {
@@ -71,7 +112,7 @@ impl Shared {
         }
     }
 
-    async fn try_manifest_of(&self, wanted: &Wanted, parent: &Parent) -> Result<First, ParentError> {
+    async fn try_manifest_of(&self, wanted: &Wanted, parent: &Parent) -> Result<Given, ParentError> {
         let content = wanted.binding.content;
         let connected = self.network.connect(parent.peer, parent.addresses.clone(), CONNECT_WITHIN).await;
         connected.map_err(|error| ParentError::Unreachable(error.to_string()))?;
@@ -89,7 +130,7 @@ impl Shared {
         self.manifest_on(stream, content, parent.peer).await
     }
 
-    async fn manifest_on(&self, stream: PieceStream, content: ContentId, parent: PeerId) -> Result<First, ParentError> {
+    async fn manifest_on(&self, stream: PieceStream, content: ContentId, parent: PeerId) -> Result<Given, ParentError> {
         let exchange = timeout(PARENT_WITHIN, self.exchange(stream, content, parent)).await;
         exchange.unwrap_or_else(|_| Err(ParentError::Unreachable("it took too long".into())))
     }
@@ -99,7 +140,7 @@ impl Shared {
         mut stream: PieceStream,
         content: ContentId,
         parent: PeerId,
-    ) -> Result<First, ParentError> {
+    ) -> Result<Given, ParentError> {
         stream.ask(&PieceRequest { content, index: None }).await?;
         let (content_bytes, digests) = match stream.answer().await? {
             PieceResponse::Manifest { content_bytes, digests } => (content_bytes, digests),

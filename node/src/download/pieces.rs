@@ -47,9 +47,8 @@ impl Download {
         }
         state.held.insert(index);
         *state.givers.entry(giver).or_default() += 1;
-        if index.get() + 1 == self.manifest.layout().pieces() {
-            state.unproved = None;
-        }
+        let is_last = index.get() + 1 == self.manifest.layout().pieces();
+        let author = if is_last { state.unproved.take() } else { None };
         self.shared.metrics.received_bytes.inc_by(bytes);
         self.shared.metrics.received_pieces.inc();
         self.from_peers_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -57,7 +56,11 @@ impl Download {
         let _listeners = self.gained.send(index);
         let held = state.plan.held();
         let sinks = state.sinks.clone();
+        let puts_off = author.filter(|author| *author != giver && state.plan.is_idle(author));
         drop(state);
+        if let Some(author) = puts_off {
+            self.lose_parent(author, ParentFault::Unreachable, "it gave the manifest and no piece");
+        }
         // The parent may be asked for more now.
         self.work.notify_waiters();
         // Pieces may come here in another order than they were counted.
@@ -66,30 +69,30 @@ impl Download {
     }
 
     fn on_false_piece(&self, giver: PeerId, index: PieceIndex) {
-        let content = self.manifest.content();
-        tracing::warn!(%content, piece = index.get(), parent = %giver, "a parent sent a piece that does not verify; it is excluded");
         self.shared.metrics.verification_failures.of("piece").inc();
-        if !self.is_about_length(index) {
-            self.lose_parent(giver, ParentFault::Lied, "it sent bytes that do not verify");
+        // Who knows the content with another length gives a piece of another length: one that has this one and is false is
+        // a lie of its giver, unless that is who said the length.
+        let is_author = self.lock().unproved == Some(giver);
+        if !is_author || !self.is_about_length(giver, index) {
+            self.lose_parent(giver, ParentFault::Lied, &format!("its piece {} does not verify", index.get()));
         }
     }
 
     /// The parent sent a piece that is longer or shorter than the manifest says. Returns whether the manifest is at
     /// fault, and not the parent.
     pub(super) fn on_other_length(&self, parent: PeerId, index: PieceIndex) -> bool {
-        let ours = self.is_about_length(index);
-        if ours {
-            tracing::warn!(content = %self.manifest.content(), %parent, "a parent knows the content with another length");
-        }
-        ours
+        self.is_about_length(parent, index)
     }
 
-    /// When the last piece does not fit before one ever did, the length is false, and who gave the manifest lied: ends
-    /// the download with that. Honest parents are not blamed.
-    fn is_about_length(&self, index: PieceIndex) -> bool {
+    /// When the last piece of `giver` does not fit before one ever did, the length is false, and who gave the manifest
+    /// lied: ends the download with that. Honest parents are not blamed.
+    fn is_about_length(&self, giver: PeerId, index: PieceIndex) -> bool {
         let last = index.get() + 1 == self.manifest.layout().pieces();
         let author = self.lock().unproved.filter(|_| last);
         if let Some(author) = author {
+            self.shared.metrics.verification_failures.of("manifest").inc();
+            let reason = format!("the last piece of {giver} does not have the length that its manifest says");
+            self.lose_parent(author, ParentFault::Lied, &reason);
             self.end(Err(FetchError::FalseManifest(author)));
         }
         author.is_some()

@@ -35,6 +35,9 @@ const LATE_AFTER: Duration = Duration::from_millis(500);
 const BEHIND_AFTER: Duration = Duration::from_millis(100);
 /// A parent that takes longer seems stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(1);
+/// For so long after it was asked for it, only who gave the manifest is asked for the last piece: one that puts it off for
+/// ever must not hold up the download.
+const AUTHOR_ALONE: Duration = Duration::from_secs(3);
 /// A parent that failed is left alone for so long, and twice as long each time, up to [`REST_MAX`].
 const REST_FIRST: Duration = Duration::from_millis(500);
 /// See [`REST_FIRST`].
@@ -55,8 +58,8 @@ pub struct Plan {
     excluded: HashSet<PeerId>,
     /// How often a parent failed in a row, and until when it is left alone.
     failed: HashMap<PeerId, (u32, Instant)>,
-    /// Who gave the manifest: the last piece, which proves its length, is asked of nobody else while it is a parent.
-    author: Option<PeerId>,
+    /// Who gave the manifest: the last piece, which proves its length, is first asked of it alone.
+    author: Option<Author>,
     /// Where the run of equally rare pieces begins.
     start: u32,
     last_progress: Instant,
@@ -68,9 +71,18 @@ struct Asked {
 }
 
 #[derive(Debug)]
+struct Author {
+    peer: PeerId,
+    /// Set when it was asked for the last piece.
+    alone_until: Option<Instant>,
+}
+
+#[derive(Debug)]
 struct Parent {
     has: Has,
     outstanding: HashMap<u32, Instant>,
+    /// When it gave something last.
+    gave: Option<Instant>,
     allowed: usize,
     /// The shortest time from a request to its verified piece.
     quickest: Duration,
@@ -114,7 +126,7 @@ impl Plan {
 
     /// Has the last piece asked of who gave the manifest: when it does not verify, it is clear who lied.
     pub const fn prove_first_by(&mut self, author: PeerId) {
-        self.author = Some(author);
+        self.author = Some(Author { peer: author, alone_until: None });
     }
 
     /// Verified pieces so far.
@@ -147,6 +159,7 @@ impl Plan {
         let parent = Parent {
             has,
             outstanding: HashMap::new(),
+            gave: None,
             allowed: OUTSTANDING_FIRST,
             quickest: ANSWER_TARGET,
             rests_until: None,
@@ -192,22 +205,26 @@ impl Plan {
         if parent.outstanding.len() >= parent.allowed || parent.rests_until.is_some_and(|until| now < until) {
             return None;
         }
-        let index = self.choose_wanted(peer, parent).or_else(|| self.choose_late(peer, parent, now))?;
+        let index = self.choose_wanted(peer, parent, now).or_else(|| self.choose_late(peer, parent, now))?;
         self.wanted.remove(&index);
+        let is_last = index + 1 == self.layout.pieces();
+        if let Some(author) = self.author.as_mut().filter(|author| is_last && author.peer == *peer) {
+            author.alone_until.get_or_insert(now + AUTHOR_ALONE);
+        }
         let asked = self.asked.entry(index).or_default();
         asked.copies += 1;
         self.parents.get_mut(peer)?.outstanding.insert(index, now);
         self.layout.index(index).ok()
     }
 
-    fn choose_wanted(&self, peer: &PeerId, parent: &Parent) -> Option<u32> {
+    fn choose_wanted(&self, peer: &PeerId, parent: &Parent, now: Instant) -> Option<u32> {
         let last = self.layout.pieces().checked_sub(1)?;
-        if self.wanted.contains(&last) && parent.has(last) && !self.is_anothers(peer, last) {
+        if self.wanted.contains(&last) && parent.has(last) && !self.is_anothers(peer, last, now) {
             return Some(last);
         }
         let run = self.wanted.range(self.start..).chain(self.wanted.range(..self.start));
-        let mut candidates =
-            run.filter(|index| parent.has(**index) && !self.is_anothers(peer, **index)).take(RARITY_WINDOW).peekable();
+        let may = |index: &&u32| parent.has(**index) && !self.is_anothers(peer, **index, now);
+        let mut candidates = run.filter(may).take(RARITY_WINDOW).peekable();
         let first = **candidates.peek()?;
         if self.parents.values().all(|parent| matches!(parent.has, Has::All)) {
             return Some(first);
@@ -216,11 +233,12 @@ impl Plan {
         candidates.min_by_key(|index| self.copies_of(**index)).copied()
     }
 
-    /// Whether only who gave the manifest may be asked for this piece, and that is not `peer`.
-    fn is_anothers(&self, peer: &PeerId, index: u32) -> bool {
+    /// Whether only who gave the manifest may be asked for this piece now, and that is not `peer`.
+    fn is_anothers(&self, peer: &PeerId, index: u32, now: Instant) -> bool {
         index + 1 == self.layout.pieces()
-            && self.author.is_some_and(|author| {
-                author != *peer && self.parents.get(&author).is_some_and(|author| author.has(index))
+            && self.author.as_ref().is_some_and(|author| {
+                let is_parent = self.parents.get(&author.peer).is_some_and(|author| author.has(index));
+                author.peer != *peer && is_parent && author.alone_until.is_none_or(|until| now < until)
             })
     }
 
@@ -235,7 +253,7 @@ impl Plan {
     fn choose_late(&self, peer: &PeerId, parent: &Parent, now: Instant) -> Option<u32> {
         let mine = parent.outstanding.len();
         let (mut oldest, mut newest) = (None, None);
-        let may = |index: &u32| parent.has(*index) && !self.is_anothers(peer, *index);
+        let may = |index: &u32| parent.has(*index) && !self.is_anothers(peer, *index, now);
         for (_, other) in self.parents.iter().filter(|(other, _)| *other != peer) {
             let alone: Vec<_> = other.outstanding.iter().filter(|(index, _)| self.asked_once(index)).collect();
             for (index, since) in alone.iter().copied().filter(|(index, _)| may(index)) {
@@ -263,6 +281,7 @@ impl Plan {
         {
             parent.on_answer(now.saturating_duration_since(since), allowed_max);
             parent.count(bytes);
+            parent.gave = Some(now);
             self.failed.remove(peer);
         }
         let missing = self.asked.remove(&index.get()).is_some() || self.wanted.remove(&index.get());
@@ -291,19 +310,6 @@ impl Plan {
         }
     }
 
-    /// The parent does not have a piece that it was thought to have. Returns whether it had claimed every piece.
-    pub fn on_not_held(&mut self, peer: &PeerId, index: PieceIndex) -> bool {
-        self.give_back(peer, index);
-        match self.parents.get_mut(peer).map(|parent| &mut parent.has) {
-            Some(Has::All) => true,
-            Some(Has::Some(some)) => {
-                some.remove(&index.get());
-                false
-            }
-            None => false,
-        }
-    }
-
     /// A held piece turned out to be damaged.
     pub fn want_again(&mut self, index: PieceIndex) {
         if self.wanted.insert(index.get()) {
@@ -311,15 +317,36 @@ impl Plan {
         }
     }
 
-    /// Own limits made it wait: that is no stall.
-    pub const fn on_own_delay(&mut self, now: Instant) {
+    /// Own limits made it wait: that is no stall, and nobody's fault.
+    pub fn on_own_delay(&mut self, now: Instant) {
         self.last_progress = now;
+        if let Some(until) = self.author.as_mut().and_then(|author| author.alone_until.as_mut()) {
+            *until = (*until).max(now + AUTHOR_ALONE);
+        }
     }
 
-    /// Takes a parent out: a liar for good, any other for a while that grows each time.
+    /// Parents that owe a piece for so long that another one was asked for it, and have given nothing meanwhile.
+    pub fn silent(&self, now: Instant) -> Vec<PeerId> {
+        let silent = |parent: &Parent| {
+            let stuck = |since: &Instant| now.saturating_duration_since(*since) >= STUCK_AFTER;
+            parent.outstanding.values().any(|since| stuck(since) && parent.gave.is_none_or(|gave| gave < *since))
+        };
+        self.parents.iter().filter(|(_, parent)| silent(parent)).map(|(peer, _)| *peer).collect()
+    }
+
+    /// Whether this one is a parent, and has given nothing yet.
+    pub fn is_idle(&self, peer: &PeerId) -> bool {
+        self.parents.get(peer).is_some_and(|parent| parent.gave.is_none())
+    }
+
+    /// Takes a parent out: a liar for good, also one that was out already, any other for a while that grows each time.
+    /// `None` when that is no news.
     pub fn remove_parent(&mut self, peer: &PeerId, fault: ParentFault, now: Instant) -> Option<ParentResult> {
-        let parent = self.parents.remove(peer)?;
-        for index in parent.outstanding.keys() {
+        let parent = self.parents.remove(peer);
+        if parent.is_none() && (fault != ParentFault::Lied || self.excluded.contains(peer)) {
+            return None;
+        }
+        for index in parent.iter().flat_map(|parent| parent.outstanding.keys()) {
             release(&mut self.asked, &mut self.wanted, *index);
         }
         match fault {
@@ -330,7 +357,7 @@ impl Plan {
                 *times += 1;
             }
         }
-        Some(parent.unreported.report(*peer, Some(fault)))
+        Some(parent.map(|parent| parent.unreported).unwrap_or_default().report(*peer, Some(fault)))
     }
 
     /// What each parent did since the last call.

@@ -50,7 +50,7 @@ impl Pool {
 
     /// Keeps a stream on which nothing is under way, unless somebody waits for its place.
     pub(super) fn put(&self, parent: PeerId, stream: PieceStream) {
-        if self.places(&parent).available_permits() == 0 {
+        if self.is_full(&parent) {
             return;
         }
         let mut idle = lock(&self.idle);
@@ -78,6 +78,11 @@ impl Pool {
     pub(super) fn spare_place(&self, parent: &PeerId) -> Option<Place> {
         let places = self.places(parent);
         if places.available_permits() > PLACES_LEFT { places.try_acquire_owned().ok() } else { None }
+    }
+
+    /// Whether a further stream to `parent` has to wait.
+    pub(super) fn is_full(&self, parent: &PeerId) -> bool {
+        self.places(parent).available_permits() == 0
     }
 
     fn places(&self, parent: &PeerId) -> Arc<Semaphore> {

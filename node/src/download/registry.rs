@@ -18,7 +18,8 @@ use tokio::sync::{Notify, OnceCell, Semaphore, broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Download, Downloads, FetchError, Interest, Progress, Shared, State, Wanted, lock, plan::Plan, pool, supervisor,
+    Download, Downloads, FetchError, Interest, Progress, Shared, State, Wanted, lock, manifest::First, plan::Plan,
+    pool, supervisor,
 };
 use crate::{
     announcer::Announcer,
@@ -122,7 +123,8 @@ impl Downloads {
 
     async fn begin(&self, wanted: &Wanted, slot: &Arc<OnceCell<Arc<Download>>>) -> Result<Arc<Download>, FetchError> {
         let first = tokio::time::timeout(MANIFEST_WITHIN, self.shared.manifest_for(wanted)).await;
-        let (manifest, unproved) = first.map_err(|_| FetchError::Stalled(MANIFEST_WITHIN.as_secs()))??;
+        let First { manifest, author: unproved, lost } =
+            first.map_err(|_| FetchError::Stalled(MANIFEST_WITHIN.as_secs()))??;
         let stored = self.shared.begin_stored(&manifest).await?;
         let held = stored.held();
         let layout = manifest.layout();
@@ -132,6 +134,12 @@ impl Downloads {
         if let Some(author) = unproved {
             plan.prove_first_by(author);
         }
+        // Only parents can be lost.
+        let lost = lost.into_iter().filter_map(|(peer, fault)| {
+            plan.add_parent(peer, true, Instant::now());
+            plan.remove_parent(&peer, fault, Instant::now())
+        });
+        let faults = lost.collect();
         let (new_parents, inbox) = mpsc::channel(NEW_PARENTS_MAX);
         let download = Arc::new(Download {
             shared: Arc::clone(&self.shared),
@@ -143,7 +151,7 @@ impl Downloads {
                 sinks: Vec::new(),
                 records: Vec::new(),
                 addresses: HashMap::new(),
-                faults: Vec::new(),
+                faults,
                 givers: HashMap::new(),
                 last_fault: String::new(),
                 unproved,

@@ -48,12 +48,14 @@ pub(super) async fn run(
         Err(_) => End::Partial,
     };
     download.end(result);
+    blame_silent(&download);
     let tasks = keep(&download, end).await;
     download.shared.forget(download.manifest().content(), &slot);
     download.settle();
     for task in tasks {
         download.shared.announcer.announce_known(task).await;
     }
+    report_faults(&download).await;
     report_end(&download, if end == End::Complete { PeerResult::Done } else { PeerResult::Failed }).await;
 }
 
@@ -85,6 +87,28 @@ async fn keep(download: &Arc<Download>, end: End) -> Vec<TaskId> {
             tracing::error!(error = &error as &dyn std::error::Error, "cannot keep what was downloaded");
             Vec::new()
         }
+    }
+}
+
+/// Names the parents that owe something, when others had to give it. It is no fault that is reported: others may be luckier.
+fn blame_silent(download: &Download) {
+    let silent = download.lock().plan.silent(Instant::now());
+    for parent in silent {
+        let (content, fault) = (download.manifest().content(), ParentFault::Unreachable);
+        download.shared.on_lost_parent(content, parent, fault, "it did not give what it was asked for");
+    }
+}
+
+/// Tells of faults that were found in the last moment.
+async fn report_faults(download: &Download) {
+    let (results, pieces_held) = {
+        let mut state = download.lock();
+        (std::mem::take(&mut state.faults), state.plan.held())
+    };
+    if !results.is_empty() {
+        let (task, content) = (download.name.task_id(), download.manifest().content());
+        let body = RequestBody::ReportPieceResult(ReportPieceResult { task, content, pieces_held, results });
+        download.shared.schedulers.report_all(task, body).await;
     }
 }
 
@@ -191,8 +215,8 @@ impl Supervisor {
                     Err(error) => Err(error),
                 };
                 if let Err(error) = followed {
-                    tracing::debug!(parent = %parent.peer, %error, "no news of what a parent has");
-                    download.lose_parent(parent.peer, ParentFault::NotHeld, &error.to_string());
+                    let fault = error.fault().unwrap_or(ParentFault::NotHeld);
+                    download.lose_parent(parent.peer, fault, &format!("no news of what it has: {error}"));
                 }
             });
         }
@@ -210,7 +234,6 @@ impl Supervisor {
         // A task that panicked has left its parent in the plan; the pieces it owes become late.
         let Ok((peer, result)) = ended else { return };
         if let Err(error) = result {
-            tracing::debug!(parent = %peer, content = %self.download.manifest().content(), %error, "lost a parent");
             match error.fault() {
                 Some(fault) => self.download.lose_parent(peer, fault, &error.to_string()),
                 None => {

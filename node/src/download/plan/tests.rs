@@ -39,6 +39,50 @@ fn who_gave_the_manifest_proves_its_length() {
 }
 
 #[test]
+fn who_gave_the_manifest_cannot_put_the_proof_off_for_ever() {
+    let (mut plan, now) = plan(1);
+    let (author, other) = (PeerId::random(), PeerId::random());
+    plan.prove_first_by(author);
+    plan.add_parent(author, true, now);
+    plan.add_parent(other, true, now);
+    let last = plan.next(&author, now).expect("missing");
+    plan.on_busy(&author, last, now + STUCK_AFTER);
+    assert_eq!(plan.next(&other, now + STUCK_AFTER), None, "it may be busy for a while");
+    assert_eq!(plan.next(&author, now + STUCK_AFTER), Some(last));
+    assert_eq!(plan.next(&other, now + AUTHOR_ALONE), Some(last), "beside the author, who has it again");
+    plan.on_own_delay(now + AUTHOR_ALONE);
+    plan.give_back(&other, last);
+    assert_eq!(plan.next(&other, now + AUTHOR_ALONE), None, "a delay of our own is not its fault");
+}
+
+#[test]
+fn who_owes_a_piece_and_gives_nothing_is_silent() {
+    let (mut plan, now) = plan(3);
+    let [mute, slow, new] = [PeerId::random(), PeerId::random(), PeerId::random()];
+    plan.add_parent(mute, true, now);
+    let piece = |plan: &mut Plan, peer, now| plan.next(peer, now).expect("missing");
+    piece(&mut plan, &mute, now);
+    plan.add_parent(slow, true, now);
+    let [first, _] = [piece(&mut plan, &slow, now), piece(&mut plan, &slow, now)];
+    plan.add_parent(new, true, now);
+    plan.on_piece(&slow, first, now + Duration::from_millis(1));
+    assert!(plan.silent(now + STUCK_AFTER / 2).is_empty(), "not yet");
+    assert_eq!(plan.silent(now + STUCK_AFTER), [mute], "neither who gives, nor who owes nothing");
+}
+
+#[test]
+fn a_liar_is_news_once() {
+    let (mut plan, now) = plan(1);
+    let liar = PeerId::random();
+    plan.add_parent(liar, true, now);
+    assert!(plan.remove_parent(&liar, ParentFault::Unreachable, now).is_some());
+    assert!(plan.remove_parent(&liar, ParentFault::NotHeld, now).is_none(), "it is out");
+    assert!(plan.remove_parent(&liar, ParentFault::Lied, now).is_some(), "that it lied is more");
+    assert!(plan.remove_parent(&liar, ParentFault::Lied, now).is_none(), "of each of its pieces");
+    assert!(!plan.add_parent(liar, true, now + REST_MAX));
+}
+
+#[test]
 fn rare_pieces_come_first() {
     let (mut plan, now) = plan(4);
     let (full, partial) = (PeerId::random(), PeerId::random());
@@ -161,21 +205,6 @@ fn a_busy_parent_rests() {
     plan.on_busy(&peer, index, now + Duration::from_secs(1));
     assert_eq!(plan.next(&peer, now), None);
     assert_eq!(plan.next(&peer, now + Duration::from_secs(1)), Some(index));
-}
-
-#[test]
-fn a_piece_that_is_not_there_is_not_asked_again() {
-    let (mut plan, now) = plan(2);
-    let peer = PeerId::random();
-    plan.add_parent(peer, true, now);
-    let index = plan.next(&peer, now).expect("missing");
-    assert!(plan.on_not_held(&peer, index), "it had claimed to have it");
-    let partial = PeerId::random();
-    plan.add_parent(partial, false, now);
-    plan.parent_has(&partial, &layout(2).indices().collect::<Vec<_>>());
-    let index = plan.next(&partial, now).expect("missing");
-    assert!(!plan.on_not_held(&partial, index));
-    assert_eq!(drain(&mut plan, &partial, now), [0]);
 }
 
 proptest! {
