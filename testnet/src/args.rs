@@ -14,6 +14,7 @@ use crate::{
         verbs::{self, Doing},
     },
     layout,
+    liar::Liar,
     links::{control::Serve, wire::Shape},
     process, scenario,
     units::{parse_bytes_per_second, parse_duration, parse_rate},
@@ -191,6 +192,9 @@ enum Command {
         #[command(flatten)]
         place: Place,
     },
+    /// Becomes a member that lies; started by this program only.
+    #[command(hide = true)]
+    Liar(Liar),
     /// One side of a baseline; started by this program only.
     #[command(hide = true)]
     Baseline(bench::baseline::Baseline),
@@ -269,6 +273,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Become(program) => return Err(program.exec().into()),
         Command::Links(serve) => serve.run()?,
         Command::Guard { place } => cluster::guard(&place.dir()).await?,
+        Command::Liar(liar) => liar.run().await?,
         Command::Baseline(baseline) => baseline.run().await?,
     }
     Ok(ExitCode::SUCCESS)
@@ -304,7 +309,7 @@ async fn run_in_containers(command: Command) -> anyhow::Result<ExitCode> {
         Command::Bench { bench } => return bench::run_in_containers(bench).await,
         Command::Scenario(_) | Command::Soak(_) => bail!("scenarios are of local processes: leave --docker out"),
         Command::Link { .. } => bail!("links are those of local processes: leave --docker out, or use partition"),
-        Command::Become(_) | Command::Guard { .. } | Command::Baseline(_) | Command::Links(_) => {
+        Command::Become(_) | Command::Guard { .. } | Command::Liar(_) | Command::Links(_) | Command::Baseline(_) => {
             bail!("this is not for --docker")
         }
     }

@@ -11,6 +11,7 @@ pub mod demo;
 pub mod docker;
 pub mod http;
 pub mod layout;
+pub mod liar;
 mod links;
 mod listing;
 mod ports;

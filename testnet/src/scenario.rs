@@ -1,10 +1,11 @@
 //! `testnet scenario`: breaks a cluster while it is in use, and checks what it promises.
 //!
 //! `stage` is the cluster with its load, `model` what it must hold, `plays` what happens to it,
-//! with `apart` for what happens between its hosts and `disk` for what happens on one. `soak` is all of it for long.
+//! with `apart` for what happens between its hosts, `disk` for what happens on one, and `liar` for what one of them says. `soak` is all of it for long.
 
 mod apart;
 mod disk;
+mod liar;
 mod model;
 mod plays;
 mod soak;

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use tokio::{sync::watch, time::sleep};
 
 use super::{
-    apart, disk,
+    apart, disk, liar,
     stage::{Stage, Users},
 };
 use crate::{cluster::Options, links::hub::Order};
@@ -40,6 +40,8 @@ pub enum Play {
     ConnectionLoss,
     /// A host's disk is full.
     FullDisk,
+    /// A member lies in every way that the protocols allow.
+    Liar,
 }
 
 pub(super) type Figures = Map<String, Value>;
@@ -50,7 +52,7 @@ pub(super) fn figures<const N: usize>(all: [(&str, Value); N]) -> Figures {
 
 impl Play {
     /// Each of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::NodeLoss,
         Self::SchedulerLoss,
         Self::SchedulersLoss,
@@ -61,6 +63,7 @@ impl Play {
         Self::StalledLink,
         Self::ConnectionLoss,
         Self::FullDisk,
+        Self::Liar,
     ];
 
     /// As it is typed.
@@ -76,6 +79,7 @@ impl Play {
             Self::StalledLink => "stalled-link",
             Self::ConnectionLoss => "connection-loss",
             Self::FullDisk => "full-disk",
+            Self::Liar => "liar",
         }
     }
 
@@ -102,6 +106,7 @@ impl Play {
             Self::StalledLink => apart::stalled_link(stage, if is_short { 1 } else { 10 }).await,
             Self::ConnectionLoss => connection_loss(stage, Duration::from_secs(if is_short { 15 } else { 120 })).await,
             Self::FullDisk => disk::full(stage, if is_short { 1 } else { 5 }).await,
+            Self::Liar => liar::run(stage, is_short).await,
         }
     }
 }

@@ -21,7 +21,7 @@ use tokio::{process::Command, time::sleep};
 use super::model::{Digest, Model};
 use crate::{
     cluster::{Cluster, Options, breaking},
-    layout::Layout,
+    layout::{ClusterFile, Layout},
     links::{control::Links, hub::Order},
     process,
     programs::Programs,
@@ -107,6 +107,11 @@ impl Stage {
         Ok(names)
     }
 
+    /// Where the cluster's files are.
+    pub(super) fn layout(&self) -> anyhow::Result<(Layout, ClusterFile)> {
+        Layout::open(&self.dir)
+    }
+
     /// Kills programs as a crash does.
     pub(super) async fn kill(&self, names: &[&str]) -> anyhow::Result<()> {
         breaking::kill(&self.dir, &owned(names), false).await
@@ -119,7 +124,7 @@ impl Stage {
 
     /// The process that a program is now.
     pub(super) fn pid(&self, name: &str) -> anyhow::Result<u32> {
-        let (layout, _) = Layout::open(&self.dir)?;
+        let (layout, _) = self.layout()?;
         let pid = process::running(&layout.config(name)).first().map(|pid| pid.as_raw_nonzero().get());
         Ok(pid.with_context(|| format!("{name} does not run"))?.try_into()?)
     }
@@ -136,7 +141,7 @@ impl Stage {
 
     /// Breaks or mends links.
     pub(super) fn order(&self, order: &Order) -> anyhow::Result<()> {
-        let (layout, _) = Layout::open(&self.dir)?;
+        let (layout, _) = self.layout()?;
         Links::of(&layout)?.context("a cluster without links")?.order(order).map(drop)
     }
 
@@ -359,6 +364,19 @@ impl Users {
         self.model().deleted(name);
         add(&self.inner.counts.deletes, 1);
         Ok(())
+    }
+
+    /// Somebody else has deleted it.
+    pub(super) fn was_deleted(&self, name: &str) {
+        self.model().deleted(name);
+    }
+
+    /// How many hosts hold all of it, as the node is told.
+    pub(super) async fn holders(&self, node: usize, name: &str) -> anyhow::Result<u64> {
+        let found = self.dfcache(node, &["stat", "-i", name]).await?;
+        ended(&found, &[DONE]).with_context(|| format!("stat of {name} on node {}", node + 1))?;
+        let found: Value = serde_json::from_slice(&found.stdout).context("dfcache gives no JSON")?;
+        found["holders"].as_u64().with_context(|| format!("no holders in {found}"))
     }
 
     /// Whether a node finds a name now.
