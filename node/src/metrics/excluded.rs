@@ -19,7 +19,10 @@ const NAMED_MAX: usize = 16;
 /// Peers cannot invent names: parents have proved theirs with their credentials. Those of one reason do not push out those
 /// of another, so hosts that are merely gone hide no liar.
 #[derive(Debug, Clone)]
-pub struct ExcludedParents(Arc<[(&'static str, Mutex<Vec<(PeerId, u64)>>)]>);
+pub struct ExcludedParents(Arc<[(&'static str, Mutex<Named>)]>);
+
+/// Who was excluded how often, the last one last.
+type Named = Vec<(PeerId, u64)>;
 
 impl ExcludedParents {
     /// None yet, for any of these reasons.
