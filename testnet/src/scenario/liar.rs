@@ -51,7 +51,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Lengths of contents. None ends with a piece of one byte: a false length is one less, and the pieces are as many.
 const SHORT: &[usize] = &[(8 << 20) + 77];
-const LONG: &[usize] = &[(16 << 20) + 77, (48 << 20) - 5, 300_000, 1 << 20, (1 << 20) + 2];
+const LONG: &[usize] = &[(8 << 20) + 77, (24 << 20) - 5, 300_000, 1 << 20, (1 << 20) + 2];
 
 pub(super) async fn run(stage: &mut Stage, is_short: bool) -> anyhow::Result<Figures> {
     let (mut named, mut longest) = (0, Map::new());
@@ -67,7 +67,7 @@ pub(super) async fn run(stage: &mut Stage, is_short: bool) -> anyhow::Result<Fig
         for (liar, took) in liars.iter().zip(played) {
             let lie = liar.lie;
             liar.is_free(stage).await.with_context(|| liar.to_string())?;
-            named += usize::from(lie.is_found_out());
+            named += usize::from(liar.is_found_out());
             slowest = slowest.max(took);
             let known = longest.get(lie.name()).and_then(serde_json::Value::as_f64).unwrap_or(0.0);
             longest.insert(lie.name().to_owned(), json!(known.max(took.as_secs_f64())));
@@ -163,10 +163,15 @@ impl Liar {
             Lie::Deleted => Duration::ZERO,
             _ => self.export(stage).await?,
         };
-        if self.lie.is_found_out() {
+        if self.is_found_out() {
             self.is_named(stage).await?;
         }
         Ok(took)
+    }
+
+    /// Whether exporters have to name it. Of a content of few pieces nobody asks one that has a part only.
+    fn is_found_out(&self) -> bool {
+        self.lie.is_found_out() && (self.lie != Lie::FalseHave || self.content.len() > SHORT[0] / 2)
     }
 
     /// It counts as the third holder, unless schedulers know better or it is another content that it holds.

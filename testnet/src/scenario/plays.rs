@@ -84,11 +84,17 @@ impl Play {
     }
 
     pub(super) fn options(self) -> Options {
-        let rate = matches!(self, Self::NodeLoss | Self::StalledLink).then(|| "8MiB/s".to_owned());
+        // So that exports take long enough for what happens meanwhile.
+        let rate = match self {
+            Self::NodeLoss | Self::StalledLink => Some("8MiB/s"),
+            Self::Liar => Some("16MiB/s"),
+            _ => None,
+        };
+        let upload_rate_limit = rate.map(str::to_owned);
         let links = matches!(self, Self::Partition | Self::SlowLink | Self::StalledLink | Self::ConnectionLoss);
         let nodes = if self == Self::Partition { 6 } else { 4 };
         let small_disk = (self == Self::FullDisk).then_some(disk::DISK);
-        Options { schedulers: 3, nodes, upload_rate_limit: rate, links, small_disk, ..Options::default() }
+        Options { schedulers: 3, nodes, upload_rate_limit, links, small_disk, ..Options::default() }
     }
 
     pub(super) async fn run(self, stage: &mut Stage, is_short: bool) -> anyhow::Result<Figures> {
