@@ -327,10 +327,12 @@ impl Schedulers {
         let accepted = self.accepted().ok_or("no configuration")?;
         let settings = &accepted.configuration.settings;
         let addresses = settings.scheduler(&peer).map(|entry| entry.addresses.clone()).unwrap_or_default();
-        self.network.connect(peer, addresses, CONNECT_WITHIN).await.map_err(|error| error.to_string())?;
         let request = Request { epoch: accepted.configuration.epoch, stand_in, body: body.clone() };
-        let deadline = Instant::now() + within;
+        let (begun, mut again) = (Instant::now(), true);
+        let deadline = begun + within;
         loop {
+            let connected = self.network.connect(peer, addresses.clone(), CONNECT_WITHIN).await;
+            connected.map_err(|error| error.to_string())?;
             match self.network.request::<SchedulerProtocol>(peer, &request, within).await {
                 Ok(response) => {
                     self.look_at_epoch(peer, &accepted, response.epoch, &response.body).await;
@@ -338,6 +340,11 @@ impl Schedulers {
                 }
                 Err(RequestError::Busy { retry_after }) if Instant::now() + retry_after < deadline => {
                     tokio::time::sleep(retry_after).await;
+                }
+                // That its connection has ended says nothing of the scheduler; to be told twice does it no harm.
+                Err(RequestError::Unreachable { reason }) if again && begun.elapsed() < CONNECT_WITHIN => {
+                    tracing::debug!(%peer, reason, "a scheduler is asked once more");
+                    again = false;
                 }
                 Err(error) => return Err(error.to_string()),
             }
