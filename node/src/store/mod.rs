@@ -277,14 +277,12 @@ impl Store {
 
     /// The manifest of a content that is complete, partial or damaged here; `None` when it is not known.
     ///
-    /// Comes from memory when it was asked for lately.
+    /// That of a download counts from its first checkpoint: before, its length may be false. Comes from memory when it
+    /// was asked for lately.
     ///
     /// # Errors
     /// [`StoreError`] when the index cannot be read.
     pub fn manifest(&self, id: ContentId) -> Result<Option<Manifest>, StoreError> {
-        if let Some(progress) = self.inner.progress_of(id) {
-            return Ok(Some(progress.manifest.clone()));
-        }
         let bytes = match self.inner.state().contents.get(&id) {
             Some(content) => content.record.bytes,
             None => return Ok(None),

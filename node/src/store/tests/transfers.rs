@@ -40,6 +40,16 @@ fn files_of_all_lengths_come_out_as_they_went_in() {
 }
 
 #[test]
+fn the_manifest_of_a_download_is_known_from_its_first_checkpoint() {
+    let (_directory, store) = fresh();
+    let manifest = manifest_of(&bytes(6, 3 << 20));
+    let download = store.begin_download(&manifest).expect("begins");
+    assert_eq!(store.manifest(manifest.content()).expect("sound"), None, "it may be false");
+    download.checkpoint().expect("durable");
+    assert_eq!(store.manifest(manifest.content()).expect("sound"), Some(manifest));
+}
+
+#[test]
 fn a_pipe_is_read_to_its_end() {
     let (_directory, store) = fresh();
     let content = bytes(5, (5 << 20) + 3);
