@@ -49,9 +49,10 @@ const NAMED_WITHIN: Duration = Duration::from_secs(10);
 const AT_ONCE: usize = 6;
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// Lengths of contents. None ends with a piece of one byte: a false length is one less, and the pieces are as many.
+/// Lengths of contents. None ends with a piece of a few bytes: a false length is one less with as many pieces, and bytes
+/// that drip take long.
 const SHORT: &[usize] = &[(8 << 20) + 77];
-const LONG: &[usize] = &[(8 << 20) + 77, (24 << 20) - 5, 300_000, 1 << 20, (1 << 20) + 2];
+const LONG: &[usize] = &[(8 << 20) + 77, (24 << 20) - 5, 300_000, 1 << 20, (1 << 20) + 300];
 
 pub(super) async fn run(stage: &mut Stage, is_short: bool) -> anyhow::Result<Figures> {
     let (mut named, mut longest) = (0, Map::new());
