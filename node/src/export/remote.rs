@@ -1,6 +1,6 @@
 //! From peers: locate, download, and write what arrives.
 
-use damselfly_messages::scheduler::ParentFault;
+use damselfly_messages::scheduler::{EXCLUDED_MAX, ParentFault};
 use sha2::{Digest as _, Sha256};
 use tokio::time::sleep;
 
@@ -10,7 +10,8 @@ use super::*;
 const LOST_MAX: usize = 3;
 /// How often a content is begun anew because its manifest was wrong, each time without who gave it.
 const LIARS_MAX: usize = 16;
-/// When every holder has just lost its connection, as at the restart of a switch, they are looked for so long, ...
+/// When no holder is reached, because every one has just lost its connection or the scheduler has just come back and knows
+/// few of them, they are looked for so long, ...
 const HOLDER_BACK_WITHIN: Duration = Duration::from_secs(5);
 /// ... this often.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(250);
@@ -19,11 +20,11 @@ impl Exporter {
     /// Exports from peers.
     pub(super) async fn fetch(&self, name: &Name, target: &Target) -> Result<ExportOutcome, Failure> {
         let begun = Instant::now();
+        let mut excluded: Vec<PeerId> = Vec::new();
         loop {
-            let candidates = self.locate(name).await?;
-            let nobody = !candidates.is_empty() && candidates.iter().all(|candidate| candidate.parents.is_empty());
-            match self.fetch_any(name, candidates, target).await {
-                Err(failure) if nobody && begun.elapsed() < HOLDER_BACK_WITHIN => {
+            let candidates = self.locate(name, &excluded).await?;
+            match self.fetch_any(name, candidates, target, &mut excluded).await {
+                Err(failure) if failure.code == Code::NoSource && begun.elapsed() < HOLDER_BACK_WITHIN => {
                     tracing::debug!(%failure, "holders are looked for once more");
                     sleep(LOOK_AGAIN_AFTER).await;
                 }
@@ -37,11 +38,11 @@ impl Exporter {
         name: &Name,
         candidates: Vec<Candidate>,
         target: &Target,
+        excluded: &mut Vec<PeerId>,
     ) -> Result<ExportOutcome, Failure> {
-        let mut excluded: Vec<PeerId> = Vec::new();
         let mut last = None;
         for candidate in candidates {
-            match self.fetch_candidate(name, candidate, target, &mut excluded).await {
+            match self.fetch_candidate(name, candidate, target, excluded).await {
                 Ok(outcome) => return Ok(outcome),
                 Err(CandidateFailed::False(failure)) => last = Some(failure),
                 Err(CandidateFailed::Manifest(liar)) => return Err(FetchError::FalseManifest(liar).into_failure()),
@@ -51,9 +52,10 @@ impl Exporter {
         Err(last.unwrap_or_else(|| not_found("no host holds this task")))
     }
 
-    async fn locate(&self, name: &Name) -> Result<Vec<Candidate>, Failure> {
+    async fn locate(&self, name: &Name, excluded: &[PeerId]) -> Result<Vec<Candidate>, Failure> {
         let began = Instant::now();
-        let answer = self.schedulers.register(name, Vec::new()).await;
+        let excluded = excluded.iter().copied().take(EXCLUDED_MAX).collect();
+        let answer = self.schedulers.register(name, excluded).await;
         self.metrics.locate_seconds.observe(began.elapsed().as_secs_f64());
         match answer.or_failure()? {
             Answer::Found(candidates) => {
