@@ -268,7 +268,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             let shape = Shape { delay, bytes_per_second: rate, is_stalled: stall };
             parting::shape(&place.dir(), &a, &b, shape).await?;
         }
-        Command::Scenario(scenario) => return scenario::run(scenario).await,
+        Command::Scenario(scenario) => return scenario::run(scenario, false).await,
         Command::Soak(soak) => return scenario::run_soak(soak).await,
         Command::Become(program) => return Err(program.exec().into()),
         Command::Links(serve) => serve.run()?,
@@ -282,10 +282,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
 async fn run_in_containers(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Up { size, place, detach, .. } => {
-            if let Some(limit) = &size.upload_rate_limit {
-                bail!("in containers the limit is a variable: DFDAEMON_UPLOAD_RATE_LIMIT={limit}");
-            }
-            verbs::up(&place.docker(), fleet_size(&size), detach).await?;
+            verbs::up(&place.docker(), &fleet_size(size), detach).await?;
         }
         Command::Down { place } => verbs::down(&place.docker()).await?,
         Command::Demo { dir } => return demo::run_in_containers(&Place { dir }.docker()).await,
@@ -307,7 +304,8 @@ async fn run_in_containers(command: Command) -> anyhow::Result<ExitCode> {
         Command::Heal { place } => verbs::heal(&place.docker()).await?,
         Command::Image => verbs::image().await?,
         Command::Bench { bench } => return bench::run_in_containers(bench).await,
-        Command::Scenario(_) | Command::Soak(_) => bail!("scenarios are of local processes: leave --docker out"),
+        Command::Scenario(scenario) => return scenario::run(scenario, true).await,
+        Command::Soak(_) => bail!("a soak is of processes of this machine: leave --docker out"),
         Command::Link { .. } => bail!("links are those of local processes: leave --docker out, or use partition"),
         Command::Become(_) | Command::Guard { .. } | Command::Liar(_) | Command::Links(_) | Command::Baseline(_) => {
             bail!("this is not for --docker")
@@ -316,12 +314,13 @@ async fn run_in_containers(command: Command) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn fleet_size(size: &Size) -> fleet::Size {
+fn fleet_size(size: Size) -> fleet::Size {
     let ours = fleet::Size::default();
     fleet::Size {
         schedulers: size.schedulers.unwrap_or(ours.schedulers),
         nodes: size.nodes.unwrap_or(ours.nodes),
         seeds: size.seeds.unwrap_or(ours.seeds),
+        upload_rate_limit: size.upload_rate_limit,
     }
 }
 

@@ -96,7 +96,7 @@ async fn demonstrate_in_containers(dir: &Path, fleet: &Fleet, is_own: bool) -> a
         let step = Step::begin("bring the image up to date");
         step.end(docker::ensure_image().await?);
         let step = Step::begin("start the cluster and wait until it is ready");
-        Fleet::start(dir, Size::default()).await?;
+        Fleet::start(dir, &Size::default()).await?;
         step.end("");
     }
     let members = fleet.members().await?;

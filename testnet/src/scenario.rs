@@ -1,6 +1,6 @@
 //! `testnet scenario`: breaks a cluster while it is in use, and checks what it promises.
 //!
-//! `stage` is the cluster with its load, `model` what it must hold, `plays` what happens to it,
+//! `stage` is the cluster with its load, `venue` where it runs, `model` what it must hold, `plays` what happens to it,
 //! with `apart` for what happens between its hosts, `disk` for what happens on one, and `liar` for what one of them says. `soak` is all of it for long.
 
 mod apart;
@@ -10,9 +10,10 @@ mod model;
 mod plays;
 mod soak;
 mod stage;
+mod venue;
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -24,7 +25,7 @@ use tempfile::TempDir;
 
 use crate::{
     cluster::{self, Options},
-    programs::Programs,
+    docker::Fleet,
 };
 pub use plays::Play;
 use stage::Stage;
@@ -97,15 +98,19 @@ impl Plot {
 ///
 /// # Errors
 /// What did not hold, after the logs.
-pub async fn run(scenario: Scenario) -> anyhow::Result<ExitCode> {
+pub async fn run(scenario: Scenario, in_containers: bool) -> anyhow::Result<ExitCode> {
     if scenario.list {
-        for play in Play::ALL {
+        for play in Play::ALL.iter().filter(|play| !in_containers || play.is_for_containers()) {
             println!("{}", play.name());
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let plot = Plot::Play { play: scenario.name.context("no name")?, is_short: scenario.short };
-    perform(plot, scenario.seed, scenario.report).await
+    let play = scenario.name.context("no name")?;
+    if in_containers && !play.is_for_containers() {
+        bail!("{} is done to processes of this machine only: leave --docker out", play.name());
+    }
+    let plot = Plot::Play { play, is_short: scenario.short };
+    perform(plot, in_containers, scenario.seed, scenario.report).await
 }
 
 /// `testnet soak`
@@ -113,21 +118,25 @@ pub async fn run(scenario: Scenario) -> anyhow::Result<ExitCode> {
 /// # Errors
 /// What did not hold, after the logs.
 pub async fn run_soak(soak: Soak) -> anyhow::Result<ExitCode> {
-    perform(Plot::Soak(Duration::from_secs(soak.minutes * 60)), soak.seed, soak.report).await
+    perform(Plot::Soak(Duration::from_secs(soak.minutes * 60)), false, soak.seed, soak.report).await
 }
 
-/// Runs it on a cluster of its own, of local processes, of which nothing is left.
-async fn perform(plot: Plot, seed: Option<u64>, report_at: Option<PathBuf>) -> anyhow::Result<ExitCode> {
+/// Runs it on a cluster of its own, of which nothing is left.
+async fn perform(
+    plot: Plot,
+    in_containers: bool,
+    seed: Option<u64>,
+    report_at: Option<PathBuf>,
+) -> anyhow::Result<ExitCode> {
     let seed = seed.unwrap_or_else(rand::random);
     eprintln!("testnet: {} with --seed {seed}", plot.name());
     let mut signals = Signals::catch()?;
-    let programs = Programs::find()?;
     let folder = TempDir::with_prefix("damselfly-scenario-")?;
     let begun = Instant::now();
     let played = tokio::select! {
-        played = on_a_stage(plot, seed, &folder, programs) => played,
+        played = on_a_stage(plot, in_containers, seed, &folder) => played,
         signal = signals.recv() => {
-            cluster::abandon(&folder.path().join("cluster")).await?;
+            abandon(&folder.path().join("cluster"), in_containers).await?;
             bail!("interrupted by {signal}");
         }
     };
@@ -142,17 +151,28 @@ async fn perform(plot: Plot, seed: Option<u64>, report_at: Option<PathBuf>) -> a
     Ok(ExitCode::SUCCESS)
 }
 
-async fn on_a_stage(plot: Plot, seed: u64, folder: &TempDir, programs: Programs) -> anyhow::Result<Map<String, Value>> {
-    let mut stage = Stage::set(folder.path(), &plot.options(), programs, seed).await?;
+async fn on_a_stage(
+    plot: Plot,
+    in_containers: bool,
+    seed: u64,
+    folder: &TempDir,
+) -> anyhow::Result<Map<String, Value>> {
+    let mut stage = Stage::set(folder.path(), &plot.options(), in_containers, seed).await?;
     let played = plot.run(&mut stage, seed).await;
     if played.is_err() {
-        eprint!("{}", stage.logs());
+        eprint!("{}", stage.logs().await);
     }
-    stage.clear().await;
-    played.map(|mut figures| {
-        figures.append(&mut stage.counts());
-        figures
-    })
+    let mut counts = stage.counts();
+    let cleared = stage.clear().await;
+    let mut figures = played?;
+    cleared?;
+    figures.append(&mut counts);
+    Ok(figures)
+}
+
+/// Ends what there is of the cluster.
+async fn abandon(dir: &Path, in_containers: bool) -> anyhow::Result<()> {
+    if in_containers { Fleet::at(dir).await?.end().await } else { cluster::abandon(dir).await }
 }
 
 fn report(plot: Plot, seed: u64, took: Duration, played: &anyhow::Result<Map<String, Value>>) -> Value {

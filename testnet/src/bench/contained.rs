@@ -28,7 +28,8 @@ pub(super) async fn run(pair: Pair) -> anyhow::Result<ExitCode> {
     let file = folder.path().join("file");
     fill(&file, pair.size)?;
     eprintln!("testnet: starting two nodes and two schedulers in containers");
-    let fleet = Fleet::start(&folder.path().join("cluster"), Size { schedulers: 2, nodes: 2, seeds: 0 }).await?;
+    let size = Size { schedulers: 2, nodes: 2, seeds: 0, upload_rate_limit: None };
+    let fleet = Fleet::start(&folder.path().join("cluster"), &size).await?;
     let measured = measure(&fleet, &file, pair.runs).await;
     fleet.end().await?;
     let mut seconds = measured?;

@@ -30,6 +30,14 @@ impl Fleet {
         each(verb, members.iter().filter(|member| member.pid != 0).copied()).await
     }
 
+    /// Starts what has ended, and does not wait.
+    ///
+    /// # Errors
+    /// When docker fails.
+    pub async fn begin(&self, members: &[&Member]) -> anyhow::Result<()> {
+        each(&["start"], members.iter().copied()).await
+    }
+
     /// Ends what runs, starts it again, and waits until the cluster is ready.
     ///
     /// # Errors

@@ -40,7 +40,7 @@ const STORE: &str = "/var/lib/damselfly/contents";
 const SOCKET: &str = "/run/damselfly/dfdaemon.sock";
 
 /// How many programs of each kind.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Size {
     /// At most [`SCHEDULERS_MAX`].
     pub schedulers: u32,
@@ -48,11 +48,13 @@ pub struct Size {
     pub nodes: u32,
     /// In zone a.
     pub seeds: u32,
+    /// Each node serves others at most this fast.
+    pub upload_rate_limit: Option<String>,
 }
 
 impl Default for Size {
     fn default() -> Self {
-        Self { schedulers: 3, nodes: 3, seeds: 1 }
+        Self { schedulers: 3, nodes: 3, seeds: 1, upload_rate_limit: None }
     }
 }
 
@@ -128,7 +130,7 @@ impl Fleet {
     ///
     /// # Errors
     /// What did not get ready, with the end of its log; nothing is left then.
-    pub async fn start(dir: &Path, size: Size) -> anyhow::Result<Self> {
+    pub async fn start(dir: &Path, size: &Size) -> anyhow::Result<Self> {
         ensure!((1..=SCHEDULERS_MAX).contains(&size.schedulers), "1 to {SCHEDULERS_MAX} schedulers in containers");
         let fleet = Self::at(dir).await?;
         let place = fleet.layout.dir().display();
@@ -145,8 +147,8 @@ impl Fleet {
         Ok(fleet)
     }
 
-    async fn launch(&self, size: Size) -> anyhow::Result<()> {
-        self.write_files()?;
+    async fn launch(&self, size: &Size) -> anyhow::Result<()> {
+        self.write_files(size.upload_rate_limit.as_deref())?;
         let node_b = size.nodes as usize / 2;
         let scale = Scale { seed: size.seeds as usize, node: size.nodes as usize - node_b, node_b };
         let services = (1..=size.schedulers).map(|number| format!("scheduler-{number}"));
@@ -164,11 +166,12 @@ impl Fleet {
         self.project.compose(arguments).await.map(drop)
     }
 
-    fn write_files(&self) -> anyhow::Result<()> {
+    fn write_files(&self, upload_rate_limit: Option<&str>) -> anyhow::Result<()> {
         let port = ports::free(1)?[0];
+        let limit = upload_rate_limit.map(|limit| format!("DFDAEMON_UPLOAD_RATE_LIMIT={limit}\n")).unwrap_or_default();
         let settings = format!(
             "# Written by testnet, so that `docker compose` in this folder means this cluster.\n\
-             COMPOSE_PROJECT_NAME={}\nDAMSELFLY_HTTP_PORT={port}\nDAMSELFLY_VERSION={}\n",
+             COMPOSE_PROJECT_NAME={}\nDAMSELFLY_HTTP_PORT={port}\nDAMSELFLY_VERSION={}\n{limit}",
             self.project.name(),
             env!("CARGO_PKG_VERSION"),
         );
@@ -385,7 +388,7 @@ impl Fleet {
     /// What is left, and why.
     pub async fn end(&self) -> anyhow::Result<()> {
         if !self.layout.dir().join("compose.yaml").exists() {
-            self.write_files()?;
+            self.write_files(None)?;
         }
         self.resume_all().await?;
         self.heal().await?;

@@ -17,7 +17,7 @@ use crate::listing::{self, Looks, Row};
 ///
 /// # Errors
 /// What did not get ready.
-pub async fn up(dir: &Path, size: Size, detach: bool) -> anyhow::Result<()> {
+pub async fn up(dir: &Path, size: &Size, detach: bool) -> anyhow::Result<()> {
     let mut signals = Signals::catch()?;
     let fleet = tokio::select! {
         fleet = Fleet::start(dir, size) => fleet?,

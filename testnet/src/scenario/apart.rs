@@ -18,6 +18,7 @@ use super::{
 use crate::links::{hub::Order, wire::Shape};
 
 const FILE_BYTES: usize = 100_000;
+const STALLED_BYTES: usize = 64 << 20;
 /// An export without a verified byte ends with the reason by then.
 const GIVES_UP_WITHIN: Duration = Duration::from_secs(30);
 /// Exit code of `dfcache`: no holder, or no scheduler, is reached.
@@ -34,7 +35,7 @@ pub(super) async fn partition(stage: &mut Stage, rounds: usize) -> anyhow::Resul
             sides.names[1].join(",")
         );
         let names = meanwhile(stage, &sides, round).await.with_context(|| format!("partition {round}"))?;
-        stage.order(&Order::Heal)?;
+        stage.heal().await?;
         let nodes = stage.users.all();
         let settled = stage.converged_on(&names, &nodes, CONVERGES_WITHIN).await;
         longest = longest.max(settled.with_context(|| format!("partition {round} of {sides:?}"))?);
@@ -71,12 +72,12 @@ impl Sides {
     fn random(stage: &mut Stage) -> Self {
         loop {
             let mut sides = Self { names: Default::default(), nodes: Default::default() };
-            for (at, name) in stage.node_names().into_iter().enumerate() {
+            for (at, name) in stage.node_names().to_vec().into_iter().enumerate() {
                 let side = stage.any(2);
                 sides.names[side].push(name);
                 sides.nodes[side].push(at);
             }
-            for name in stage.scheduler_names() {
+            for name in stage.scheduler_names().to_vec() {
                 sides.names[stage.any(2)].push(name);
             }
             if sides.nodes.iter().all(|nodes| !nodes.is_empty()) {
@@ -99,7 +100,7 @@ async fn meanwhile(stage: &mut Stage, sides: &Sides, round: usize) -> anyhow::Re
         used.insert(name.clone());
         common.push((name, at));
     }
-    stage.order(&Order::Cut { a: sides.names[0].clone(), b: sides.names[1].clone() })?;
+    stage.cut(&sides.names[0], &sides.names[1]).await?;
     let cut = Instant::now();
     let mut work = Vec::new();
     for (side, nodes) in sides.nodes.iter().enumerate() {
@@ -152,7 +153,7 @@ pub(super) async fn slow_link(stage: &mut Stage, rounds: usize) -> anyhow::Resul
         let name = held_by_three(stage, 32 << 20).await?;
         undisturbed = undisturbed.max(timed(&users, &name).await?);
         users.forget(3, &name).await?;
-        let far = format!("node-{}", stage.any(3) + 1);
+        let far = stage.any_node(3);
         stage.order(&Order::Shape { a: vec![far.clone()], b: vec!["node-4".into()], shape: slow })?;
         let took = timed(&users, &name).await.with_context(|| format!("round {round}, {far} is far away"))?;
         longest = longest.max(took);
@@ -179,8 +180,8 @@ pub(super) async fn stalled_link(stage: &mut Stage, rounds: usize) -> anyhow::Re
     let stalled = Shape { is_stalled: true, ..Shape::default() };
     let mut longest = Duration::ZERO;
     for round in 0..rounds {
-        let name = held_by_three(stage, 32 << 20).await?;
-        let lost = format!("node-{}", stage.any(3) + 1);
+        let name = held_by_three(stage, STALLED_BYTES).await?;
+        let lost = stage.any_node(3);
         let stall = Order::Shape { a: vec![lost.clone()], b: vec!["node-4".into()], shape: stalled };
         let (_, took) = broken_meanwhile(stage, users.export(3, &name), &stall)
             .await
@@ -189,14 +190,14 @@ pub(super) async fn stalled_link(stage: &mut Stage, rounds: usize) -> anyhow::Re
         stage.order(&Order::Heal)?;
         users.delete(3, &name).await?;
     }
-    let name = held_by_three(stage, 32 << 20).await?;
+    let name = held_by_three(stage, STALLED_BYTES).await?;
     let stall = Order::Shape { a: three(), b: vec!["node-4".into()], shape: stalled };
     let (_, gave_up) = broken_meanwhile(stage, users.export_fails(3, &name, UNREACHABLE), &stall).await?;
     ensure!(gave_up < GIVES_UP_WITHIN, "it took {gave_up:?} to give up");
     stage.order(&Order::Heal)?;
     let again = users.export(3, &name).await.context("after the links are mended")?;
     let rest = again["from_peers_bytes"].as_u64().context("no count of bytes")?;
-    ensure!(rest < 32 << 20, "it began anew: {again}");
+    ensure!(rest < STALLED_BYTES as u64, "it began anew: {again}");
     let settled = stage.converged(&users.all(), CONVERGES_WITHIN).await?;
     Ok(figures([
         ("rounds", json!(rounds)),
@@ -237,7 +238,7 @@ async fn broken_meanwhile(
     let begun = Instant::now();
     let export = async { Ok((export.await?, begun.elapsed())) };
     let breaking = async {
-        // In the middle: three parents of 8 MiB/s need more than a second, and have brought something by then.
+        // In the middle: three parents of 16 MiB/s need more than a second, and have proved the length by then.
         sleep(Duration::from_millis(800)).await;
         stage.order(order).map(|()| begun.elapsed())
     };

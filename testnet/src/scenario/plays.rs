@@ -83,11 +83,16 @@ impl Play {
         }
     }
 
+    /// Whether it can be done to containers too.
+    pub(super) const fn is_for_containers(self) -> bool {
+        !matches!(self, Self::SlowLink | Self::StalledLink | Self::ConnectionLoss | Self::FullDisk | Self::Liar)
+    }
+
     pub(super) fn options(self) -> Options {
         // So that exports take long enough for what happens meanwhile.
         let rate = match self {
-            Self::NodeLoss | Self::StalledLink => Some("8MiB/s"),
-            Self::Liar => Some("16MiB/s"),
+            Self::NodeLoss => Some("8MiB/s"),
+            Self::StalledLink | Self::Liar => Some("16MiB/s"),
             _ => None,
         };
         let upload_rate_limit = rate.map(str::to_owned);
@@ -126,7 +131,7 @@ async fn node_loss(stage: &mut Stage, rounds: usize) -> anyhow::Result<Figures> 
         for node in [1, 2] {
             users.export(node, &name).await?;
         }
-        let lost = format!("node-{}", stage.any(3) + 1);
+        let lost = stage.any_node(3);
         let begun = Instant::now();
         let export = async { Ok((users.export(3, &name).await?, begun.elapsed())) };
         let loss = async {
@@ -198,7 +203,7 @@ async fn scheduler_loss(stage: &mut Stage, time: Duration, pause: Duration) -> a
             stage.kill(&[&lost]).await?;
             kills += 1;
             sleep(pause / 2).await;
-            stage.start(&[&lost])?;
+            stage.start(&[&lost]).await?;
             sleep(pause / 2).await;
         }
         Ok(())
@@ -246,7 +251,7 @@ async fn schedulers_loss(stage: &mut Stage, rounds: usize) -> anyhow::Result<Fig
             users.delete(1, name).await?;
         }
         stage.kill(&ALL).await?;
-        stage.start(&ALL)?;
+        stage.start(&ALL).await?;
         longest = longest.max(stage.converged(&[0, 3], CONVERGES_WITHIN).await?);
         for name in &names[5..] {
             users.export(3, name).await?;
@@ -265,8 +270,9 @@ async fn manager_loss(stage: &mut Stage) -> anyhow::Result<Figures> {
     for name in &names[1..] {
         users.export(3, name).await?;
     }
-    stage.kill(&["scheduler-1", "node-2"]).await?;
-    stage.start(&["scheduler-1", "node-2"])?;
+    let lost = ["scheduler-1", &stage.node_names()[1]];
+    stage.kill(&lost).await?;
+    stage.start(&lost).await?;
     let restarted = stage.converged(&[1, 3], CONVERGES_WITHIN).await?;
     users.export(1, "without-a-manager").await?;
     stage.restart(&["manager"]).await?;

@@ -135,12 +135,12 @@ async fn break_and_mend(stage: &Stage, breaking: Breaking, random: &mut SmallRng
         Breaking::KillScheduler => {
             stage.kill(&["scheduler-3"]).await?;
             seconds(1, 10).await;
-            stage.start(&["scheduler-3"])?;
+            stage.start(&["scheduler-3"]).await?;
         }
         Breaking::KillNode => {
             stage.kill(&["node-5"]).await?;
             seconds(1, 5).await;
-            stage.start(&["node-5"])?;
+            stage.start(&["node-5"]).await?;
         }
         Breaking::PauseNode => {
             stage.pause(&["node-4"], true)?;

@@ -3,7 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Output, Stdio},
+    process::Output,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -16,15 +16,17 @@ use futures::future::try_join_all;
 use rand::{Rng as _, RngCore as _, SeedableRng as _, rngs::SmallRng};
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
-use tokio::{process::Command, time::sleep};
+use tokio::time::sleep;
 
-use super::model::{Digest, Model};
+use super::{
+    model::{Digest, Model},
+    venue::{Reach, Venue},
+};
 use crate::{
-    cluster::{Cluster, Options, breaking},
+    cluster::{Options, breaking},
     layout::{ClusterFile, Layout},
-    links::{control::Links, hub::Order},
+    links::hub::Order,
     process,
-    programs::Programs,
 };
 
 /// Exit codes of `dfcache`: done; no such name; the daemon is not reachable; other bytes have this name; kept here, and
@@ -47,9 +49,9 @@ pub(super) struct Unreached(String);
 /// A cluster that is used and broken.
 #[derive(Debug)]
 pub(super) struct Stage {
-    dir: PathBuf,
-    programs: Programs,
-    cluster: Option<Cluster>,
+    venue: Venue,
+    schedulers: Vec<String>,
+    nodes: Vec<String>,
     pub(super) users: Users,
     random: SmallRng,
     /// So many files were made: no name is used twice.
@@ -57,26 +59,23 @@ pub(super) struct Stage {
 }
 
 impl Stage {
-    pub(super) async fn set(folder: &Path, options: &Options, programs: Programs, seed: u64) -> anyhow::Result<Self> {
-        let (dir, files) = (folder.join("cluster"), folder.join("files"));
+    pub(super) async fn set(folder: &Path, options: &Options, in_containers: bool, seed: u64) -> anyhow::Result<Self> {
+        let files = folder.join("files");
         fs::create_dir_all(&files)?;
-        let dfcache = programs.path("dfcache");
-        let cluster = Cluster::start(&dir, options, programs.clone()).await?;
-        let sockets = cluster.file().nodes.iter().map(|node| node.socket.clone()).collect();
-        let inner = Inner { dfcache, sockets, files, model: Mutex::default(), counts: Counts::default() };
+        let venue = Venue::open(&folder.join("cluster"), options, in_containers).await?;
+        let (reach, [schedulers, nodes]) = (venue.reach().await?, venue.names().await?);
+        let inner = Inner { reach, files, model: Mutex::default(), counts: Counts::default() };
         let users = Users { inner: Arc::new(inner) };
-        Ok(Self { dir, programs, cluster: Some(cluster), users, random: SmallRng::seed_from_u64(seed), made: 0 })
+        Ok(Self { venue, schedulers, nodes, users, random: SmallRng::seed_from_u64(seed), made: 0 })
     }
 
-    /// Ends the cluster.
-    pub(super) async fn clear(&mut self) {
-        if let Some(cluster) = self.cluster.take() {
-            cluster.stop().await;
-        }
+    /// Ends the cluster; nothing is left of it.
+    pub(super) async fn clear(self) -> anyhow::Result<()> {
+        self.venue.close().await
     }
 
-    pub(super) fn logs(&self) -> String {
-        self.cluster.as_ref().map(Cluster::logs).unwrap_or_default()
+    pub(super) async fn logs(&self) -> String {
+        self.venue.logs().await
     }
 
     pub(super) fn counts(&self) -> Map<String, Value> {
@@ -109,17 +108,18 @@ impl Stage {
 
     /// Where the cluster's files are.
     pub(super) fn layout(&self) -> anyhow::Result<(Layout, ClusterFile)> {
-        Layout::open(&self.dir)
+        self.venue.layout()
     }
 
     /// Kills programs as a crash does.
     pub(super) async fn kill(&self, names: &[&str]) -> anyhow::Result<()> {
-        breaking::kill(&self.dir, &owned(names), false).await
+        self.venue.kill(&owned(names)).await
     }
 
     /// Stops programs in the middle of what they do, or has them go on.
     pub(super) fn pause(&self, names: &[&str], is_paused: bool) -> anyhow::Result<()> {
-        breaking::pause(&self.dir, &owned(names), is_paused)
+        let (layout, _) = self.layout()?;
+        breaking::pause(layout.dir(), &owned(names), is_paused)
     }
 
     /// The process that a program is now.
@@ -131,33 +131,46 @@ impl Stage {
 
     /// Starts them again, or anew if they run, and waits until the cluster is ready.
     pub(super) async fn restart(&self, names: &[&str]) -> anyhow::Result<()> {
-        breaking::start_anew(&self.dir, &owned(names), &self.programs, false).await
+        self.venue.restart(&owned(names)).await
     }
 
     /// Starts them again, whatever the others do.
-    pub(super) fn start(&self, names: &[&str]) -> anyhow::Result<()> {
-        breaking::start(&self.dir, &owned(names), &self.programs, false)
+    pub(super) async fn start(&self, names: &[&str]) -> anyhow::Result<()> {
+        self.venue.start(&owned(names)).await
     }
 
-    /// Breaks or mends links.
+    /// Cuts two groups off from each other.
+    pub(super) async fn cut(&self, ones: &[String], others: &[String]) -> anyhow::Result<()> {
+        self.venue.cut(ones, others).await
+    }
+
+    /// Mends all links.
+    pub(super) async fn heal(&self) -> anyhow::Result<()> {
+        self.venue.heal().await
+    }
+
+    /// Breaks or mends links of processes.
     pub(super) fn order(&self, order: &Order) -> anyhow::Result<()> {
-        let (layout, _) = self.layout()?;
-        Links::of(&layout)?.context("a cluster without links")?.order(order).map(drop)
+        self.venue.order(order)
     }
 
-    pub(super) fn scheduler_names(&self) -> Vec<String> {
-        let schedulers = self.cluster.as_ref().map(|cluster| &cluster.file().schedulers[..]);
-        schedulers.unwrap_or_default().iter().map(|one| one.name.clone()).collect()
+    pub(super) fn scheduler_names(&self) -> &[String] {
+        &self.schedulers
     }
 
-    pub(super) fn node_names(&self) -> Vec<String> {
-        let nodes = self.cluster.as_ref().map(|cluster| &cluster.file().nodes[..]);
-        nodes.unwrap_or_default().iter().map(|one| one.name.clone()).collect()
+    pub(super) fn node_names(&self) -> &[String] {
+        &self.nodes
+    }
+
+    /// One of the first so many nodes.
+    pub(super) fn any_node(&mut self, many: usize) -> String {
+        let at = self.any(many);
+        self.nodes[at].clone()
     }
 
     /// Every program, the manager last.
     pub(super) fn names(&self) -> Vec<String> {
-        [self.scheduler_names(), self.node_names(), vec!["manager".to_owned()]].concat()
+        [&self.schedulers[..], &self.nodes, &["manager".to_owned()]].concat()
     }
 
     /// Waits until these nodes find what was acknowledged and nothing that was deleted; gives how long it took.
@@ -198,8 +211,7 @@ pub(super) struct Users {
 
 #[derive(Debug)]
 struct Inner {
-    dfcache: PathBuf,
-    sockets: Vec<PathBuf>,
+    reach: Reach,
     files: PathBuf,
     model: Mutex<Model>,
     counts: Counts,
@@ -237,7 +249,7 @@ impl Users {
 
     /// Every node.
     pub(super) fn all(&self) -> Vec<usize> {
-        (0..self.inner.sockets.len()).collect()
+        (0..self.inner.reach.nodes()).collect()
     }
 
     /// The names that must be found, and those that must not.
@@ -251,20 +263,21 @@ impl Users {
         self.model().bound_and_deleted(names).0
     }
 
-    /// Runs `dfcache`; again when its daemon is being restarted.
-    async fn dfcache(&self, node: usize, arguments: &[&str]) -> anyhow::Result<Output> {
+    /// Runs `dfcache` in this way; again when its daemon is being restarted.
+    async fn patiently(&self, run: impl AsyncFn(&Reach) -> anyhow::Result<Output>) -> anyhow::Result<Output> {
         let begun = Instant::now();
         loop {
-            let mut command = Command::new(&self.inner.dfcache);
-            command.arg("--socket").arg(&self.inner.sockets[node]).args(["--json", "--no-progress"]).args(arguments);
-            let output =
-                command.stdin(Stdio::null()).kill_on_drop(true).output().await.context("cannot run dfcache")?;
-            if output.status.code() != Some(NO_DAEMON) || begun.elapsed() > DAEMON_BACK_WITHIN {
+            let output = run(&self.inner.reach).await?;
+            if !self.inner.reach.is_away(&output) || begun.elapsed() > DAEMON_BACK_WITHIN {
                 return Ok(output);
             }
             add(&self.inner.counts.retries, 1);
             sleep(RETRY_EVERY).await;
         }
+    }
+
+    async fn dfcache(&self, node: usize, arguments: &[&str]) -> anyhow::Result<Output> {
+        self.patiently(async |reach| reach.ask(node, arguments).await).await
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -314,7 +327,7 @@ impl Users {
     async fn import_bytes(&self, node: usize, name: &str, content: &[u8], right: &[i32]) -> anyhow::Result<i32> {
         let path = self.file(&format!("{name}-{node}.in"));
         fs::write(&path, content)?;
-        let done = self.dfcache(node, &["import", "-i", name, text(&path)?]).await?;
+        let done = self.patiently(async |reach| reach.import(node, name, &path).await).await?;
         fs::remove_file(&path)?;
         ended(&done, right).with_context(|| format!("import of {name} on node {}", node + 1))
     }
@@ -323,7 +336,7 @@ impl Users {
     pub(super) async fn export(&self, node: usize, name: &str) -> anyhow::Result<Value> {
         let number = add(&self.inner.counts.exports, 1);
         let path = self.file(&format!("{number}.out"));
-        let done = self.dfcache(node, &["export", "-i", name, "-f", text(&path)?]).await?;
+        let done = self.patiently(async |reach| reach.export(node, name, &path).await).await?;
         ended(&done, &[DONE]).with_context(|| format!("export of {name} on node {}", node + 1))?;
         let content = fs::read(&path)?;
         fs::remove_file(&path)?;
@@ -335,7 +348,7 @@ impl Users {
     /// Exports what cannot be exported now, and has this exit code.
     pub(super) async fn export_fails(&self, node: usize, name: &str, code: i32) -> anyhow::Result<Value> {
         let path = self.file("never.out");
-        let done = self.dfcache(node, &["export", "-i", name, "-f", text(&path)?]).await?;
+        let done = self.patiently(async |reach| reach.export(node, name, &path).await).await?;
         ended(&done, &[code]).with_context(|| format!("export of {name} on node {}", node + 1))?;
         ensure!(!path.exists(), "an export that has failed leaves a file");
         serde_json::from_slice(&done.stdout).context("dfcache gives no JSON")
@@ -405,10 +418,6 @@ impl Users {
         }
         Ok(())
     }
-}
-
-fn text(path: &Path) -> anyhow::Result<&str> {
-    path.to_str().context("a path that is no text")
 }
 
 /// With which of these exit codes it has ended.
