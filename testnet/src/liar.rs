@@ -1,6 +1,6 @@
 //! `testnet liar`: a host with a valid credential that speaks the protocols and lies.
 //!
-//! [`lie`] is what it tells and answers, [`tell`] tells schedulers, [`serve`] answers other hosts.
+//! `lie` is what it tells and answers, `tell` tells schedulers, `serve` answers other hosts.
 
 pub(crate) mod lie;
 mod serve;
