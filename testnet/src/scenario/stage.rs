@@ -414,7 +414,7 @@ impl Users {
             let found = self.dfcache(node, &["stat", "-i", name]).await?;
             let code = ended(&found, &[DONE, NOT_FOUND]);
             let code = code.with_context(|| format!("stat of {name} on node {}", node + 1))?;
-            ensure!(code == NOT_FOUND, "{name} was deleted, and node {} finds it", node + 1);
+            ensure!(code == NOT_FOUND, "{name} was deleted, and node {} finds it: {}", node + 1, said(&found));
         }
         Ok(())
     }
