@@ -191,7 +191,13 @@ impl Schedulers {
             let targets = self.targets(&task)?;
             let mut answers = self.ask_each(&targets.owners, &body, false, DELETE_WITHIN).await;
             if !answers.iter().any(Result::is_ok) {
-                answers.extend(self.ask_each(&targets.stand_ins, &body, true, DELETE_WITHIN).await);
+                // What a stand-in does not know says nothing: the delete has to wait for an owner then.
+                let knows = |answer: &Result<ResponseBody, String>| match answer {
+                    Ok(ResponseBody::Deleted(answer)) => answer.tombstone.is_some(),
+                    _ => true,
+                };
+                let told = self.ask_each(&targets.stand_ins, &body, true, DELETE_WITHIN).await;
+                answers.extend(told.into_iter().filter(knows));
             }
             drop(turn);
             let deleted = answers.iter().filter_map(|answer| match answer {

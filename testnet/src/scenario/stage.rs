@@ -373,9 +373,13 @@ impl Users {
     async fn deleted(&self, node: usize, name: &str, right: &[i32]) -> anyhow::Result<()> {
         self.model().may_be_deleted(name);
         let done = self.dfcache(node, &["delete", "-i", name]).await?;
-        ended(&done, right).with_context(|| format!("delete of {name} on node {}", node + 1))?;
-        self.model().deleted(name);
-        add(&self.inner.counts.deletes, 1);
+        let code = ended(&done, right).with_context(|| format!("delete of {name} on node {}", node + 1))?;
+        let said: Value = serde_json::from_slice(&done.stdout).context("dfcache gives no JSON")?;
+        // Else the owners that are reached know of none, and others may.
+        if code == QUEUED || said["deleted"] == true {
+            self.model().deleted(name);
+            add(&self.inner.counts.deletes, 1);
+        }
         Ok(())
     }
 

@@ -4,8 +4,9 @@ use std::fs;
 
 use anyhow::ensure;
 use damselfly_tests::{Cluster, Node, Options, until};
+use futures::future::try_join_all;
 
-use crate::support::{SETTLED, exports, found_everywhere, gone_everywhere, kill_all, start_all};
+use crate::support::{SETTLED, exports, found_everywhere, gone_everywhere, kill_all, small_files, start_all};
 
 fn contents(node: &Node) -> anyhow::Result<usize> {
     Ok(fs::read_dir(node.store())?.count())
@@ -131,6 +132,32 @@ async fn a_delete_without_scheduler_takes_effect_later() -> anyhow::Result<()> {
         })
         .await?;
         exports(cluster, cluster.node(2), "renewed", &renewed).await.map(drop)
+    })
+    .await
+}
+
+/// With three schedulers, two of which own a name, the third stands in for those that it does not own.
+#[tokio::test]
+async fn a_delete_waits_for_an_owner() -> anyhow::Result<()> {
+    Cluster::run(Options { schedulers: 3, ..Options::default() }, async |cluster| {
+        let files = small_files(cluster, "name", 12)?;
+        let cids: Vec<_> = (0..files.len()).map(|number| format!("name {number}")).collect();
+        for (cid, file) in cids.iter().zip(&files) {
+            cluster.node(0).import(cid, file).await?.ok()?;
+        }
+        // It cannot tell the one that stands in.
+        cluster.node(0).program().kill().await?;
+        kill_all(&cluster.schedulers()[..2]).await?;
+        for answer in try_join_all(cids.iter().map(|cid| cluster.node(1).delete(cid))).await? {
+            let is_queued = answer.exit == 8;
+            ensure!(is_queued || answer.clone().ok()?["deleted"] == true, "nobody was asked who knows: {answer}");
+        }
+        start_all(&cluster.schedulers()[..2]).await?;
+        cluster.node(0).program().start_ready().await?;
+        for cid in &cids {
+            gone_everywhere(cluster, cid).await?;
+        }
+        Ok(())
     })
     .await
 }
