@@ -5,14 +5,20 @@ use std::{
     ffi::OsString,
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Seek as _, SeekFrom},
-    os::unix::{ffi::OsStrExt as _, process::CommandExt as _},
+    os::{
+        fd::OwnedFd,
+        unix::{ffi::OsStrExt as _, process::CommandExt as _},
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open},
+};
 use tokio::time::sleep;
 
 /// A program that has not ended so long after SIGTERM is killed; it promises five seconds.
@@ -115,6 +121,30 @@ pub fn running(config: &Path) -> Vec<Pid> {
         arguments.windows(2).any(|pair| pair[0] == b"--config" && pair[1] == config.as_os_str().as_bytes())
     };
     pids.filter(ours).filter_map(Pid::from_raw).collect()
+}
+
+/// Processes that are to end.
+///
+/// They are waited for by descriptors: a process is without a command line, and its first thread a zombie, while other
+/// threads have yet to close its ports, and what is started in its place would not get them.
+#[derive(Debug)]
+pub struct Ending(Vec<OwnedFd>);
+
+impl Ending {
+    /// Those that run with this configuration; to be made before they are told to end.
+    pub fn of(config: &Path) -> Self {
+        // One that cannot be opened has ended meanwhile.
+        Self(running(config).into_iter().filter_map(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()).collect())
+    }
+
+    /// Whether nothing is left of them.
+    pub fn is_over(&self) -> bool {
+        let has_ended = |process: &OwnedFd| {
+            let mut polled = [PollFd::new(process, PollFlags::IN)];
+            poll(&mut polled, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+        };
+        self.0.iter().all(has_ended)
+    }
 }
 
 /// Ends all processes with these configurations; first the later ones in the list.

@@ -10,7 +10,10 @@ use std::{
 };
 
 use anyhow::{Context as _, bail, ensure};
-use damselfly_testnet::{http, process};
+use damselfly_testnet::{
+    http,
+    process::{self, Ending},
+};
 use rustix::process::{Signal, kill_process};
 
 use crate::{Programs, spawner, until};
@@ -122,10 +125,10 @@ impl Program {
     }
 
     async fn end(&self, signal: Signal, within: Duration) -> anyhow::Result<()> {
-        let pids = self.pids();
+        let ending = Ending::of(&self.inner.config);
         self.signal(signal);
         until(&format!("{} ends", self.name()), within, async || {
-            ensure!(pids.iter().all(|pid| has_ended(*pid)), "it runs");
+            ensure!(ending.is_over(), "it runs");
             Ok(())
         })
         .await
@@ -200,13 +203,6 @@ impl Program {
 fn value_of(line: &str, name: &str) -> Option<f64> {
     let rest = line.strip_prefix(name)?;
     (rest.starts_with(' ') || rest.starts_with('{')).then(|| rest.rsplit(' ').next()?.parse().ok()).flatten()
-}
-
-/// Whether nothing is left of a process, its ports neither: it loses its command line before it closes them.
-fn has_ended(pid: i32) -> bool {
-    let Ok(text) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
-    // After the name in parentheses comes the state; Z and X stand for the dead.
-    text.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
 }
 
 /// A command that becomes the program given as its next arguments, and ends with this process.

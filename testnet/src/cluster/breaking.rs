@@ -15,7 +15,7 @@ use super::{MANAGER, change, guarded};
 use crate::{
     layout::{ClusterFile, Layout},
     listing::{self, Looks, Row},
-    process,
+    process::{self, Ending},
     programs::Programs,
     ready,
 };
@@ -44,17 +44,6 @@ impl Member<'_> {
             // It may have ended meanwhile.
             let _ = kill_process(pid, signal);
         }
-    }
-
-    async fn gone(&self) -> anyhow::Result<()> {
-        let begun = Instant::now();
-        while !self.pids().is_empty() {
-            if begun.elapsed() > GONE_WITHIN {
-                bail!("{} has not ended in {} s", self.name, GONE_WITHIN.as_secs());
-            }
-            sleep(LOOK_EVERY).await;
-        }
-        Ok(())
     }
 
     const fn program(&self) -> &'static str {
@@ -206,13 +195,20 @@ pub async fn kill(dir: &Path, names: &[String], gently: bool) -> anyhow::Result<
 }
 
 async fn end(members: &[Member<'_>], signal: Signal) -> anyhow::Result<()> {
+    let ending: Vec<_> = members.iter().map(|member| (member, Ending::of(member.config))).collect();
     for member in members {
         member.signal(signal);
         // A stopped process takes no signal but SIGKILL before it goes on.
         member.signal(Signal::CONT);
     }
-    for member in members {
-        member.gone().await?;
+    let begun = Instant::now();
+    for (member, ending) in ending {
+        while !ending.is_over() {
+            if begun.elapsed() > GONE_WITHIN {
+                bail!("{} has not ended in {} s", member.name, GONE_WITHIN.as_secs());
+            }
+            sleep(LOOK_EVERY).await;
+        }
     }
     Ok(())
 }

@@ -129,7 +129,6 @@ pub const RECEIVED: &str = "damselfly_node_received_bytes_total";
 
 /// Kills all of them at once.
 pub async fn kill_all(programs: &[Program]) -> anyhow::Result<()> {
-    programs.iter().for_each(|program| program.signal(rustix::process::Signal::KILL));
     futures::future::try_join_all(programs.iter().map(Program::kill)).await.map(drop)
 }
 
