@@ -66,21 +66,11 @@ impl Become {
     }
 }
 
-/// Starts `program --config config` with its log in `log` and these environment variables. `detached`: it outlives this process.
+/// Starts `program --config config` with its log in `log` and these environment variables, by `wrapper`, a command that
+/// becomes what its further arguments say, if that is not empty. `detached`: it outlives this process.
 ///
 /// Must be called on the main thread: the kernel takes the end of the calling thread for that of the parent.
 pub(crate) fn start(
-    program: &Path,
-    config: &Path,
-    log: &Path,
-    variables: &[(String, String)],
-    detached: bool,
-) -> anyhow::Result<Child> {
-    start_wrapped(&[], program, config, log, variables, detached)
-}
-
-/// The same by a command that becomes what its further arguments say.
-pub(crate) fn start_wrapped(
     wrapper: &[OsString],
     program: &Path,
     config: &Path,

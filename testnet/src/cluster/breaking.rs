@@ -246,7 +246,7 @@ pub(crate) fn start(dir: &Path, names: &[String], programs: &Programs, detached:
     let mut started = Vec::new();
     for member in named(&members(&file), names)? {
         let (program, log) = (programs.path(member.program()), layout.log(member.name));
-        let child = process::start(&program, member.config, &log, &[], detached)?;
+        let child = process::start(&[], &program, member.config, &log, &[], detached)?;
         started.push((member.name.to_owned(), child.id()));
     }
     for (name, pid) in started {

@@ -137,7 +137,7 @@ impl Member {
             // Only for the first start: afterwards it remembers.
             let variables = [(format!("{}_JOIN", program.to_uppercase()), tokens.of(&self.role).to_owned())];
             let wrapper = self.disk.map_or_else(Vec::new, |disk| disk.wrapper(&layout.data(&name)));
-            process::start_wrapped(&wrapper, &programs.path(program), &config, &layout.log(&name), &variables, detached)
+            process::start(&wrapper, &programs.path(program), &config, &layout.log(&name), &variables, detached)
         };
         match &self.role {
             Role::Scheduler => {
@@ -208,7 +208,7 @@ pub(super) async fn start_manager(
         settings: config::settings(schedulers),
     };
     config::write(&config, &manager)?;
-    let child = process::start(&programs.path("dfmanager"), &config, &layout.log(MANAGER), &[], detached)?;
+    let child = process::start(&[], &programs.path("dfmanager"), &config, &layout.log(MANAGER), &[], detached)?;
     let url = format!("http://127.0.0.1:{}", ports[1]);
     let metrics = format!("{url}/metrics");
     ready::until(layout, MANAGER, ready::deadline(), async || ready::is_ready(&metrics).await).await?;

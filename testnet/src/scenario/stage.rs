@@ -139,16 +139,6 @@ impl Stage {
         self.venue.start(&owned(names)).await
     }
 
-    /// Cuts two groups off from each other.
-    pub(super) async fn cut(&self, ones: &[String], others: &[String]) -> anyhow::Result<()> {
-        self.venue.cut(ones, others).await
-    }
-
-    /// Mends all links.
-    pub(super) async fn heal(&self) -> anyhow::Result<()> {
-        self.venue.heal().await
-    }
-
     /// Breaks or mends links of processes.
     pub(super) fn order(&self, order: &Order) -> anyhow::Result<()> {
         self.venue.order(order)

@@ -124,23 +124,6 @@ impl Venue {
         }
     }
 
-    /// Cuts two groups off from each other.
-    pub(super) async fn cut(&self, ones: &[String], others: &[String]) -> anyhow::Result<()> {
-        let Self::Containers(fleet) = self else {
-            return self.order(&Order::Cut { a: ones.to_vec(), b: others.to_vec() });
-        };
-        let members = fleet.members().await?;
-        fleet.partition(&members::named(&members, ones)?, &members::named(&members, others)?).await
-    }
-
-    /// Mends all links.
-    pub(super) async fn heal(&self) -> anyhow::Result<()> {
-        match self {
-            Self::Processes { .. } => self.order(&Order::Heal),
-            Self::Containers(fleet) => fleet.heal().await,
-        }
-    }
-
     /// Breaks or mends links of processes.
     pub(super) fn order(&self, order: &Order) -> anyhow::Result<()> {
         let (layout, _) = self.layout()?;
