@@ -334,7 +334,8 @@ impl State {
         }
     }
 
-    /// Signs the settings of an earlier epoch as the next one, as [`State::change`] does.
+    /// Signs the settings of an earlier epoch as the next one, as [`State::change`] does. Schedulers that have been
+    /// revoked since do not come back with them.
     ///
     /// # Errors
     /// [`ChangeError::NoEpoch`], and those of [`State::change`].
@@ -347,7 +348,8 @@ impl State {
     ) -> Result<(u64, Settings), ChangeError> {
         let settings = self.settings_of(epoch).await?;
         let purpose = Purpose { empty, ..Purpose::new("config.rollback", Some(format!("back to epoch {epoch}"))) };
-        Ok((self.order(keep_out(settings.clone()), (actor, purpose), is_expected).await?, settings))
+        let signed = self.order(back_to(settings), (actor, purpose), is_expected).await?;
+        Ok((signed, self.settings_of(signed).await?))
     }
 
     /// The settings of an epoch in the history.
@@ -493,6 +495,16 @@ impl State {
 /// Other settings, and whoever is out stays out.
 fn keep_out(settings: Settings) -> impl Fn(&Configuration) -> Option<(Settings, Vec<Revocation>)> + Send + Sync {
     move |current| Some((settings.clone(), current.revoked.clone()))
+}
+
+/// Earlier settings, without the schedulers that are out by now.
+fn back_to(settings: Settings) -> impl Fn(&Configuration) -> Option<(Settings, Vec<Revocation>)> + Send + Sync {
+    move |current| {
+        let is_out = |peer: &PeerId| current.revoked.iter().any(|revoked| revoked.peer == *peer);
+        let mut settings = settings.clone();
+        settings.schedulers.retain(|scheduler| !is_out(&scheduler.peer_id));
+        Some((settings, current.revoked.clone()))
+    }
 }
 
 /// Another state of a scheduler whose present one `is_wanted` accepts.

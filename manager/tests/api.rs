@@ -348,6 +348,27 @@ async fn schedulers_are_drained_and_the_last_one_stays() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_roll_back_brings_nobody_back_who_was_revoked() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let server = start(&folder.path().join("data")).await;
+    let state = server.state();
+    let [out, stays] = [(); 2].map(|()| libp2p::PeerId::random());
+    let listen: Multiaddr = "/ip4/127.0.0.1/tcp/1".parse().expect("an address");
+    let entries = [out, stays].map(|peer| SchedulerEntry::active(peer, vec![listen.clone()]));
+    let settings = Settings { schedulers: entries.into(), candidate_parents: 3, ..Settings::default() };
+    let both = state.change(settings, Actor::manager(), EmptyRing::Refused, |_| true).await.expect("changed");
+    state.revoke(out, Actor::manager(), "lost".into()).await.expect("revoked");
+    let back = state.roll_back(both, Actor::manager(), EmptyRing::Refused, |_| true).await;
+    let (epoch, settings) = back.expect("rolled back");
+    let current = state.current().expect("in force");
+    assert_eq!((epoch, &settings), (current.configuration.epoch, &current.configuration.settings), "told as it is");
+    let peers: Vec<_> = settings.schedulers.iter().map(|entry| entry.peer_id).collect();
+    assert_eq!((peers, settings.candidate_parents), (vec![stays], 3));
+    assert_eq!(current.configuration.revoked.len(), 1);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn settings_are_described_and_compared() {
     let folder = tempfile::tempdir().expect("a folder");
     let data = folder.path().join("data");
