@@ -161,7 +161,14 @@ async fn run(arguments: Arguments, overrides: Vec<Override>) -> anyhow::Result<E
     }
     logging::init(arguments.log_format);
     let mut signals = Signals::catch()?;
-    let server = Server::start(loaded.config).await?;
+    let server = tokio::select! {
+        started = Server::start(loaded.config) => started?,
+        // It may be waiting for its database.
+        signal = signals.recv() => {
+            tracing::info!(signal, "the manager ends before it has started");
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
     lifecycle::ready();
     let signal = signals.recv().await;
     tracing::info!(signal, "the manager ends");

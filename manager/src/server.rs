@@ -6,6 +6,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use axum::middleware;
@@ -43,11 +44,14 @@ use crate::{
     picture::Eyes,
     reach::keep_ring,
     state::State,
-    store::{Store, StoreError},
+    store::{Store, StoreError, check_key_not_alone},
+    upkeep::keep_pruned,
 };
 
 /// The file in the data directory that a running manager has locked.
 const LOCK: &str = "LOCK";
+/// A database server that starts together with the manager is there by then; service managers wait longer.
+const DATABASE_WITHIN: Duration = Duration::from_secs(60);
 
 /// Why the manager does not run.
 #[derive(Debug, thiserror::Error)]
@@ -122,7 +126,8 @@ impl Server {
     /// [`ServerError`]: nothing runs.
     pub async fn start(config: ManagerConfig) -> Result<Self, ServerError> {
         let lock = lock(&config.data_dir)?;
-        let database = Database::open(config.place()).await?;
+        check_key_not_alone(&config.data_dir, &config.place())?;
+        let database = Database::open_when_ready(config.place(), DATABASE_WITHIN).await?;
         let first = config.settings.clone().unwrap_or_default();
         let store = Store::open(&config.data_dir, database, first, now()).await?;
         let (http_config, data_dir, policy) = (config.http.clone(), config.data_dir.clone(), policy(&config));
@@ -153,6 +158,7 @@ impl Server {
             tokio::spawn(state.clone().keep_what_members_know()),
             tokio::spawn(state.clone().follow_database()),
             tokio::spawn(state.clone().retire_roots()),
+            tokio::spawn(keep_pruned(state.clone())),
             tokio::spawn(membership.clone().keep_certified()),
             tokio::spawn(eyes.clone().look()),
             tokio::spawn(keep_ring(state.clone(), eyes.clone())),

@@ -20,7 +20,7 @@ use serde_json::json;
 
 use crate::{
     database::{
-        Database, DatabaseError,
+        Database, DatabaseError, Place,
         audit::{self, Actor, Change},
         configurations::{self, Signed},
     },
@@ -50,8 +50,8 @@ pub enum StoreError {
     /// The database does not answer.
     #[error(transparent)]
     Database(#[from] DatabaseError),
-    /// There is a root key but the database is empty.
-    #[error("{} is there, but the database is empty: restore the backup that holds both", key.display())]
+    /// There is a root key, but no database or an empty one.
+    #[error("{} is there, but its database is not, or is empty: restore the backup that holds both", key.display())]
     KeyAlone {
         /// The key file.
         key: PathBuf,
@@ -92,6 +92,17 @@ pub struct Store {
     database: Database,
     newest: SignedConfiguration,
     is_new: bool,
+}
+
+/// Refuses a root key without the file of its database, before opening that makes an empty one.
+///
+/// # Errors
+/// [`StoreError::KeyAlone`].
+pub fn check_key_not_alone(data_dir: &Path, place: &Place) -> Result<(), StoreError> {
+    let Place::Sqlite(file) = place else { return Ok(()) };
+    let key = data_dir.join(ROOT_KEY);
+    let is_there = |path: &Path| path.try_exists().map_err(|source| failed(path, source));
+    if is_there(&key)? && !is_there(file)? { Err(StoreError::KeyAlone { key }) } else { Ok(()) }
 }
 
 impl Store {

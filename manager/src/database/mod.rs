@@ -30,6 +30,8 @@ pub mod join_tokens;
 pub mod leader;
 pub mod members;
 mod page;
+mod patience;
+pub mod prune;
 #[cfg(test)]
 mod tests;
 mod url;

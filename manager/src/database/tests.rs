@@ -11,7 +11,8 @@ use super::{
     credentials::{NewAccessToken, TokenError},
     join_tokens::{NewJoinToken, Refused},
     leader::Leader,
-    members::{Joining, RenewError},
+    members::{Joining, Member, RenewError},
+    prune::{AUDIT_KEPT, ENDED_KEPT},
     users::{NewUser, UserChange, UserError},
     *,
 };
@@ -32,6 +33,7 @@ async fn suite(database: &Database) {
     users(database).await;
     credentials(database).await;
     again(database).await;
+    pruning(database).await;
 }
 
 /// Who writes waits for who writes already.
@@ -255,6 +257,39 @@ async fn again(database: &Database) {
     other.close().await;
 }
 
+/// What ended long ago goes, and numbers are not used again.
+async fn pruning(database: &Database) {
+    let after = |kept: Duration, at: u64| UnixMillis(kept.as_millis() as u64 + at);
+    let grace = Duration::from_millis(5);
+    let all = Page::new(99, None);
+    let lasting = database.create_join_token(token(70, 1, 2_000_000), &actor(), UnixMillis(70)).await.expect("made");
+    for (id, peer, until) in [(71, "ended", 1_000_000), (72, "lasting", 1_000_005)] {
+        database.create_join_token(token(id, 1, 90), &actor(), UnixMillis(70)).await.expect("made");
+        let joining = Joining { not_after: UnixMillis(until), ..joining(peer, u64::from(id)) };
+        database.consume_join_token(&[id; 16], joining, UnixMillis(71)).await.expect("joined");
+    }
+    let joined = database.members(&all, None).await.expect("read").items;
+    let pruned = database.prune(grace, after(ENDED_KEPT, 1_000_010)).await.expect("pruned");
+    assert_eq!(pruned.audit, 0, "that is kept for longer");
+    let tokens = database.join_tokens(&all).await.expect("read").items;
+    let kept: Vec<_> = tokens.iter().map(|token| token.id[0]).collect();
+    assert_eq!(kept, [72, lasting.id[0]], "those that hold, and the newest");
+    let members = database.members(&all, None).await.expect("read").items;
+    assert_eq!(members.len() as u64 + pruned.members, joined.len() as u64);
+    let is_kept = |peer: &str| members.iter().any(|member| member.peer_id == peer);
+    assert!(is_kept("lasting") && !is_kept("ended"), "grace counts: {members:?}");
+    let revoked = |members: &[Member]| members.iter().filter(|member| member.revoked.is_some()).count();
+    assert_eq!((revoked(&members), revoked(&joined)), (1, 1), "who was put out is known for ever");
+
+    let newest = database.audit(&Page::new(1, None), &Filter::default()).await.expect("read").items[0].id;
+    let pruned = database.prune(grace, after(AUDIT_KEPT, 3_000_000)).await.expect("pruned");
+    assert!(pruned.audit > 10, "{pruned:?}");
+    let made = database.create_join_token(token(73, 1, 90), &actor(), UnixMillis(80)).await.expect("made");
+    let left = database.audit(&all, &Filter::default()).await.expect("read").items;
+    assert_eq!(left.iter().map(|entry| entry.id).collect::<Vec<_>>(), [newest + 1, newest], "no number twice");
+    assert_eq!(database.join_tokens(&all).await.expect("read").items[0].id, made.id);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sqlite_does_what_is_asked() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -312,6 +347,27 @@ async fn a_server_that_is_not_there_is_said_so_without_the_password() {
     let error = Database::open(Place::Postgres(url)).await.expect_err("nobody listens");
     let text = format!("{} {error:?}", damselfly_transport::reason::chain(&error));
     assert!(text.contains("refused") && !text.contains("hunter2"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_late_is_waited_for_and_one_that_refuses_is_not() {
+    let Some(server) = Server::start() else { return eprintln!("PostgreSQL is not installed: nothing tested") };
+    let patience = Duration::from_secs(60);
+    let place = Place::Postgres(server.url().into());
+    server.end();
+    let mut waiting = tokio::spawn(Database::open_when_ready(place.clone(), patience));
+    tokio::time::timeout(Duration::from_secs(2), &mut waiting).await.expect_err("it waits");
+    tokio::task::block_in_place(|| server.begin());
+    waiting.await.expect("no panic").expect("opened").close().await;
+
+    let other = Place::Postgres(server.url().replace("/postgres", "/nothing").into());
+    let refused = tokio::time::timeout(patience / 2, Database::open_when_ready(other, patience)).await;
+    let error = refused.expect("at once").expect_err("no such database");
+    assert!(damselfly_transport::reason::chain(&error).contains("does not exist"), "{error:?}");
+    server.end();
+    let error = Database::open_when_ready(place, Duration::ZERO).await.expect_err("nobody is there");
+    assert!(matches!(error, OpenError::Connect(_)), "{error:?}");
+    server.begin();
 }
 
 #[test]

@@ -127,3 +127,18 @@ async fn the_root_is_exchanged_whenever_the_power_fails() {
     fs::write(data.join(ROOT_KEY), first).expect("an old backup");
     assert!(matches!(open(&data).await, Err(StoreError::Foreign { .. })), "the first key is of no use any more");
 }
+
+#[test]
+fn a_key_without_its_database_is_seen_before_one_is_made() {
+    let folder = folder();
+    let data = folder.path();
+    let file = data.join("manager.db");
+    let check = || check_key_not_alone(data, &Place::Sqlite(file.clone()));
+    check().expect("a new directory");
+    fs::write(data.join(ROOT_KEY), "key").expect("written");
+    assert!(matches!(check(), Err(StoreError::KeyAlone { .. })));
+    assert!(!file.exists(), "nothing is left behind");
+    check_key_not_alone(data, &Place::Postgres("postgres://server".to_owned().into())).expect("that one is elsewhere");
+    fs::write(&file, "").expect("written");
+    check().expect("the database is looked at");
+}

@@ -22,12 +22,23 @@ impl Server {
             assert!(owned.success(), "no user postgres");
         }
         let server = Self { folder, programs };
-        let (data, socket) = (server.folder.path().join("data"), server.folder.path());
+        let data = server.folder.path().join("data");
         server.run("initdb", &format!("-A trust -U postgres -N -D {}", data.display()));
+        server.begin();
+        Some(server)
+    }
+
+    /// Starts it, also once more.
+    pub fn begin(&self) {
+        let (data, socket) = (self.folder.path().join("data"), self.folder.path());
         let options = format!("-c listen_addresses= -c fsync=off -c unix_socket_directories={}", socket.display());
         let log = socket.join("log");
-        server.run("pg_ctl", &format!("-w -D {} -l {} -o '{options}' start", data.display(), log.display()));
-        Some(server)
+        self.run("pg_ctl", &format!("-w -D {} -l {} -o '{options}' start", data.display(), log.display()));
+    }
+
+    /// Ends it at once.
+    pub fn end(&self) {
+        self.run("pg_ctl", &format!("-m immediate -D {} stop", self.folder.path().join("data").display()));
     }
 
     /// Where it is.
@@ -51,7 +62,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.run("pg_ctl", &format!("-m immediate -D {} stop", self.folder.path().join("data").display()));
+        self.end();
     }
 }
 

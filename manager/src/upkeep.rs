@@ -1,0 +1,32 @@
+//! What is done once a day.
+
+use std::time::Duration;
+
+use damselfly_transport::reason::chain;
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::{
+    database::{now, prune::Pruned},
+    state::State,
+};
+
+const EVERY: Duration = Duration::from_secs(24 * 3600);
+
+/// Removes what the database need not hold any more, at the start and every day, as the manager that publishes.
+pub async fn keep_pruned(state: State) {
+    let mut days = interval(EVERY);
+    days.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut is_publisher = state.is_publisher();
+    loop {
+        days.tick().await;
+        if is_publisher.wait_for(|is| *is).await.is_err() {
+            return;
+        }
+        let grace_ms = state.current().map_or(0, |current| current.configuration.settings.grace_ms);
+        match state.database().prune(Duration::from_millis(grace_ms), now()).await {
+            Ok(Pruned { audit: 0, join_tokens: 0, members: 0 }) => {}
+            Ok(pruned) => tracing::info!(?pruned, "what ended long ago was removed from the database"),
+            Err(error) => tracing::warn!(error = chain(&error), "the database is not pruned; it is tried again"),
+        }
+    }
+}
