@@ -1,8 +1,9 @@
 //! Asking the owners of a task.
 //!
-//! A question goes to all owners at once: the first *found* counts, *not found* needs an answer of every owner that can
-//! be reached, at least one of them warm. For a while after a ring change the old owners are asked too. With no owner
-//! reachable the next schedulers clockwise stand in.
+//! Of a question's answers the first *found* counts, *not found* needs an answer of every owner that can be reached, at
+//! least one of them warm. Who wants to fetch something asks all owners at once. Who only looks it up asks the first one,
+//! and the others when that does not know it or takes long, which halves what schedulers are asked. For a while after a
+//! ring change the old owners are asked too. With no owner reachable the next schedulers clockwise stand in.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -35,6 +36,8 @@ pub use recent::RecentHolders;
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 /// How long a scheduler may take to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(4);
+/// An owner that has not answered a look-up by then is not waited for alone.
+const ALONE_WITHIN: Duration = Duration::from_millis(50);
 /// A delete waits for the holders.
 const DELETE_WITHIN: Duration = Duration::from_secs(15);
 /// Deletes under way at once: one holder that does not answer makes each of them slow, and what they occupy at the
@@ -94,6 +97,13 @@ pub enum Answer<T> {
     Missing(Option<Tombstone>),
 }
 
+/// Whom a question goes to at first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum First {
+    One,
+    All,
+}
+
 /// What one scheduler's answer says about the question.
 enum Said<T> {
     Found(T),
@@ -146,7 +156,7 @@ impl Schedulers {
             ResponseBody::NotOwner(_) => Said::NotOwner,
             _ => Said::Unexpected,
         };
-        self.question(name.task_id(), RequestBody::StatTask(name.clone()), judge).await
+        self.question(name.task_id(), RequestBody::StatTask(name.clone()), First::One, judge).await
     }
 
     /// Says that this host wants a task's content, and learns whom to fetch it from.
@@ -164,7 +174,7 @@ impl Schedulers {
             _ => Said::Unexpected,
         };
         let register = RegisterPeerTask { name: name.clone(), exclude };
-        match self.question(task, RequestBody::RegisterPeerTask(register), judge).await {
+        match self.question(task, RequestBody::RegisterPeerTask(register), First::All, judge).await {
             Ok(Answer::Found(candidates)) => {
                 self.recent.learn(task, &candidates);
                 Ok(Answer::Found(candidates))
@@ -251,18 +261,19 @@ impl Schedulers {
         &self,
         task: TaskId,
         body: RequestBody,
+        first: First,
         judge: impl Fn(ResponseBody) -> Said<T>,
     ) -> Result<Answer<T>, Unanswered> {
         let deadline = Instant::now() + WARM_WITHIN;
         loop {
             let targets = self.targets(&task)?;
-            let (owners, again) = self.poll_owners(&targets.owners, &body, false, &judge).await;
+            let (owners, again) = self.poll_owners(&targets.owners, (&body, false), first, &judge).await;
             match owners {
                 Polled::Answered(answer) => return Ok(answer),
                 Polled::Cold if Instant::now() >= deadline => return Err(Unanswered::Cold),
                 Polled::Nobody(mut reasons) if !again || Instant::now() >= deadline => {
                     // A stand-in is told less than an owner: what it knows counts, what it does not know says nothing.
-                    return match self.poll_owners(&targets.stand_ins, &body, true, &judge).await.0 {
+                    return match self.poll_owners(&targets.stand_ins, (&body, true), First::All, &judge).await.0 {
                         Polled::Answered(Answer::Found(found)) => Ok(Answer::Found(found)),
                         Polled::Nobody(more) => {
                             reasons.extend(more);
@@ -276,19 +287,32 @@ impl Schedulers {
         }
     }
 
-    /// Asks all of `schedulers` at once; also says whether one of them judges by another ring.
+    /// Asks `schedulers`, as a stand-in if it says so; also says whether one of them judges by another ring.
     async fn poll_owners<T>(
         &self,
         schedulers: &[PeerId],
-        body: &RequestBody,
-        stand_in: bool,
+        (body, stand_in): (&RequestBody, bool),
+        first: First,
         judge: impl Fn(ResponseBody) -> Said<T>,
     ) -> (Polled<T>, bool) {
-        let mut asked: FuturesUnordered<_> =
-            schedulers.iter().map(|peer| self.ask_one(*peer, body, stand_in, ANSWER_WITHIN)).collect();
+        let mut order = schedulers.to_vec();
+        if first == First::One {
+            order.sort_by_key(|peer| !self.network.is_connected(peer));
+        }
+        let at_once = if first == First::One { 1 } else { order.len() };
+        let mut waiting = order.into_iter().map(|peer| self.ask_one(peer, body, stand_in, ANSWER_WITHIN));
+        let mut asked: FuturesUnordered<_> = waiting.by_ref().take(at_once).collect();
         let (mut heard, mut warm, mut deleted, mut again) = (false, false, None, false);
         let mut reasons = Vec::new();
-        while let Some(answer) = asked.next().await {
+        loop {
+            let answer = tokio::select! {
+                Some(answer) = asked.next() => answer,
+                () = tokio::time::sleep(ALONE_WITHIN), if waiting.len() > 0 => {
+                    asked.extend(waiting.next());
+                    continue;
+                }
+                else => break,
+            };
             match answer.map(&judge) {
                 Ok(Said::Found(found)) => return (Polled::Answered(Answer::Found(found)), again),
                 Ok(Said::Missing(missing)) => {
@@ -303,6 +327,7 @@ impl Schedulers {
                 Ok(Said::Unexpected) => reasons.push(UNEXPECTED.to_owned()),
                 Err(reason) => reasons.push(reason),
             }
+            asked.extend(waiting.next());
         }
         let polled = match (heard, warm) {
             (true, true) => Polled::Answered(Answer::Missing(deleted)),

@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::ensure;
 use damselfly_tests::{Cluster, Options, Program, until};
+use rustix::process::Signal;
 
 use crate::support::{
     RECEIVED, SETTLED, exports, found_everywhere, import_all, kill_all, not_found, received, small_files, start_all,
@@ -64,6 +65,42 @@ async fn one_scheduler_dies() -> anyhow::Result<()> {
             exports(cluster, cluster.node(0), &late, &files[number]).await?;
             victim.start_ready().await?;
             cluster.settled(1, 3).await?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// How often all schedulers were asked whether they know a name, and knew it.
+async fn looked_up(cluster: &Cluster) -> anyhow::Result<f64> {
+    let found = "damselfly_scheduler_requests_total{kind=\"stat_task\",result=\"ok\"}";
+    let counts = cluster.schedulers().iter().map(|scheduler| scheduler.metric(found));
+    Ok(futures::future::try_join_all(counts).await?.into_iter().sum())
+}
+
+/// A look-up asks one owner, and another one when that is silent or does not know the name.
+#[tokio::test]
+async fn one_owner_is_asked_and_the_other_when_that_is_silent() -> anyhow::Result<()> {
+    Cluster::run(Options { nodes: 1, seeds: 0, ..Options::default() }, async |cluster| {
+        let names: Vec<_> = (0..TASKS).map(|number| format!("task {number}")).collect();
+        import_all(cluster.node(0), &names, &small_files(cluster, "file", TASKS)?).await?;
+        let daemon = cluster.node(0).client().await?;
+        let before = looked_up(cluster).await?;
+        for name in &names {
+            let missed = not_found(&daemon, std::slice::from_ref(name), 1).await;
+            ensure!(missed.is_empty(), "{missed:?}");
+        }
+        // Where the machine is busy, some of them take long enough for the other owner to be asked too.
+        let asked = looked_up(cluster).await? - before;
+        ensure!((TASKS as f64..1.9 * TASKS as f64).contains(&asked), "{asked} for {TASKS} names");
+        for silent in cluster.schedulers() {
+            silent.signal(Signal::STOP);
+            let begun = Instant::now();
+            let missed = not_found(&daemon, &names, 1).await;
+            silent.signal(Signal::CONT);
+            ensure!(missed.is_empty(), "while {} is silent: {missed:?}", silent.name());
+            let took = begun.elapsed();
+            ensure!(took < Duration::from_secs(4), "{} was waited for: {took:?}", silent.name());
         }
         Ok(())
     })
