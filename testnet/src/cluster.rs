@@ -160,11 +160,11 @@ impl Cluster {
         names.map(|name| format!("--- {name}\n{}", process::tail(&self.layout.log(name)))).collect()
     }
 
-    /// Waits for Ctrl-C, or until no process of the cluster runs any more.
-    async fn wait(&mut self, signals: &mut Signals) -> anyhow::Result<()> {
+    /// Waits for Ctrl-C, or until no process of the cluster runs any more. Gives whether there is something to end.
+    async fn wait(&mut self, signals: &mut Signals) -> anyhow::Result<bool> {
         loop {
             tokio::select! {
-                _ = signals.recv() => return Ok(()),
+                _ = signals.recv() => return Ok(true),
                 () = tokio::time::sleep(Duration::from_millis(300)) => {}
             }
             let mut ended = Vec::new();
@@ -179,7 +179,7 @@ impl Cluster {
                 eprintln!("testnet: {} has ended ({status})", self.name_of(pid));
             }
             if self.children.is_empty() && configs_in(&self.layout).iter().all(|one| process::running(one).is_empty()) {
-                return Ok(());
+                return Ok(false);
             }
         }
     }
@@ -254,8 +254,10 @@ pub async fn up(dir: &Path, mut options: Options, detach: bool) -> anyhow::Resul
         return Ok(());
     }
     eprintln!("testnet: Ctrl-C ends it");
-    cluster.wait(&mut signals).await?;
-    cluster.stop().await;
+    // Otherwise what runs now has just been started by somebody who had ended it, and is not this one's to end.
+    if cluster.wait(&mut signals).await? {
+        cluster.stop().await;
+    }
     Ok(())
 }
 

@@ -17,7 +17,7 @@ use std::{
 use anyhow::Context as _;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open},
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
 use tokio::time::sleep;
 
@@ -105,12 +105,31 @@ pub(crate) fn become_command(detached: bool) -> anyhow::Result<Command> {
 pub fn running(config: &Path) -> Vec<Pid> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    let ours = |pid: &i32| {
-        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let arguments: Vec<_> = line.split(|byte| *byte == 0).collect();
-        arguments.windows(2).any(|pair| pair[0] == b"--config" && pair[1] == config.as_os_str().as_bytes())
+    pids.filter_map(Pid::from_raw).filter(|pid| runs_with(*pid, config)).collect()
+}
+
+fn runs_with(pid: Pid, config: &Path) -> bool {
+    let line = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
+    let arguments: Vec<_> = line.split(|byte| *byte == 0).collect();
+    arguments.windows(2).any(|pair| pair[0] == b"--config" && pair[1] == config.as_os_str().as_bytes())
+}
+
+/// Those that run with this configuration, by descriptors: a number may be another process's by the time it is used.
+fn opened(config: &Path) -> Vec<OwnedFd> {
+    let open = |pid| {
+        // One that cannot be opened has ended meanwhile.
+        let process = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+        runs_with(pid, config).then_some(process)
     };
-    pids.filter(ours).filter_map(Pid::from_raw).collect()
+    running(config).into_iter().filter_map(open).collect()
+}
+
+/// Sends `signal` to all that run with this configuration.
+pub fn signal(config: &Path, signal: Signal) {
+    for process in opened(config) {
+        // It may have ended meanwhile.
+        let _ = pidfd_send_signal(process, signal);
+    }
 }
 
 /// Processes that are to end.
@@ -123,8 +142,7 @@ pub struct Ending(Vec<OwnedFd>);
 impl Ending {
     /// Those that run with this configuration; to be made before they are told to end.
     pub fn of(config: &Path) -> Self {
-        // One that cannot be opened has ended meanwhile.
-        Self(running(config).into_iter().filter_map(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()).collect())
+        Self(opened(config))
     }
 
     /// Whether nothing is left of them.
@@ -139,17 +157,12 @@ impl Ending {
 
 /// Ends all processes with these configurations; first the later ones in the list.
 pub(crate) async fn end(configs: &[PathBuf]) {
-    let all = || configs.iter().rev().flat_map(|config| running(config));
-    for pid in all() {
-        // It may have ended meanwhile.
-        let _ = kill_process(pid, Signal::TERM);
-    }
+    let all = || configs.iter().rev();
+    all().for_each(|config| signal(config, Signal::TERM));
     let begun = Instant::now();
-    while all().next().is_some() {
+    while all().any(|config| !running(config).is_empty()) {
         if begun.elapsed() > END_TIMEOUT {
-            for pid in all() {
-                let _ = kill_process(pid, Signal::KILL);
-            }
+            all().for_each(|config| signal(config, Signal::KILL));
         }
         sleep(Duration::from_millis(20)).await;
     }

@@ -368,13 +368,10 @@ fn end(folder: &Path, testnet: &mut Child) {
     let entries = fs::read_dir(folder.join("cluster")).into_iter().flatten().flatten();
     let configs: Vec<_> = entries.map(|entry| entry.path().join("config.toml")).collect();
     loop {
-        let running: Vec<_> = configs.iter().flat_map(|config| process::running(config)).collect();
-        if running.is_empty() {
+        if configs.iter().all(|config| process::running(config).is_empty()) {
             return;
         }
-        for pid in running {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-        }
+        configs.iter().for_each(|config| process::signal(config, rustix::process::Signal::KILL));
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -14,7 +14,7 @@ use damselfly_testnet::{
     http,
     process::{self, Ending},
 };
-use rustix::process::{Signal, kill_process};
+use rustix::process::Signal;
 
 use crate::{Programs, spawner, until};
 
@@ -118,10 +118,7 @@ impl Program {
 
     /// Sends it a signal, such as `Signal::STOP` and `Signal::CONT`.
     pub fn signal(&self, signal: Signal) {
-        for pid in process::running(&self.inner.config) {
-            // It may have ended meanwhile.
-            let _ = kill_process(pid, signal);
-        }
+        process::signal(&self.inner.config, signal);
     }
 
     async fn end(&self, signal: Signal, within: Duration) -> anyhow::Result<()> {
@@ -174,7 +171,8 @@ impl Program {
     /// Why it is not ready.
     pub async fn ready(&self) -> anyhow::Result<()> {
         until(&format!("{} is ready", self.name()), Duration::from_secs(20), async || {
-            let answer = http::get(&self.url("readyz")).await?;
+            let state = || if self.is_running() { "it runs" } else { "it has ended" };
+            let answer = http::get(&self.url("readyz")).await.with_context(state)?;
             ensure!(answer.status == 200, "{}", answer.body.trim());
             Ok(())
         })

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal};
 use tokio::time::sleep;
 
 use super::{MANAGER, change, guarded};
@@ -40,10 +40,7 @@ impl Member<'_> {
     }
 
     fn signal(&self, signal: Signal) {
-        for pid in self.pids() {
-            // It may have ended meanwhile.
-            let _ = kill_process(pid, signal);
-        }
+        process::signal(self.config, signal);
     }
 
     const fn program(&self) -> &'static str {
