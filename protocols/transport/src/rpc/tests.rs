@@ -221,9 +221,13 @@ async fn refusals_and_dropped_requests_have_reasons() {
 #[tokio::test]
 async fn no_answer_ends_at_the_protocols_timeout() {
     let mut pair = Pair::new::<Strict>(2, 10).await;
+    let begun = std::time::Instant::now();
     let answer = pair.ask("1").await;
     let inbound = pair.inbox.recv().await.expect("asked");
-    assert_eq!(text(answer).await, Err(RequestError::Timeout));
+    let error = text(answer).await.expect_err("nobody answers");
+    // The other side gives up at about the same time, and may be the first to do so.
+    assert!(matches!(error, RequestError::Timeout | RequestError::Unreachable { .. }), "{error:?}");
+    assert!(begun.elapsed() >= Strict::TIMEOUT * 9 / 10, "{error:?} after {:?}", begun.elapsed());
     drop(inbound);
 }
 
