@@ -37,12 +37,14 @@ impl Database {
 
 /// Whether it may go well a little later. What a server refuses it will refuse again.
 fn may_pass(place: &Place, error: &OpenError) -> bool {
-    let (Place::Postgres(_), OpenError::Connect(error)) = (place, error) else {
-        return matches!(error, OpenError::Silent);
-    };
+    if matches!(place, Place::Sqlite(_)) {
+        return false;
+    }
     match error {
-        sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut => true,
-        sqlx::Error::Database(refused) => refused.code().is_some_and(|code| BUSY_CODES.contains(&&*code)),
+        OpenError::Silent | OpenError::Connect(sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut) => true,
+        OpenError::Connect(sqlx::Error::Database(refused)) => {
+            refused.code().is_some_and(|code| BUSY_CODES.contains(&&*code))
+        }
         _ => false,
     }
 }
