@@ -2,15 +2,11 @@
 
 use std::time::Duration;
 
-use damselfly_messages::{
-    config::{Configuration, Revocation, Settings},
-    membership::Roots,
-    record::UnixMillis,
-};
+use damselfly_messages::{membership::Roots, record::UnixMillis};
 use damselfly_transport::reason::chain;
 use tokio::{task::spawn_blocking, time::sleep};
 
-use super::{ChangeError, Purpose, State};
+use super::{ChangeError, Purpose, State, made::as_it_is};
 use crate::{
     database::{DatabaseError, audit::Actor, configurations, now},
     keys::{KeyError, Next},
@@ -116,9 +112,4 @@ impl State {
         }
         Ok(())
     }
-}
-
-/// The same again.
-fn as_it_is(current: &Configuration) -> Option<(Settings, Vec<Revocation>)> {
-    Some((current.settings.clone(), current.revoked.clone()))
 }

@@ -1,0 +1,79 @@
+//! What is made of a configuration: the settings and the revocations of the next one.
+
+use damselfly_messages::config::{Configuration, Revocation, SchedulerEntry, SchedulerState, Settings};
+use libp2p::PeerId;
+
+use crate::database::now;
+
+/// Credentials of earlier settings may hold so long.
+const LONGEST_CREDENTIAL_MS: u64 = 90 * 24 * 3_600_000;
+
+/// Makes the next one of the one in force; `None` when nothing is to change.
+pub(super) trait Make: Fn(&Configuration) -> Option<Made> + Send + Sync + 'static {}
+
+impl<F: Fn(&Configuration) -> Option<Made> + Send + Sync + 'static> Make for F {}
+
+/// Settings, and who is out.
+pub(super) type Made = (Settings, Vec<Revocation>);
+
+/// Other settings, and whoever is out stays out.
+pub(super) fn keep_out(settings: Settings) -> impl Make {
+    move |current: &Configuration| Some((settings.clone(), current.revoked.clone()))
+}
+
+/// Earlier settings, without the schedulers that are out by now.
+pub(super) fn back_to(settings: Settings) -> impl Make {
+    move |current: &Configuration| {
+        let is_out = |peer: &PeerId| current.revoked.iter().any(|revoked| revoked.peer == *peer);
+        let mut settings = settings.clone();
+        settings.schedulers.retain(|scheduler| !is_out(&scheduler.peer_id));
+        Some((settings, current.revoked.clone()))
+    }
+}
+
+/// One scheduler more, unless it is there.
+pub(super) fn with_scheduler(entry: SchedulerEntry) -> impl Make {
+    move |current: &Configuration| {
+        let mut settings = current.settings.clone();
+        if settings.scheduler(&entry.peer_id).is_some() {
+            return None;
+        }
+        settings.schedulers.push(entry.clone());
+        Some((settings, current.revoked.clone()))
+    }
+}
+
+/// Another state of a scheduler whose present one `is_wanted` accepts.
+pub(super) fn with_state(
+    peer: PeerId,
+    to: SchedulerState,
+    is_wanted: impl Fn(SchedulerState) -> bool + Send + Sync + 'static,
+) -> impl Make {
+    move |current: &Configuration| {
+        let mut settings = current.settings.clone();
+        settings.schedulers.iter_mut().find(|entry| entry.peer_id == peer && is_wanted(entry.state))?.state = to;
+        Some((settings, current.revoked.clone()))
+    }
+}
+
+/// A host is out, unless it is already.
+pub(super) fn without(peer: PeerId) -> impl Make {
+    move |current: &Configuration| {
+        if current.revoked.iter().any(|revoked| revoked.peer == peer) {
+            return None;
+        }
+        let mut settings = current.settings.clone();
+        settings.schedulers.retain(|scheduler| scheduler.peer_id != peer);
+        // When no credential of theirs can hold any more, they need not be named.
+        let holds = settings.credential_ms.max(LONGEST_CREDENTIAL_MS) + settings.grace_ms;
+        let mut revoked = current.revoked.clone();
+        revoked.retain(|revoked| revoked.at.0.saturating_add(holds) > now().0);
+        revoked.push(Revocation { peer, at: now() });
+        Some((settings, revoked))
+    }
+}
+
+/// The same settings, for a change of the roots alone.
+pub(super) fn as_it_is(current: &Configuration) -> Option<Made> {
+    Some((current.settings.clone(), current.revoked.clone()))
+}
