@@ -81,6 +81,21 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// As it is typed.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Import(_) => "import",
+            Self::Stat(_) => "stat",
+            Self::Export(_) => "export",
+            Self::Delete(_) => "delete",
+            Self::Ls(_) => "ls",
+            Self::Health => "health",
+            Self::Completions { .. } => "completions",
+        }
+    }
+}
+
 /// `dfcache import`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "The cid may be any name. A digest (sha256:<hex>, blake3:<hex>, or a CIDv1 raw with one \
@@ -283,6 +298,8 @@ fn after_help() -> String {
     text.push_str(
         "\nExamples:\n  dfcache import -i models/7b model.bin    # on one host\n  \
          dfcache export -i models/7b model.bin    # on any other\n\n\
+         Environment:\n  OTEL_EXPORTER_OTLP_ENDPOINT  a collector of traces (OTLP/gRPC) that gets a span of the command\n  \
+         TRACEPARENT                  the span that the command is a part of\n\n\
          `dfcache COMMAND --help` says more about each.",
     );
     text

@@ -3,10 +3,12 @@
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 
+use damselfly_messages::trace::TraceContext;
 use damselfly_transport::local::proto::daemon_client::DaemonClient;
 use damselfly_transport::local::{Code, Failure, HandedOver, client, socket_path};
+use damselfly_transport::trace::TRACEPARENT;
 use tokio::time::Instant;
-use tonic::transport::Channel;
+use tonic::{Request, transport::Channel};
 
 use crate::args::Global;
 use crate::output::Output;
@@ -20,18 +22,20 @@ pub struct Context {
     /// Bytes per second; 0 for no limit.
     pub rate_limit: u64,
     socket: PathBuf,
+    trace: Option<TraceContext>,
     started: Instant,
     deadline: Option<Instant>,
 }
 
 impl Context {
     /// The clock of `--timeout` starts here.
-    pub fn new(output: Output, global: &Global) -> Self {
+    pub fn new(output: Output, global: &Global, trace: Option<TraceContext>) -> Self {
         let started = Instant::now();
         Self {
             output,
             rate_limit: global.rate_limit.unwrap_or(0),
             socket: socket_path(global.socket.as_deref()),
+            trace,
             started,
             // A time beyond the clock's end is as good as none.
             deadline: global.timeout.and_then(|timeout| started.checked_add(timeout)),
@@ -44,6 +48,15 @@ impl Context {
     /// Exit 4, with a hint how to start or find one; or 7.
     pub async fn connect(&self) -> Result<DaemonClient<Channel>, Failure> {
         client::connect(&self.socket).await
+    }
+
+    /// A request that says which span it is sent by, if somebody collects that.
+    pub fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        if let Some(trace) = self.trace.and_then(|trace| trace.to_string().parse().ok()) {
+            request.metadata_mut().insert(TRACEPARENT, trace);
+        }
+        request
     }
 
     /// Hands a descriptor to the daemon; what is returned is kept until the call has ended.

@@ -18,7 +18,7 @@ pub async fn run(context: &Context, args: Named) -> Outcome {
     let mut daemon = context.connect().await?;
     let request =
         DeleteTaskRequest { cid: args.cid.clone(), tag: args.tag, local: args.local, timeout_ms: context.timeout_ms() };
-    let done = daemon.delete_task(request).await?.into_inner();
+    let done = daemon.delete_task(context.request(request)).await?.into_inner();
     if context.output.json {
         return context.output.object(&Deleted { deleted: done.deleted, holders: done.holders });
     }

@@ -87,7 +87,7 @@ async fn call(context: &Context, args: &Export, fd: OwnedFd) -> Outcome<ExportRe
         timeout_ms: context.timeout_ms(),
         rate_limit: context.rate_limit,
     };
-    let stream = daemon.export_task(request).await?.into_inner();
+    let stream = daemon.export_task(context.request(request)).await?.into_inner();
     let result = follow(stream, context.output.progress, |message| match message.update? {
         Message::Progress(progress) => Some(Update::Progress(progress)),
         Message::Result(result) => Some(Update::Result(result)),

@@ -31,7 +31,8 @@ pub async fn run(context: &Context, args: Import) -> Outcome {
         let mut daemon = context.connect().await?;
         let handed = context.hand_over(fd.as_fd()).await?;
         drop(fd);
-        let stream = daemon.import_task(request(context, &args, handed.token.to_vec())).await?.into_inner();
+        let stream =
+            daemon.import_task(context.request(request(context, &args, handed.token.to_vec()))).await?.into_inner();
         let result = follow(stream, context.output.progress, |message| match message.update? {
             Message::Progress(progress) => Some(Update::Progress(progress)),
             Message::Result(result) => Some(Update::Result(result)),

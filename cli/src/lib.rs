@@ -18,6 +18,7 @@ pub mod source;
 pub mod stat;
 pub mod stdio;
 pub mod target;
+mod trace;
 pub mod units;
 
 use std::ffi::OsString;
@@ -26,10 +27,12 @@ use std::time::Duration;
 
 use damselfly_transport::local::{Code, Failure};
 use tokio::signal::unix::{SignalKind, signal};
+use tracing::Instrument as _;
 
 use args::{Args, Command, Parsed};
 use client::Context;
 use output::{Outcome, Output, Stop};
+use trace::Trace;
 
 /// After a call was given up: time for the connection to say so, before files and pipes close.
 pub(crate) const CANCEL_TIME: Duration = Duration::from_millis(50);
@@ -58,13 +61,19 @@ fn run(output: Output, args: Args) -> Outcome {
         .enable_all()
         .build()
         .map_err(|e| Failure::io("cannot start", &e))?;
-    let context = Context::new(output, &args.global);
     runtime.block_on(async {
-        tokio::select! {
-            outcome = dispatch(&context, args.command) => outcome,
-            failure = interrupted() => cancelled(failure).await,
-            failure = context.out_of_time() => cancelled(failure).await,
-        }
+        let trace = Trace::begin(&args.command, output);
+        let context = Context::new(output, &args.global, trace.context());
+        let work = async {
+            tokio::select! {
+                outcome = dispatch(&context, args.command) => outcome,
+                failure = interrupted() => cancelled(failure).await,
+                failure = context.out_of_time() => cancelled(failure).await,
+            }
+        };
+        let outcome = work.instrument(trace.span()).await;
+        trace.end(outcome.as_ref().copied(), output).await;
+        outcome
     })
 }
 

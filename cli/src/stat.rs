@@ -22,7 +22,7 @@ pub async fn run(context: &Context, args: Named) -> Outcome {
     let mut daemon = context.connect().await?;
     let request =
         StatTaskRequest { cid: args.cid.clone(), tag: args.tag, local: args.local, timeout_ms: context.timeout_ms() };
-    let found = daemon.stat_task(request).await?.into_inner();
+    let found = daemon.stat_task(context.request(request)).await?.into_inner();
     let state = match found.state() {
         Availability::Available => "available",
         Availability::Unavailable | Availability::Unspecified => "unavailable",

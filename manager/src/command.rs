@@ -159,7 +159,7 @@ async fn run(arguments: Arguments, overrides: Vec<Override>) -> anyhow::Result<E
         }
         None => {}
     }
-    logging::init(arguments.log_format);
+    logging::init(arguments.log_format, None);
     let mut signals = Signals::catch()?;
     let server = tokio::select! {
         started = Server::start(loaded.config) => started?,

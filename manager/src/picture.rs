@@ -294,7 +294,7 @@ impl Eyes {
 
     async fn delete_at(&self, owner: PeerId, task: TaskId, accepted: &Accepted) -> Result<DeleteAnswer, String> {
         let body = RequestBody::DeleteTask(DeleteTask { task, asked: None });
-        let request = scheduler::Request { epoch: accepted.configuration.epoch, stand_in: false, body };
+        let request = scheduler::Request::new(accepted.configuration.epoch, body);
         match self.network.request::<SchedulerProtocol>(owner, &request, SchedulerProtocol::TIMEOUT).await {
             Ok(scheduler::Response { body: ResponseBody::Deleted(answer), .. }) => Ok(answer),
             Ok(_) => Err("it has another configuration".into()),

@@ -3,12 +3,15 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
-use damselfly_transport::program::{
-    config::{self, Override},
-    http::check_ready,
-    lifecycle::{self, Signals},
-    logging::{self, LogFormat},
-    membership::read_token,
+use damselfly_transport::{
+    program::{
+        config::{self, Override},
+        http::check_ready,
+        lifecycle::{self, Signals},
+        logging::{self, LogFormat},
+        membership::read_token,
+    },
+    trace::{self, Collector},
 };
 
 use crate::{config::NodeConfig, daemon::Daemon};
@@ -28,6 +31,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("http_tls_cert_file", "http.tls_cert_file"),
     ("http_tls_key_file", "http.tls_key_file"),
     ("http_tls_self_signed", "http.tls_self_signed"),
+    ("otlp_endpoint", "otlp_endpoint"),
 ];
 
 /// Keeps, serves, fetches and announces the files of this host for its cluster.
@@ -88,6 +92,9 @@ struct Arguments {
     /// HTTPS with a certificate that is made once and kept in the data directory.
     #[arg(long)]
     http_tls_self_signed: bool,
+    /// The collector of traces, for OTLP/gRPC, such as http://127.0.0.1:4317: spans of exports go there.
+    #[arg(long, value_name = "URL", env = trace::ENDPOINT)]
+    otlp_endpoint: Option<String>,
 }
 
 /// Runs dfdaemon with the arguments of this process.
@@ -119,9 +126,12 @@ fn run(arguments: Arguments, overrides: Vec<Override>) -> anyhow::Result<ExitCod
         let NodeConfig { http, data_dir, .. } = &loaded.config;
         return Ok(tokio::runtime::Runtime::new()?.block_on(check_ready("dfdaemon", http, data_dir)));
     }
-    logging::init(arguments.log_format);
     lifecycle::raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let inside = runtime.enter();
+    let collector = Collector::configured("dfdaemon", loaded.config.otlp_endpoint.as_deref())?;
+    logging::init(arguments.log_format, collector.as_ref());
+    drop(inside);
     let ended = runtime.block_on(async {
         let mut signals = Signals::catch()?;
         let mut daemon = Daemon::start(loaded.config, token).await?;
@@ -136,6 +146,7 @@ fn run(arguments: Arguments, overrides: Vec<Override>) -> anyhow::Result<ExitCod
         lifecycle::shut_down(daemon.stop()).await;
         ended
     });
+    collector.into_iter().for_each(Collector::stop_and_tell);
     // A thread that waits for a pipe must not keep the daemon.
     runtime.shutdown_background();
     ended

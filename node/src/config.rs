@@ -12,6 +12,7 @@ use damselfly_transport::{
         config::{BadValue, Config, default_data_dir},
         http::HttpConfig,
     },
+    trace::check_endpoint,
 };
 use libp2p::{Multiaddr, multiaddr::Protocol};
 use serde::{Deserialize, Serialize};
@@ -52,6 +53,8 @@ pub struct NodeConfig {
     pub allow_loopback: bool,
     /// HTTP. Default `127.0.0.1:4501`.
     pub http: HttpConfig,
+    /// The collector of traces that spans of exports go to, over OTLP/gRPC, such as `http://127.0.0.1:4317`. Default none.
+    pub otlp_endpoint: Option<String>,
     /// Where the host is: `host`, `rack`, `zone`, `region`, and whatever else others should know. Default none.
     pub tags: BTreeMap<String, String>,
 }
@@ -91,6 +94,7 @@ impl Default for NodeConfig {
             store_quota_bytes: 0,
             allow_loopback: false,
             http: HttpConfig::loopback(HTTP_PORT),
+            otlp_endpoint: None,
             tags: BTreeMap::new(),
         }
     }
@@ -99,6 +103,9 @@ impl Default for NodeConfig {
 impl Config for NodeConfig {
     fn check(&self) -> Result<(), BadValue> {
         self.http.check()?;
+        if let Err(reason) = check_endpoint(self.otlp_endpoint.as_deref().unwrap_or_default()) {
+            return Err(BadValue::new("otlp_endpoint", reason));
+        }
         if self.listen.is_empty() {
             return Err(BadValue::new("listen", "must have at least one address"));
         }

@@ -321,6 +321,11 @@ impl Download {
         self.lock().givers.values().sum()
     }
 
+    /// Pieces that one peer gave.
+    fn pieces_of(&self, peer: &PeerId) -> u32 {
+        self.lock().givers.get(peer).copied().unwrap_or(0)
+    }
+
     /// Peers that gave at least one piece.
     pub fn givers(&self) -> u32 {
         self.lock().givers.len() as u32

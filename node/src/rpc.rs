@@ -3,15 +3,20 @@
 use std::{pin::Pin, time::Duration};
 
 use damselfly_messages::{name::Name, record::Binding};
-use damselfly_transport::local::{
-    Code, Descriptors, Failure, PeerCredentials,
-    proto::{self, daemon_server::Daemon},
+use damselfly_transport::{
+    local::{
+        Code, Descriptors, Failure, PeerCredentials,
+        proto::{self, daemon_server::Daemon},
+    },
+    program::follower::Follower,
+    span, trace,
 };
 use futures::Stream;
 use libp2p::PeerId;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
+use tracing::Span;
 
 use crate::{
     announcer::Announcer,
@@ -22,7 +27,6 @@ use crate::{
     places::Places,
     tasks::{Tasks, layout_of},
 };
-use damselfly_transport::program::follower::Follower;
 
 mod list;
 mod source;
@@ -68,11 +72,12 @@ impl Daemon for Rpc {
         request: Request<proto::ImportTaskRequest>,
     ) -> Result<Response<Self::ImportTaskStream>, Status> {
         let caller = PeerCredentials::of(&request)?;
+        let span = span_of(&request, span!("server", "ImportTask"));
         let request = request.into_inner();
         let limit = deadline(request.timeout_ms);
         let import = source::import_request(&self.descriptors, caller, request).await?;
         let place = (self.imports.clone(), caller.uid);
-        Ok(respond(transfer::import(self.importer.clone(), import, place, limit)))
+        Ok(respond(transfer::import(self.importer.clone(), import, place, (limit, span))))
     }
 
     async fn export_task(
@@ -80,20 +85,23 @@ impl Daemon for Rpc {
         request: Request<proto::ExportTaskRequest>,
     ) -> Result<Response<Self::ExportTaskStream>, Status> {
         let caller = PeerCredentials::of(&request)?;
+        let span = span_of(&request, span!("server", "ExportTask"));
         let request = request.into_inner();
         let limit = deadline(request.timeout_ms);
         let (export, output) = source::export_request(&self.descriptors, caller, request).await?;
         let place = (self.exports.clone(), caller.uid);
-        Ok(respond(transfer::export(self.exporter.clone(), export, output, place, limit)))
+        Ok(respond(transfer::export(self.exporter.clone(), export, output, place, (limit, span))))
     }
 
     async fn stat_task(
         &self,
         request: Request<proto::StatTaskRequest>,
     ) -> Result<Response<proto::StatTaskResponse>, Status> {
+        let span = span_of(&request, span!("server", "StatTask"));
         let request = request.into_inner();
         let name = Name::parse(&request.cid, &request.tag).or_failure()?;
-        let stat = within(deadline(request.timeout_ms), self.tasks.stat(&name, request.local)).await?;
+        let stat = within(deadline(request.timeout_ms), self.tasks.stat(&name, request.local));
+        let stat = trace::traced(span, stat).await?;
         let state = match stat.available {
             true => proto::Availability::Available,
             false => proto::Availability::Unavailable,
@@ -110,11 +118,12 @@ impl Daemon for Rpc {
         &self,
         request: Request<proto::DeleteTaskRequest>,
     ) -> Result<Response<proto::DeleteTaskResponse>, Status> {
+        let span = span_of(&request, span!("server", "DeleteTask"));
         let request = request.into_inner();
         let name = Name::parse(&request.cid, &request.tag).or_failure()?;
         let tasks = self.tasks.clone();
         // A delete that has begun goes on when the client leaves: half of it would be worse.
-        let running = tokio::spawn(async move { tasks.delete(&name, request.local).await });
+        let running = tokio::spawn(trace::traced(span, async move { tasks.delete(&name, request.local).await }));
         let deleted = within(deadline(request.timeout_ms), async {
             running.await.unwrap_or_else(|error| Err(Failure::new(Code::Failed, error.to_string())))
         });
@@ -163,6 +172,12 @@ impl Daemon for Rpc {
             problems: health.problems.into_iter().map(problem).collect(),
         }))
     }
+}
+
+/// `span`, as a part of the caller's trace if it says one.
+fn span_of<T>(request: &Request<T>, span: Span) -> Span {
+    let caller = request.metadata().get(trace::TRACEPARENT).and_then(|header| header.to_str().ok()?.parse().ok());
+    trace::asked_by(span, caller)
 }
 
 fn respond<T: Send + 'static>(responses: mpsc::Receiver<Result<T, Status>>) -> Response<Responses<T>> {

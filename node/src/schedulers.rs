@@ -21,7 +21,8 @@ use damselfly_messages::{
     },
 };
 use damselfly_transport::{
-    network::Network, program::follower::Follower, protocol::SchedulerProtocol, reason::tally, rpc::RequestError,
+    network::Network, program::follower::Follower, protocol::SchedulerProtocol, reason::tally, rpc::RequestError, span,
+    trace,
 };
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use libp2p::PeerId;
@@ -355,10 +356,22 @@ impl Schedulers {
         stand_in: bool,
         within: Duration,
     ) -> Result<ResponseBody, String> {
+        let span = trace::when_traced(|| span!("client", "ask a scheduler", scheduler = %peer, stand_in));
+        trace::traced(span, self.try_ask_one(peer, body, stand_in, within)).await
+    }
+
+    async fn try_ask_one(
+        &self,
+        peer: PeerId,
+        body: &RequestBody,
+        stand_in: bool,
+        within: Duration,
+    ) -> Result<ResponseBody, String> {
         let accepted = self.accepted().ok_or("no configuration")?;
         let settings = &accepted.configuration.settings;
         let addresses = settings.scheduler(&peer).map(|entry| entry.addresses.clone()).unwrap_or_default();
-        let request = Request { epoch: accepted.configuration.epoch, stand_in, body: body.clone() };
+        let trace = trace::current();
+        let request = Request { epoch: accepted.configuration.epoch, stand_in, body: body.clone(), trace };
         let (begun, mut again) = (Instant::now(), true);
         let deadline = begun + within;
         loop {

@@ -11,7 +11,9 @@ use damselfly_messages::{
 };
 use damselfly_transport::{
     frame::{self, FrameError},
+    span,
     streams::Stream,
+    trace,
 };
 use futures::AsyncWriteExt as _;
 use libp2p::PeerId;
@@ -19,6 +21,7 @@ use tokio::{
     sync::{broadcast::error::RecvError, mpsc},
     time::{sleep, timeout},
 };
+use tracing::Span;
 
 use crate::{
     blocking::blocking,
@@ -115,7 +118,7 @@ impl Uploads {
             tokio::select! {
                 Some((peer, stream)) = pieces.recv() => {
                     let this = self.clone();
-                    tokio::spawn(async move { log_end(peer, this.serve_pieces(stream).await) });
+                    tokio::spawn(async move { log_end(peer, this.serve_pieces(peer, stream).await) });
                 }
                 Some((peer, stream)) = haves.recv() => {
                     let this = self.clone();
@@ -126,26 +129,40 @@ impl Uploads {
         }
     }
 
-    async fn serve_pieces(&self, mut stream: Stream) -> Result<(), ServeError> {
+    async fn serve_pieces(&self, peer: PeerId, mut stream: Stream) -> Result<(), ServeError> {
         // The last source is kept: a stream asks for one content again and again.
         let mut source: Option<(ContentId, Source)> = None;
         while let Ok(request) = timeout(IDLE_MAX, frame::read(&mut stream, FRAME_BYTES_MAX)).await {
             let Some(bytes) = request? else { break };
             let request = PieceRequest::from_bytes(&bytes)?;
+            let span = span_of(peer, &request);
             if source.as_ref().is_none_or(|(content, _)| *content != request.content) {
                 source = self.source(request.content).await.map(|source| (request.content, source));
             }
-            let served = match (&source, request.index) {
-                (None, _) => None,
-                (Some((_, source)), None) => Some(self.send_manifest(&mut stream, source.manifest()).await?),
-                (Some((_, source)), Some(index)) => self.send_piece(&mut stream, source, index).await?,
-            };
-            if served.is_none() {
+            let source_now = source.as_ref().map(|(_, source)| source);
+            if !trace::traced(span, self.answer(&mut stream, source_now, request.index)).await? {
                 source = None;
-                send(&mut stream, &PieceResponse::NotHeld).await?;
             }
         }
         Ok(())
+    }
+
+    /// Answers one request. Returns whether `source` has what was asked for.
+    async fn answer(
+        &self,
+        stream: &mut Stream,
+        source: Option<&Source>,
+        index: Option<u32>,
+    ) -> Result<bool, ServeError> {
+        let served = match (source, index) {
+            (None, _) => None,
+            (Some(source), None) => Some(self.send_manifest(stream, source.manifest()).await?),
+            (Some(source), Some(index)) => self.send_piece(stream, source, index).await?,
+        };
+        if served.is_none() {
+            send(stream, &PieceResponse::NotHeld).await?;
+        }
+        Ok(served.is_some())
     }
 
     async fn send_manifest(&self, stream: &mut Stream, manifest: &Manifest) -> Result<(), ServeError> {
@@ -266,6 +283,12 @@ impl Uploads {
             send(stream, &HaveUpdate::Gained(news)).await?;
         }
     }
+}
+
+/// The span of a request that is a part of a trace.
+fn span_of(child: PeerId, request: &PieceRequest) -> Span {
+    let Some(asker) = request.trace else { return Span::none() };
+    trace::asked_by(span!("server", "serve", content = %request.content, piece = request.index, %child), Some(asker))
 }
 
 async fn send<M: damselfly_messages::wire::Wire>(stream: &mut Stream, message: &M) -> Result<(), ServeError> {

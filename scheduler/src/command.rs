@@ -5,12 +5,15 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Context as _;
 use clap::Parser;
 use damselfly_messages::membership::JoinToken;
-use damselfly_transport::program::{
-    config::{self, Override},
-    http::check_ready,
-    lifecycle::{self, Signals},
-    logging::{self, LogFormat},
-    membership::{has_joined, read_token},
+use damselfly_transport::{
+    program::{
+        config::{self, Override},
+        http::check_ready,
+        lifecycle::{self, Signals},
+        logging::{self, LogFormat},
+        membership::{has_joined, read_token},
+    },
+    trace::{self, Collector},
 };
 
 use crate::{
@@ -64,6 +67,9 @@ struct Arguments {
     /// HTTPS with a certificate that is made once and kept in the data directory
     #[arg(long)]
     http_tls_self_signed: bool,
+    /// The collector of traces, for OTLP/gRPC, such as http://127.0.0.1:4317: spans of exports go there
+    #[arg(long, value_name = "URL", env = trace::ENDPOINT)]
+    otlp_endpoint: Option<String>,
 }
 
 /// Arguments that are settings.
@@ -77,6 +83,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("http_tls_cert_file", "http.tls_cert_file"),
     ("http_tls_key_file", "http.tls_key_file"),
     ("http_tls_self_signed", "http.tls_self_signed"),
+    ("otlp_endpoint", "otlp_endpoint"),
 ];
 
 /// Files, listeners and the like beside the connections.
@@ -114,10 +121,16 @@ fn run(arguments: &Arguments, overrides: &[Override]) -> anyhow::Result<ExitCode
     if token.is_none() && !has_joined(&loaded.config.data_dir) {
         return Ok(unusable(&NO_CLUSTER));
     }
-    logging::init(arguments.log_format);
     let mut config = loaded.config;
     config.connections = config.connections.min(connections_max());
-    tokio::runtime::Runtime::new().context("no runtime")?.block_on(serve(config, token))
+    let runtime = tokio::runtime::Runtime::new().context("no runtime")?;
+    let inside = runtime.enter();
+    let collector = Collector::configured("dfscheduler", config.otlp_endpoint.as_deref())?;
+    logging::init(arguments.log_format, collector.as_ref());
+    drop(inside);
+    let ended = runtime.block_on(serve(config, token));
+    collector.into_iter().for_each(Collector::stop_and_tell);
+    ended
 }
 
 /// The program cannot be started as it is told.

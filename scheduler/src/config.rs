@@ -2,11 +2,14 @@
 
 use std::path::PathBuf;
 
-use damselfly_transport::program::{
-    config::{BadValue, Config, default_data_dir},
-    http::HttpConfig,
-    identity::KEY_FILE,
-    membership::CONFIGURATION_FILE,
+use damselfly_transport::{
+    program::{
+        config::{BadValue, Config, default_data_dir},
+        http::HttpConfig,
+        identity::KEY_FILE,
+        membership::CONFIGURATION_FILE,
+    },
+    trace::check_endpoint,
 };
 use libp2p::Multiaddr;
 use serde::{Deserialize, Serialize};
@@ -30,6 +33,8 @@ pub struct SchedulerConfig {
     pub connections: u32,
     /// Metrics and health. Default `127.0.0.1:4601`.
     pub http: HttpConfig,
+    /// The collector of traces that spans of exports go to, over OTLP/gRPC, such as `http://127.0.0.1:4317`. Default none.
+    pub otlp_endpoint: Option<String>,
 }
 
 impl Default for SchedulerConfig {
@@ -46,6 +51,7 @@ impl Default for SchedulerConfig {
             allow_loopback: false,
             connections: 20_480,
             http: HttpConfig::loopback(4601),
+            otlp_endpoint: None,
         }
     }
 }
@@ -53,6 +59,9 @@ impl Default for SchedulerConfig {
 impl Config for SchedulerConfig {
     fn check(&self) -> Result<(), BadValue> {
         self.http.check()?;
+        if let Err(reason) = check_endpoint(self.otlp_endpoint.as_deref().unwrap_or_default()) {
+            return Err(BadValue::new("otlp_endpoint", reason));
+        }
         if self.listen.is_empty() {
             return Err(BadValue::new("listen", "needs at least one address"));
         }

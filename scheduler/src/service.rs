@@ -19,12 +19,14 @@ use damselfly_transport::{
     program::follower::Follower,
     protocol::{InfoProtocol, SchedulerProtocol},
     rpc::Inbound,
+    span, trace,
 };
 use libp2p::PeerId;
 use tokio::{
     sync::mpsc,
     time::{MissedTickBehavior, interval},
 };
+use tracing::Span;
 
 use crate::{
     metrics::{self, Metrics},
@@ -40,6 +42,8 @@ const DECODED: usize = 64;
 struct Waiting {
     inbound: Inbound<SchedulerProtocol>,
     kind: &'static str,
+    /// Ends with the reply.
+    span: Span,
 }
 
 /// A request, decoded.
@@ -136,9 +140,14 @@ impl Service {
         let peer = inbound.peer();
         self.check_heartbeat(peer, &mut request.body);
         let kind = metrics::kind(&request.body);
+        // Only what is a part of something: hosts ask for much that nobody waits for.
+        let span = match request.trace {
+            Some(asker) => trace::asked_by(span!("server", "schedule", request = kind, child = %peer), Some(asker)),
+            None => Span::none(),
+        };
         let ask = AskId(self.asked);
         self.asked += 1;
-        self.waiting.insert(ask, Waiting { inbound, kind });
+        self.waiting.insert(ask, Waiting { inbound, kind, span });
         let began = Instant::now();
         self.feed(Event::Asked { ask, peer, request });
         self.metrics.on_handled(kind, began.elapsed());
@@ -180,8 +189,11 @@ impl Service {
     }
 
     fn reply(&mut self, ask: AskId, reply: Reply) {
-        let Some(Waiting { inbound, kind }) = self.waiting.remove(&ask) else { return };
+        let Some(Waiting { inbound, kind, span }) = self.waiting.remove(&ask) else { return };
         self.metrics.on_answer(kind, &reply);
+        if let Reply::Refused(reason) = &reply {
+            trace::fail(&span, reason);
+        }
         match reply {
             Reply::Response(response) => inbound.respond(response),
             Reply::Busy(retry_after) => inbound.busy(retry_after),

@@ -72,7 +72,7 @@ async fn ask(
     body: RequestBody,
     done: impl Fn(&ResponseBody) -> bool,
 ) -> ResponseBody {
-    let request = Request { epoch: 1, stand_in: false, body };
+    let request = Request::new(1, body);
     let asking = async {
         loop {
             let answer = host.request::<SchedulerProtocol>(scheduler.peer_id(), &request, SOON).await;

@@ -32,11 +32,13 @@ pub struct Options {
     pub seeds: u32,
     /// Each node serves others at most this fast, such as `20MiB/s`.
     pub upload_rate_limit: Option<&'static str>,
+    /// Variables of the environment of every program.
+    pub environment: Vec<(&'static str, String)>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { schedulers: 2, nodes: 3, seeds: 0, upload_rate_limit: None }
+        Self { schedulers: 2, nodes: 3, seeds: 0, upload_rate_limit: None, environment: Vec::new() }
     }
 }
 
@@ -81,6 +83,7 @@ impl Cluster {
         if let Some(limit) = options.upload_rate_limit {
             up.arg("--upload-rate-limit").arg(limit);
         }
+        up.envs(options.environment.iter().cloned());
         up.env_remove("CARGO").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let testnet = spawner::spawn(up)?;
         let mut starting = Starting { folder: Some(folder), testnet: Some(testnet) };

@@ -17,10 +17,12 @@ use damselfly_transport::{
     frame::{self, FrameError},
     protocol::PIECE,
     streams::{OpenError, Stream},
+    trace,
 };
 use futures::AsyncReadExt as _;
 use libp2p::PeerId;
 use tokio::{sync::Semaphore, task::JoinSet, time::timeout};
+use tracing::Instrument as _;
 
 use super::{Download, FetchError, Shared, State, pool::Place};
 use crate::buffers::Buffer;
@@ -99,7 +101,7 @@ pub(super) async fn run(download: Arc<Download>, parent: PeerId) -> Result<(), P
     let mut streams = JoinSet::new();
     let most = download.shared.settings.get().concurrent_pieces as usize;
     for number in 0..STREAMS.min(pieces.div_ceil(2)).min(most).max(1) {
-        streams.spawn(run_stream(Arc::clone(&download), parent, number));
+        streams.spawn(run_stream(Arc::clone(&download), parent, number).in_current_span());
     }
     // The first stream that fails takes the others with it: they share the connection.
     while let Some(ended) = streams.join_next().await {
@@ -172,7 +174,7 @@ impl StreamWorker {
             let Some(index) = self.download.lock().next_on_stream(&self.parent, self.under_way.len()) else { break };
             self.under_way.push_back(index);
             let content = self.download.manifest().content();
-            stream.ask(&PieceRequest { content, index: Some(index.get()) }).await?;
+            stream.ask(&PieceRequest { content, index: Some(index.get()), trace: trace::current() }).await?;
         }
         Ok(())
     }

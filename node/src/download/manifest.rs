@@ -14,6 +14,7 @@ use damselfly_messages::{
     scheduler::{Parent, ParentFault},
     transfer::{PieceRequest, PieceResponse, manifest_from_body},
 };
+use damselfly_transport::{span, trace};
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use libp2p::PeerId;
 use tokio::time::timeout;
@@ -103,7 +104,8 @@ impl Shared {
     /// Asks a parent, and once more when its connection breaks at once: that says nothing of the parent.
     async fn manifest_of(&self, wanted: &Wanted, parent: &Parent) -> Result<Given, ParentError> {
         let begun = Instant::now();
-        match self.try_manifest_of(wanted, parent).await {
+        let span = trace::when_traced(|| span!("client", "fetch the manifest", parent = %parent.peer));
+        match trace::traced(span, self.try_manifest_of(wanted, parent)).await {
             Err(ParentError::Unreachable(reason)) if begun.elapsed() < CONNECT_WITHIN => {
                 tracing::debug!(parent = %parent.peer, reason, "the manifest is asked for once more");
                 self.try_manifest_of(wanted, parent).await
@@ -141,7 +143,7 @@ impl Shared {
         content: ContentId,
         parent: PeerId,
     ) -> Result<Given, ParentError> {
-        stream.ask(&PieceRequest { content, index: None }).await?;
+        stream.ask(&PieceRequest { content, index: None, trace: trace::current() }).await?;
         let (content_bytes, digests) = match stream.answer().await? {
             PieceResponse::Manifest { content_bytes, digests } => (content_bytes, digests),
             PieceResponse::NotHeld => return Err(ParentError::NotHeld),

@@ -13,9 +13,10 @@ use damselfly_messages::{
     id::{ContentId, TaskId},
     manifest::Manifest,
 };
-use damselfly_transport::network::Network;
+use damselfly_transport::{network::Network, span, trace};
 use tokio::sync::{Notify, OnceCell, Semaphore, broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use super::{
     Download, Downloads, FetchError, Interest, Progress, Shared, State, Wanted, lock, manifest::First, plan::Plan,
@@ -167,7 +168,10 @@ impl Downloads {
             settled: CancellationToken::new(),
             from_peers_bytes: AtomicU64::new(0),
         });
-        tokio::spawn(supervisor::run(Arc::clone(&download), Arc::clone(slot), inbox));
+        let content = download.manifest.content();
+        // Others may join it: it is a part of what began it.
+        let span = trace::when_traced(|| span!("internal", "download", %content, bytes = layout.content_bytes()));
+        tokio::spawn(supervisor::run(Arc::clone(&download), Arc::clone(slot), inbox).instrument(span));
         Ok(download)
     }
 }

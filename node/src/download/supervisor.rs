@@ -10,12 +10,14 @@ use damselfly_messages::{
     id::TaskId,
     scheduler::{Parent, ParentFault, PeerResult, ReportPeerResult, ReportPieceResult, RequestBody},
 };
+use damselfly_transport::{span, trace};
 use libp2p::PeerId;
 use tokio::{
     sync::{OnceCell, mpsc},
     task::{JoinError, JoinSet},
     time::{MissedTickBehavior, interval},
 };
+use tracing::{Instrument as _, field::Empty};
 
 use super::{Download, FetchError, fetch, fetch::ParentError, have, manifest::CONNECT_WITHIN};
 use crate::{blocking::blocking, schedulers::Answer, store::TaskRecord};
@@ -220,13 +222,19 @@ impl Supervisor {
                 }
             });
         }
+        let peer = parent.peer;
+        let span = trace::when_traced(
+            || span!("client", "fetch from a parent", parent = %peer, complete = parent.complete, pieces = Empty),
+        );
+        let (outer, fetched) = (span.clone(), Arc::clone(&download));
+        let work = trace::traced(span, async move {
+            connect(&download, &parent).await?;
+            fetch::run(download, peer).await
+        });
         self.fetching.spawn(async move {
-            let peer = parent.peer;
-            let result = async {
-                connect(&download, &parent).await?;
-                fetch::run(download, peer).await
-            };
-            (peer, result.await)
+            let result = work.await;
+            outer.record("pieces", fetched.pieces_of(&peer));
+            (peer, result)
         });
     }
 
@@ -267,7 +275,7 @@ impl Supervisor {
 
     fn ask_for_parents(&self) {
         let download = Arc::clone(&self.download);
-        tokio::spawn(async move {
+        let ask = async move {
             let exclude = download.lock().plan.excluded().iter().copied().take(64).collect();
             let Ok(Answer::Found(candidates)) = download.shared.schedulers.register(&download.name, exclude).await
             else {
@@ -276,7 +284,8 @@ impl Supervisor {
             let content = download.manifest().content();
             let ours = candidates.into_iter().filter(|candidate| candidate.binding.content == content);
             ours.for_each(|candidate| download.add_parents(candidate.parents));
-        });
+        };
+        tokio::spawn(ask.in_current_span());
     }
 
     /// Tells the scheduler about parents, and early about the first pieces: others may fetch them here.

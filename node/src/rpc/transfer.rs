@@ -5,13 +5,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use damselfly_transport::local::{Code, Failure, proto};
+use damselfly_transport::{
+    local::{Code, Failure, proto},
+    trace,
+};
 use tokio::{
     sync::mpsc,
     time::{MissedTickBehavior, interval, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
+use tracing::Span;
 
 use super::{STREAM_BACKLOG, late, source::Output, task, within};
 use crate::{
@@ -33,7 +37,7 @@ pub(super) fn import(
     importer: Importer,
     request: ImportRequest,
     (places, uid): (Places, u32),
-    limit: Option<Duration>,
+    (limit, span): (Option<Duration>, Span),
 ) -> mpsc::Receiver<Result<proto::ImportTaskResponse, Status>> {
     let (responses, receiver) = mpsc::channel(STREAM_BACKLOG);
     let progress = Arc::new(ImportProgress::default());
@@ -60,7 +64,7 @@ pub(super) fn import(
         proto::ImportTaskResponse { update: Some(Update::Progress(progress)) }
     };
     tokio::spawn(async move {
-        let ended = run(&responses, work, tell).await;
+        let ended = run(&responses, trace::traced(span, work), tell).await;
         // Also when it timed out or the client left: a thread may still be reading.
         progress.cancelled.cancel();
         send_end(responses, ended).await;
@@ -84,7 +88,7 @@ pub(super) fn export(
     request: ExportRequest,
     output: Option<Output>,
     (places, uid): (Places, u32),
-    limit: Option<Duration>,
+    (limit, span): (Option<Duration>, Span),
 ) -> mpsc::Receiver<Result<proto::ExportTaskResponse, Status>> {
     let (responses, receiver) = mpsc::channel(STREAM_BACKLOG);
     let progress = Arc::new(ExportProgress::default());
@@ -115,7 +119,7 @@ pub(super) fn export(
         proto::ExportTaskResponse { update: Some(Update::Progress(progress)) }
     };
     tokio::spawn(async move {
-        let ended = run(&responses, work, tell).await;
+        let ended = run(&responses, trace::traced(span, work), tell).await;
         progress.cancelled.store(true, Ordering::Relaxed);
         send_end(responses, ended).await;
     });

@@ -16,5 +16,6 @@ pub mod piece;
 pub mod record;
 pub mod ring;
 pub mod scheduler;
+pub mod trace;
 pub mod transfer;
 pub mod wire;

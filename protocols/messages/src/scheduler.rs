@@ -11,6 +11,7 @@ use crate::{
     name::Name,
     pb::{self, at_most, each, required},
     record::{Announcement, BUCKETS, Binding, BucketDigests, Holding, Record, Tombstone, UnixMillis},
+    trace::TraceContext,
     wire::{Invalid, Wire},
 };
 
@@ -36,6 +37,15 @@ pub struct Request {
     pub stand_in: bool,
     /// What is asked.
     pub body: RequestBody,
+    /// What it is asked by.
+    pub trace: Option<TraceContext>,
+}
+
+impl Request {
+    /// A request of who goes by the configuration of `epoch`.
+    pub const fn new(epoch: u64, body: RequestBody) -> Self {
+        Self { epoch, stand_in: false, body, trace: None }
+    }
 }
 
 /// What is asked of a scheduler.

@@ -11,6 +11,7 @@ use crate::{
     manifest::{Manifest, digests_of},
     pb::{self, have_update, piece_response, required},
     piece::{PIECE_BYTES_MAX, PieceIndex, PieceLayout},
+    trace::{TraceContext, trace_bytes},
     wire::{Invalid, Wire},
 };
 
@@ -26,6 +27,8 @@ pub struct PieceRequest {
     pub content: ContentId,
     /// Which piece, unchecked; `None` asks for the manifest.
     pub index: Option<u32>,
+    /// What it is asked by.
+    pub trace: Option<TraceContext>,
 }
 
 /// The header of a parent's answer.
@@ -73,12 +76,14 @@ pub fn manifest_from_body(content: ContentId, content_bytes: u64, body: &[u8]) -
 
 impl Wire for PieceRequest {
     fn to_bytes(&self) -> Vec<u8> {
-        pb::PieceRequest { content: self.content.digest().to_vec(), index: self.index }.encode_to_vec()
+        let trace = trace_bytes(self.trace);
+        pb::PieceRequest { content: self.content.digest().to_vec(), index: self.index, trace }.encode_to_vec()
     }
 
     fn from_bytes(bytes: &[u8]) -> Result<Self, Invalid> {
         let request: pb::PieceRequest = pb::decode("piece request", bytes)?;
-        Ok(Self { content: ContentId::from_bytes(&request.content)?, index: request.index })
+        let (content, trace) = (ContentId::from_bytes(&request.content)?, TraceContext::from_bytes(&request.trace));
+        Ok(Self { content, index: request.index, trace })
     }
 }
 

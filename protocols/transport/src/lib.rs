@@ -4,6 +4,7 @@
 //! - [`connection`]: the one transport, from TCP by way of [`tls`] and [`admission`] to the [`muxer`]
 //! - [`rpc`] and [`streams`]: what runs over a connection, in [`frame`]s
 //! - [`network`]: the worker that drives it, and the handle to it
+//! - [`trace`]: spans that follow an export over all of that, for who collects them
 
 pub mod addresses;
 pub mod admission;
@@ -25,6 +26,7 @@ pub mod streams;
 #[cfg(test)]
 mod testing;
 pub mod tls;
+pub mod trace;
 mod verifier;
 
 /// What the programs use, so that measurements in tests are theirs.

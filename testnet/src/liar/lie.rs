@@ -343,7 +343,7 @@ mod tests {
     }
 
     fn ask(lie: Lie, content: &Content, index: Option<u32>) -> Answer {
-        lie.answer(content, &PieceRequest { content: content.truth.manifest.content(), index })
+        lie.answer(content, &PieceRequest { content: content.truth.manifest.content(), index, trace: None })
     }
 
     #[test]

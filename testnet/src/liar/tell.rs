@@ -95,7 +95,7 @@ impl Teller {
     async fn ask(&self, accepted: &Accepted, scheduler: PeerId, body: RequestBody) -> anyhow::Result<ResponseBody> {
         let entry = accepted.configuration.settings.scheduler(&scheduler).context("not in the settings")?;
         self.network.connect(scheduler, entry.addresses.clone(), ANSWER_WITHIN).await?;
-        let request = Request { epoch: accepted.configuration.epoch, stand_in: false, body };
+        let request = Request::new(accepted.configuration.epoch, body);
         let response = self.network.request::<SchedulerProtocol>(scheduler, &request, ANSWER_WITHIN).await?;
         Ok(response.body)
     }

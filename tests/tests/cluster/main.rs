@@ -18,4 +18,5 @@ mod ring;
 mod roots;
 mod schedulers;
 mod support;
+mod traces;
 mod ttl;

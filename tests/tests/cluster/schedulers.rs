@@ -18,7 +18,7 @@ const TASKS: usize = 60;
 /// 3 schedulers, any one killed in the middle of an export and of many questions.
 #[tokio::test]
 async fn one_scheduler_dies() -> anyhow::Result<()> {
-    let options = Options { schedulers: 3, nodes: 2, seeds: 0, upload_rate_limit: Some("12MiB/s") };
+    let options = Options { schedulers: 3, nodes: 2, upload_rate_limit: Some("12MiB/s"), ..Options::default() };
     Cluster::run(options, async |cluster| {
         let names: Vec<_> = (0..TASKS).map(|number| format!("task {number}")).collect();
         let files = small_files(cluster, "file", TASKS)?;

@@ -7,7 +7,8 @@ use damselfly_tests::{Cluster, Node, Options};
 
 use crate::support::{PIECE, same_files};
 
-const TWO_NODES: Options = Options { schedulers: 1, nodes: 2, seeds: 0, upload_rate_limit: None };
+const TWO_NODES: Options =
+    Options { schedulers: 1, nodes: 2, seeds: 0, upload_rate_limit: None, environment: Vec::new() };
 /// No daemon has more in memory, however long the content is.
 const RESIDENT_BYTES_MAX: u64 = 200 << 20;
 

@@ -1,18 +1,21 @@
 //! Scheduler messages to and from the wire.
 
 use super::*;
+use crate::trace::trace_bytes;
 use pb::{scheduler_request::Body as PbRequest, scheduler_response::Body as PbResponse};
 
 impl Wire for Request {
     fn to_bytes(&self) -> Vec<u8> {
         let body = Some(PbRequest::from(&self.body));
-        pb::SchedulerRequest { epoch: self.epoch, stand_in: self.stand_in, body }.encode_to_vec()
+        let trace = trace_bytes(self.trace);
+        pb::SchedulerRequest { epoch: self.epoch, stand_in: self.stand_in, body, trace }.encode_to_vec()
     }
 
     fn from_bytes(bytes: &[u8]) -> Result<Self, Invalid> {
         let request: pb::SchedulerRequest = pb::decode("scheduler request", bytes)?;
         let body = required("scheduler request", request.body)?.try_into()?;
-        Ok(Self { epoch: request.epoch, stand_in: request.stand_in, body })
+        let trace = TraceContext::from_bytes(&request.trace);
+        Ok(Self { epoch: request.epoch, stand_in: request.stand_in, body, trace })
     }
 }
 

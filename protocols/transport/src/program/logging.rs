@@ -1,8 +1,10 @@
-//! Logs on standard error.
+//! Logs on standard error, and spans to a collector of traces.
 
 use std::io;
 
-use tracing_subscriber::{EnvFilter, fmt};
+use tracing_subscriber::{EnvFilter, Layer as _, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+
+use crate::trace::{Collector, TARGET};
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -14,15 +16,18 @@ pub enum LogFormat {
     Json,
 }
 
-/// Sends logs to standard error, filtered by `RUST_LOG` (default: info).
+/// Sends logs to standard error, filtered by `RUST_LOG` (default: info), and spans to `collector`.
 ///
 /// Call it once; a second call has no effect.
-pub fn init(format: LogFormat) {
+pub fn init(format: LogFormat, collector: Option<&Collector>) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,libp2p_swarm=warn"));
-    let lines = fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false);
-    let set = match format {
-        LogFormat::Text => lines.try_init(),
-        LogFormat::Json => lines.json().try_init(),
+    let no_spans = format!("{TARGET}=off").parse().expect("a directive");
+    let lines = fmt::layer().with_writer(io::stderr).with_ansi(false);
+    let lines = match format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().boxed(),
     };
+    let lines = lines.with_filter(filter.add_directive(no_spans));
+    let set = tracing_subscriber::registry().with(lines).with(collector.map(Collector::layer)).try_init();
     drop(set);
 }

@@ -12,7 +12,7 @@ fn what_is_blocked_is_not_announced_and_not_fetched_but_known() {
     };
     let register = |name: &Name| {
         let body = RequestBody::RegisterPeerTask(RegisterPeerTask { name: name.clone(), exclude: Vec::new() });
-        Request { epoch: 2, stand_in: false, body }
+        Request::new(2, body)
     };
     assert!(matches!(bench.announce(200, record(None)), Outcome::Accepted(_)), "it was not blocked then");
     bench.announce(200, complete("x", binding(content(1), 1, Some(1))));
@@ -30,7 +30,7 @@ fn what_is_blocked_is_not_announced_and_not_fetched_but_known() {
     let ResponseBody::Stat(found) = bench.ask(300, RequestBody::StatTask(blocked.clone())) else { panic!("no stat") };
     assert!(matches!(found, StatAnswer::Found { holders: 2, .. }), "it can be looked up: {found:?}");
     let delete = DeleteTask { task: blocked.task_id(), asked: None };
-    bench.reply_to(300, Request { epoch: 2, stand_in: false, body: RequestBody::DeleteTask(delete) });
+    bench.reply_to(300, Request::new(2, RequestBody::DeleteTask(delete)));
     let told = bench.told();
     let drops = told.iter().filter(|(_, request)| matches!(request, notify::Request::DropTask(_)));
     assert_eq!(drops.count(), 2, "it can be deleted: its holders are told: {told:?}");

@@ -23,11 +23,8 @@ fn above_a_bound_there_is_an_answer() {
     assert!(accepted(&bench.announce(200, numbered(0))), "what is known may be said again");
     let tombstone = Tombstone { task: name("task 0").task_id(), generation: 1, deleted: UnixMillis(START) };
     assert_eq!(bench.announce(200, Record::Deleted(tombstone)), Outcome::Noted, "and deleted");
-    let request = || Request {
-        epoch: 1,
-        stand_in: false,
-        body: RequestBody::AnnounceTask(AnnounceTask { records: vec![numbered(9)], bucket: None }),
-    };
+    let announce = AnnounceTask { records: vec![numbered(9)], bucket: None };
+    let request = || Request::new(1, RequestBody::AnnounceTask(announce.clone()));
     assert!(matches!(bench.reply_to(202, request()), Some(Reply::Refused(_))), "hosts");
     bench.pass(LEASE);
     assert!(matches!(bench.reply_to(202, request()), Some(Reply::Response(_))), "a place became free");
@@ -50,7 +47,7 @@ fn downloads_are_bounded() {
     let mut begins = |host, number| {
         let register = RegisterPeerTask { name: name(&format!("task {number}")), exclude: Vec::new() };
         let body = RequestBody::RegisterPeerTask(register);
-        match bench.reply_to(host, Request { epoch: 1, stand_in: false, body }) {
+        match bench.reply_to(host, Request::new(1, body)) {
             Some(Reply::Response(_)) => true,
             Some(Reply::Busy(_)) => false,
             other => panic!("answered with {other:?}"),

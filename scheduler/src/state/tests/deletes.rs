@@ -14,7 +14,7 @@ fn deleted(reply: Option<Reply>) -> DeleteAnswer {
 }
 
 fn request(body: RequestBody) -> Request {
-    Request { epoch: 1, stand_in: false, body }
+    Request::new(1, body)
 }
 
 #[test]

@@ -173,7 +173,7 @@ impl Bench {
     }
 
     fn ask_as(&mut self, host: u32, epoch: u64, stand_in: bool, body: RequestBody) -> ResponseBody {
-        match self.reply_to(host, Request { epoch, stand_in, body }) {
+        match self.reply_to(host, Request { stand_in, ..Request::new(epoch, body) }) {
             Some(Reply::Response(response)) => response.body,
             other => panic!("answered with {other:?}"),
         }

@@ -41,7 +41,7 @@ fn a_stranger_sends_the_asker_on() {
 #[test]
 fn without_a_configuration_nothing_is_owned() {
     let mut state = State::new(peer(1), Limits::default(), 7);
-    let request = Request { epoch: 4, stand_in: true, body: RequestBody::StatTask(name("x")) };
+    let request = Request { stand_in: true, ..Request::new(4, RequestBody::StatTask(name("x"))) };
     let now = Now { at: Duration::ZERO, wall: UnixMillis(START) };
     let actions = state.handle(Event::Asked { ask: AskId(0), peer: peer(200), request }, now);
     let [Action::Pull { epoch: 4, .. }, Action::Reply { reply: Reply::Response(response), .. }] = &actions[..] else {
@@ -81,7 +81,7 @@ fn a_former_owner_still_deletes() {
     bench.feed(Event::Configured(accepted(2, &[1, 2], 1)));
     bench.told();
     let body = RequestBody::DeleteTask(DeleteTask { task: name(&text).task_id(), asked: None });
-    assert_eq!(bench.reply_to(201, Request { epoch: 2, stand_in: false, body }), None);
+    assert_eq!(bench.reply_to(201, Request::new(2, body)), None);
     assert!(
         matches!(bench.told()[..], [(_, notify::Request::DropTask(_))]),
         "the new owner may not know the holder yet"

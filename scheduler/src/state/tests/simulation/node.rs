@@ -177,7 +177,7 @@ impl Node {
     }
 
     fn ask(&self, to: PeerId, body: RequestBody, purpose: Purpose) -> Out {
-        let request = Box::new(Request { epoch: self.config.configuration.epoch, stand_in: false, body });
+        let request = Box::new(Request::new(self.config.configuration.epoch, body));
         Out::Ask { to, request, purpose }
     }
 
