@@ -4,11 +4,11 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use damselfly_messages::{
-    config::{Revocation, SchedulerEntry, SignedConfiguration},
+    config::{Revocation, SchedulerEntry},
     membership::{
-        Issuer, IssuerCertificate, JoinToken, Refused, Role, Roles, Roots, Secret, SignedCredential, TOKEN_ID_BYTES,
-        Tags, TokenId, Trust, Verifier,
-        join::{Refusal, RefusalCode, RequestBody},
+        Issuer, IssuerCertificate, JoinToken, MANAGERS_MAX, Refused, Role, Roles, Roots, Secret, SignedCredential,
+        TOKEN_ID_BYTES, Tags, TokenId, Trust, Verifier,
+        join::{Refusal, RefusalCode, RequestBody, Welcome},
     },
     record::UnixMillis,
     wire::Invalid,
@@ -22,6 +22,7 @@ use damselfly_transport::{
     reason::chain,
 };
 use libp2p::{Multiaddr, PeerId, multiaddr::Protocol};
+use tokio::time::MissedTickBehavior;
 
 use crate::{
     database::{
@@ -37,6 +38,9 @@ use crate::{
 
 /// What a host is told that was revoked.
 const PUT_OUT: &str = "this host was put out of the cluster";
+/// How often a manager says that it is there, and after which time it is forgotten.
+const SEEN_EVERY: Duration = Duration::from_secs(60);
+const GONE_AFTER: Duration = Duration::from_secs(24 * 3600);
 const CERTIFIED_EVERY: Duration = Duration::from_secs(24 * 3600);
 /// A scheduler that joined is dialled for so long before it is given up.
 const HEALTHY_WITHIN: Duration = Duration::from_secs(120);
@@ -100,6 +104,39 @@ impl Membership {
         Ok(())
     }
 
+    /// Tells the database where this manager is joined, until the program ends.
+    pub async fn keep_seen(self) {
+        let us = self.inner.network.peer_id().to_string();
+        let addresses: Vec<_> = self.inner.addresses.iter().map(|(_, address)| address.to_string()).collect();
+        let mut ticks = tokio::time::interval(SEEN_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let now = now();
+            let gone = UnixMillis(now.0.saturating_sub(GONE_AFTER.as_millis() as u64));
+            if let Err(error) = self.inner.database.see_manager(&us, &addresses, (now, gone)).await {
+                tracing::warn!(reason = chain(&error), "other managers do not hear of this one; it is tried again");
+            }
+        }
+    }
+
+    /// Where managers are joined: this one first, and then others of the same database.
+    async fn managers(&self) -> Result<Vec<(PeerId, Multiaddr)>, DatabaseError> {
+        let Inner { database, network, addresses, .. } = &*self.inner;
+        let others = database.other_managers(&network.peer_id().to_string()).await?;
+        let others = others.iter().filter_map(|address| {
+            let address: Multiaddr = address.parse().ok()?;
+            match address.iter().last()? {
+                Protocol::P2p(peer) => Some((peer, address)),
+                _ => None,
+            }
+        });
+        // There is a place for each of the others, however many addresses this one has.
+        let others: Vec<_> = others.take(MANAGERS_MAX / 2).collect();
+        let own = addresses.iter().take(MANAGERS_MAX - others.len()).cloned();
+        Ok(own.chain(others).collect())
+    }
+
     fn issuer(&self) -> Issuer {
         self.inner.state.keys().issuer()
     }
@@ -127,7 +164,7 @@ impl Membership {
             secret: Secret(rand::random()),
             roles,
             expires: UnixMillis(now.0.saturating_add(lifetime.as_millis() as u64)),
-            managers: self.inner.addresses.clone(),
+            managers: self.managers().await?,
         };
         let new = NewJoinToken {
             id: token.id.0,
@@ -276,7 +313,7 @@ impl Authority for Membership {
         self.issuer().certificate().clone()
     }
 
-    async fn answer(&self, asked: Asked) -> Result<(SignedCredential, SignedConfiguration), Refusal> {
+    async fn answer(&self, asked: Asked) -> Result<Welcome, Refusal> {
         let granted = match &asked.request.body {
             RequestBody::Renew(_) => "renewed",
             RequestBody::Join { .. } => "joined",
@@ -293,7 +330,7 @@ impl Membership {
         &self.inner.asked
     }
 
-    async fn decide(&self, asked: Asked) -> Result<(SignedCredential, SignedConfiguration), Refusal> {
+    async fn decide(&self, asked: Asked) -> Result<Welcome, Refusal> {
         let current = self.inner.state.current();
         let current = current.ok_or_else(|| Refusal::new(RefusalCode::Unavailable, "the manager is starting"))?;
         let peer = asked.peer;
@@ -311,7 +348,9 @@ impl Membership {
                 credential
             }
         };
-        Ok((credential, current.signed.clone()))
+        // A host that is not told goes on with those it knows.
+        let managers = self.managers().await.unwrap_or_default();
+        Ok(Welcome { credential, configuration: current.signed.clone(), managers })
     }
 }
 

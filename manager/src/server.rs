@@ -160,6 +160,7 @@ impl Server {
             tokio::spawn(state.clone().retire_roots()),
             tokio::spawn(keep_pruned(state.clone())),
             tokio::spawn(membership.clone().keep_certified()),
+            tokio::spawn(membership.clone().keep_seen()),
             tokio::spawn(eyes.clone().look()),
             tokio::spawn(keep_ring(state.clone(), eyes.clone())),
         ];

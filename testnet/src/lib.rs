@@ -14,7 +14,7 @@ pub mod layout;
 pub mod liar;
 mod links;
 mod listing;
-mod ports;
+pub mod ports;
 pub mod process;
 pub mod programs;
 mod ready;

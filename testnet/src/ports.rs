@@ -16,7 +16,10 @@ use anyhow::Context as _;
 ///
 /// They lie below those that the system gives to outgoing connections, so that a program finds its own port free when
 /// it is started again. For the same reason other clusters leave them alone as long as this process lives.
-pub(crate) fn free(count: usize) -> anyhow::Result<Vec<u16>> {
+///
+/// # Errors
+/// When there are not so many.
+pub fn free(count: usize) -> anyhow::Result<Vec<u16>> {
     let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
     let low = range.split_whitespace().next().and_then(|low| low.parse().ok()).unwrap_or(32_768_u16);
     let candidates = if low > 12_000 { 10_000..low } else { 49_152..65_535 };

@@ -28,6 +28,7 @@ pub mod counts;
 pub mod credentials;
 pub mod join_tokens;
 pub mod leader;
+pub mod managers;
 pub mod members;
 mod page;
 mod patience;

@@ -34,6 +34,23 @@ async fn suite(database: &Database) {
     credentials(database).await;
     again(database).await;
     pruning(database).await;
+    managers(database).await;
+}
+
+/// Managers know of each other, until one has been away for long.
+async fn managers(database: &Database) {
+    let at = |name: &str| vec![format!("/ip4/192.0.2.1/tcp/4402/p2p/{name}")];
+    let see = async |name: &str, now: u64| {
+        let times = (UnixMillis(now), UnixMillis(now.saturating_sub(1000)));
+        database.see_manager(name, &at(name), times).await.expect("seen");
+    };
+    see("one", 5000).await;
+    assert_eq!(database.other_managers("one").await.expect("read"), Vec::<String>::new());
+    see("two", 5500).await;
+    see("two", 5600).await;
+    assert_eq!(database.other_managers("one").await.expect("read"), at("two"));
+    see("three", 6100).await;
+    assert_eq!(database.other_managers("").await.expect("read"), [at("three"), at("two")].concat(), "one is forgotten");
 }
 
 /// Who writes waits for who writes already.

@@ -16,6 +16,7 @@ use crate::{record::UnixMillis, wire::Invalid};
 
 mod credential;
 pub mod join;
+mod managers;
 mod roots;
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,7 @@ mod token;
 mod trust;
 
 pub use credential::{CREDENTIAL_BYTES_MAX, Credential, Issuer, IssuerCertificate, SignedCredential};
+pub use managers::MANAGERS_MAX;
 pub use roots::{Fingerprint, ROOTS_MAX, Root, Roots, Succession};
 pub use token::{JoinToken, Secret, TOKEN_ID_BYTES, TokenId, Verifier};
 pub use trust::{Admitted, Refused, Standing, Trust};

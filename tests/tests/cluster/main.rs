@@ -20,3 +20,4 @@ mod schedulers;
 mod support;
 mod traces;
 mod ttl;
+mod two_managers;

@@ -9,7 +9,8 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use damselfly_messages::membership::{JoinToken, Roots, Secret};
-use damselfly_tests::{Cluster, Node, Options, until};
+use damselfly_testnet::ports;
+use damselfly_tests::{Cluster, Node, Options, Programs, until};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
@@ -24,7 +25,12 @@ pub struct Newcomer {
 impl Newcomer {
     /// With a configuration and nothing else.
     pub fn new(cluster: &Cluster, program: &str, name: &str) -> anyhow::Result<Self> {
-        let folder = cluster.path(name);
+        Self::in_folder(cluster.programs(), program, cluster.path(name))
+    }
+
+    /// In a folder that is made for it; a scheduler is told a port, which it tells the manager.
+    pub fn in_folder(programs: &Programs, program: &str, folder: PathBuf) -> anyhow::Result<Self> {
+        let port = if program == "dfscheduler" { ports::free(1)?[0] } else { 0 };
         fs::create_dir(&folder)?;
         let socket = match program {
             "dfdaemon" => format!("socket = {:?}\n", folder.join("sock")),
@@ -32,11 +38,16 @@ impl Newcomer {
         };
         let data = folder.join("data");
         let config = format!(
-            "data_dir = {data:?}\n{socket}listen = [\"/ip4/127.0.0.1/tcp/0\"]\nallow_loopback = true\n\
+            "data_dir = {data:?}\n{socket}listen = [\"/ip4/127.0.0.1/tcp/{port}\"]\nallow_loopback = true\n\
              [http]\nlisten = \"127.0.0.1:0\"\n"
         );
         fs::write(folder.join("config.toml"), config)?;
-        Ok(Self { folder, program: cluster.programs().path(program) })
+        Ok(Self { folder, program: programs.path(program) })
+    }
+
+    /// Its folder; a daemon's socket is `sock` in it.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// Runs it with a token; dropped, it is killed.

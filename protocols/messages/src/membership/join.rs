@@ -8,7 +8,7 @@ use libp2p::{Multiaddr, PeerId};
 use prost::Message as _;
 use sha2::Sha256;
 
-use super::{IssuerCertificate, Role, SignedCredential, TokenId, Verifier};
+use super::{IssuerCertificate, Role, SignedCredential, TokenId, Verifier, managers};
 use crate::{
     config::SignedConfiguration,
     pb,
@@ -64,14 +64,20 @@ pub enum RequestBody {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
     /// It is a member.
-    Welcome {
-        /// Shown to every other member.
-        credential: SignedCredential,
-        /// The newest configuration.
-        configuration: SignedConfiguration,
-    },
+    Welcome(Welcome),
     /// It is not.
     Refused(Refusal),
+}
+
+/// What a member needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Welcome {
+    /// Shown to every other member.
+    pub credential: SignedCredential,
+    /// The newest configuration.
+    pub configuration: SignedConfiguration,
+    /// Where managers are joined at present, at most [`MANAGERS_MAX`](super::MANAGERS_MAX); none: where the host knows.
+    pub managers: Vec<(PeerId, Multiaddr)>,
 }
 
 /// Why a manager refuses a host.
@@ -217,9 +223,10 @@ impl Wire for Request {
 impl Wire for Answer {
     fn to_bytes(&self) -> Vec<u8> {
         let body = match self {
-            Self::Welcome { credential, configuration } => pb::join_answer::Body::Welcome(pb::Welcome {
-                credential: Some(credential.to_pb()),
-                configuration: pb::SignedConfiguration::decode(configuration.as_bytes()).ok(),
+            Self::Welcome(welcome) => pb::join_answer::Body::Welcome(pb::Welcome {
+                credential: Some(welcome.credential.to_pb()),
+                configuration: pb::SignedConfiguration::decode(welcome.configuration.as_bytes()).ok(),
+                managers: managers::to_pb(&welcome.managers),
             }),
             Self::Refused(refusal) => pb::join_answer::Body::Refused(pb::JoinRefusal {
                 code: refusal.code as u32,
@@ -235,10 +242,11 @@ impl Wire for Answer {
         match message.body.ok_or_else(|| missing("body"))? {
             pb::join_answer::Body::Welcome(welcome) => {
                 let configuration = welcome.configuration.ok_or_else(|| missing("configuration"))?;
-                Ok(Self::Welcome {
+                Ok(Self::Welcome(Welcome {
                     credential: SignedCredential::from_pb(welcome.credential.ok_or_else(|| missing("credential"))?)?,
                     configuration: SignedConfiguration::from_bytes(&configuration.encode_to_vec())?,
-                })
+                    managers: managers::from_pb(welcome.managers)?,
+                }))
             }
             pb::join_answer::Body::Refused(refusal) => {
                 let code = RefusalCode::ALL.into_iter().find(|code| *code as u32 == refusal.code);

@@ -161,7 +161,8 @@ fn what_is_said_is_understood() {
     let settings = Settings::default();
     let configuration = configuration(settings, Vec::new());
     let configuration = configuration.sign(&issuer(1)).expect("signed");
-    let welcome = Answer::Welcome { credential: issue(&issuer(1)), configuration };
+    let managers = token().managers;
+    let welcome = Answer::Welcome(Welcome { credential: issue(&issuer(1)), configuration, managers });
     assert_eq!(Answer::from_bytes(&welcome.to_bytes()), Ok(welcome));
     let refused = Answer::Refused(Refusal::new(RefusalCode::UsedUp, "used up"));
     assert_eq!(Answer::from_bytes(&refused.to_bytes()), Ok(refused));

@@ -7,7 +7,7 @@ use multibase::Base;
 use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 
-use super::{Roles, Roots};
+use super::{Roles, Roots, managers};
 use crate::{id::ClusterId, pb, record::UnixMillis, wire::Invalid};
 
 /// What every token begins with; the number is that of the format.
@@ -20,8 +20,6 @@ const CHECK_BYTES: usize = 4;
 pub const TOKEN_ID_BYTES: usize = 16;
 /// Bytes of a token's secret.
 const SECRET_BYTES: usize = 32;
-/// Managers in one token.
-const MANAGERS_MAX: usize = 8;
 /// Separates keys made of secrets from every other use of SHA-256.
 const VERIFIER_DOMAIN: &[u8] = b"damselfly join verifier v1\0";
 
@@ -109,7 +107,7 @@ impl JoinToken {
             secret: self.secret.0.to_vec(),
             roles: self.roles.to_numbers(),
             expires: self.expires.0,
-            managers: self.managers.iter().map(|(_, address)| address.to_vec()).collect(),
+            managers: managers::to_pb(&self.managers),
             roots: Some(self.roots.to_pb()),
         };
         let mut bytes = message.encode_to_vec();
@@ -144,23 +142,13 @@ impl FromStr for JoinToken {
             return Err(damaged());
         }
         let message: pb::JoinToken = pb::decode("join token", message)?;
-        let managers = pb::at_most("managers of the join token", message.managers, MANAGERS_MAX)?;
         Ok(Self {
             roots: Roots::from_pb(ClusterId::from_bytes(&message.cluster)?, message.roots)?,
             id: TokenId(message.id.try_into().map_err(|_| damaged())?),
             secret: Secret(message.secret.try_into().map_err(|_| damaged())?),
             roles: Roles::from_numbers(&message.roles)?,
             expires: UnixMillis(message.expires),
-            managers: managers.into_iter().map(manager).collect::<Result<_, _>>()?,
+            managers: managers::from_pb(message.managers)?,
         })
-    }
-}
-
-/// An address that ends with the peer's ID.
-fn manager(bytes: Vec<u8>) -> Result<(PeerId, Multiaddr), Invalid> {
-    let address = Multiaddr::try_from(bytes).map_err(|error| invalid(error.to_string()))?;
-    match address.iter().last() {
-        Some(libp2p::multiaddr::Protocol::P2p(peer)) => Ok((peer, address)),
-        _ => Err(invalid(format!("the manager's address {address} does not end with its peer ID"))),
     }
 }

@@ -3,11 +3,10 @@
 use std::io;
 
 use damselfly_messages::{
-    config::SignedConfiguration,
     id::ClusterId,
     membership::{
         JoinToken, Role, Roots, SignedCredential,
-        join::{Answer, Greeting, Refusal, Request, RequestBody, proof},
+        join::{Answer, Greeting, Refusal, Request, RequestBody, Welcome, proof},
     },
     wire::{Invalid, Wire as _},
 };
@@ -99,7 +98,7 @@ pub async fn ask(
     (manager, at): (PeerId, &Multiaddr),
     asking: Asking<'_>,
     addresses: &[Multiaddr],
-) -> Result<(SignedCredential, SignedConfiguration), JoinError> {
+) -> Result<Welcome, JoinError> {
     let (host, port) = socket(at).ok_or_else(|| JoinError::Address(at.clone()))?;
     let meeting = async {
         let socket = TcpStream::connect((host.as_str(), port)).await;
@@ -122,7 +121,7 @@ pub async fn ask(
         let request = Request { body, addresses: addresses.to_vec(), version: env!("CARGO_PKG_VERSION").into() };
         send(&mut stream, &request, REQUEST_BYTES_MAX).await?;
         match Answer::from_bytes(&receive(&mut stream, ANSWER_BYTES_MAX).await?)? {
-            Answer::Welcome { credential, configuration } => Ok((credential, configuration)),
+            Answer::Welcome(welcome) => Ok(welcome),
             Answer::Refused(refusal) => Err(JoinError::Refused(refusal)),
         }
     };

@@ -10,10 +10,9 @@ use std::{
 
 use async_trait::async_trait;
 use damselfly_messages::{
-    config::SignedConfiguration,
     membership::{
-        IssuerCertificate, Role, SignedCredential, Verifier,
-        join::{Answer, Greeting, NONCE_BYTES, Refusal, RefusalCode, Request, RequestBody, is_proof},
+        IssuerCertificate, Role, Verifier,
+        join::{Answer, Greeting, NONCE_BYTES, Refusal, RefusalCode, Request, RequestBody, Welcome, is_proof},
     },
     wire::Wire as _,
 };
@@ -54,7 +53,7 @@ pub trait Authority: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`Refusal`], which the host is told.
-    async fn answer(&self, asked: Asked) -> Result<(SignedCredential, SignedConfiguration), Refusal>;
+    async fn answer(&self, asked: Asked) -> Result<Welcome, Refusal>;
 }
 
 /// A request, and who asks.
@@ -166,7 +165,7 @@ impl Shared {
             }
         };
         let answer = match decided {
-            Ok((credential, configuration)) => Answer::Welcome { credential, configuration },
+            Ok(welcome) => Answer::Welcome(welcome),
             Err(refusal) => {
                 tracing::info!(%peer, %from, reason = refusal.reason, "refused to let a host join");
                 if !refusal.code.is_temporary() {

@@ -8,12 +8,11 @@ use std::{
 
 use async_trait::async_trait;
 use damselfly_messages::{
-    config::{Configuration, Settings, SignedConfiguration},
+    config::{Configuration, Settings},
     id::ClusterId,
     membership::{
-        Issuer, IssuerCertificate, JoinToken, Role, Roles, Root, Roots, Secret, SignedCredential, TOKEN_ID_BYTES, Tags,
-        TokenId,
-        join::{Refusal, RefusalCode, RequestBody},
+        Issuer, IssuerCertificate, JoinToken, Role, Roles, Root, Roots, Secret, TOKEN_ID_BYTES, Tags, TokenId,
+        join::{Refusal, RefusalCode, RequestBody, Welcome},
     },
     record::UnixMillis,
 };
@@ -37,7 +36,7 @@ impl Authority for Manager {
         self.issuer.certificate().clone()
     }
 
-    async fn answer(&self, asked: Asked) -> Result<(SignedCredential, SignedConfiguration), Refusal> {
+    async fn answer(&self, asked: Asked) -> Result<Welcome, Refusal> {
         self.asked.fetch_add(1, Ordering::Relaxed);
         match &asked.request.body {
             RequestBody::Join { proof, role, .. } if asked.proves(&self.secret.verifier(), proof, *role) => {}
@@ -48,7 +47,8 @@ impl Authority for Manager {
         let (cluster, settings) = (self.issuer.cluster(), Settings::default());
         let configuration =
             Configuration { cluster, epoch: 1, issued: now, settings, revoked: Vec::new(), roots: Roots::of(cluster) };
-        Ok((issued.expect("issued").0, configuration.sign(&self.issuer).expect("signed")))
+        let configuration = configuration.sign(&self.issuer).expect("signed");
+        Ok(Welcome { credential: issued.expect("issued").0, configuration, managers: Vec::new() })
     }
 }
 
@@ -68,7 +68,7 @@ async fn manager() -> (Arc<Manager>, JoinServer, JoinToken) {
     (manager, server, token)
 }
 
-async fn join(token: &JoinToken) -> Result<(SignedCredential, SignedConfiguration), JoinError> {
+async fn join(token: &JoinToken) -> Result<Welcome, JoinError> {
     let (manager, address) = &token.managers[0];
     let asking = Asking::Join { token, role: Role::Node };
     ask(&Keypair::generate_ed25519(), &token.roots, (*manager, address), asking, &[]).await
@@ -77,7 +77,7 @@ async fn join(token: &JoinToken) -> Result<(SignedCredential, SignedConfiguratio
 #[tokio::test]
 async fn who_knows_the_secret_joins() {
     let (_manager, _server, token) = manager().await;
-    let (credential, configuration) = join(&token).await.expect("joined");
+    let Welcome { credential, configuration, .. } = join(&token).await.expect("joined");
     assert_eq!((credential.claim().expect("readable").cluster, configuration.epoch()), (token.cluster(), 1));
 }
 

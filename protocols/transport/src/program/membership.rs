@@ -8,7 +8,7 @@ use std::{
 use damselfly_messages::{
     config::SignedConfiguration,
     id::ClusterId,
-    membership::{JoinToken, Role, SignedCredential},
+    membership::{JoinToken, Role, SignedCredential, join::Welcome},
     wire::{Invalid, Wire as _},
 };
 use libp2p::{Multiaddr, PeerId, identity::Keypair};
@@ -126,9 +126,10 @@ impl Membership {
         for (manager, address) in &token.managers {
             let asking = Asking::Join { token, role: *role };
             match ask(keypair, &token.roots, (*manager, address), asking, addresses).await {
-                Ok((credential, configuration)) => {
+                Ok(Welcome { credential, configuration, managers }) => {
                     tracing::info!(cluster = %token.cluster(), %role, "joined the cluster");
-                    return Self::remember(data_dir, (token.cluster(), &token.managers), &credential, &configuration);
+                    let managers = if managers.is_empty() { &token.managers } else { &managers };
+                    return Self::remember(data_dir, (token.cluster(), managers), &credential, &configuration);
                 }
                 Err(error) => last = MembershipError::Join(error.into()),
             }
@@ -146,12 +147,21 @@ impl Membership {
         credential: &SignedCredential,
         configuration: &SignedConfiguration,
     ) -> Result<Self, MembershipError> {
-        let managers = managers.iter().filter_map(|(peer, address)| PeerAddress::new(*peer, address.clone()));
-        let this = Self { cluster, managers: managers.collect(), credential: hex::encode(credential.to_bytes()) };
+        let mut this = Self { cluster, managers: Vec::new(), credential: hex::encode(credential.to_bytes()) };
+        this.learn(managers);
         // First what is of no use alone.
         write(&data_dir.join(CONFIGURATION_FILE), configuration.as_bytes())?;
         this.store(data_dir)?;
         Ok(this)
+    }
+
+    /// These are the managers now, unless there are none.
+    fn learn(&mut self, managers: &[(PeerId, Multiaddr)]) {
+        let known = managers.iter().filter_map(|(peer, address)| PeerAddress::new(*peer, address.clone()));
+        let known: Vec<_> = known.collect();
+        if !known.is_empty() {
+            self.managers = known;
+        }
     }
 
     fn load(data_dir: &Path) -> Result<Option<Self>, MembershipError> {

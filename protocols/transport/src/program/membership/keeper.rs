@@ -6,7 +6,10 @@ use std::{
 };
 
 use damselfly_messages::{
-    membership::{Refused, Roots, SignedCredential, Standing, join::RefusalCode},
+    membership::{
+        Refused, Roots, SignedCredential, Standing,
+        join::{RefusalCode, Welcome},
+    },
     record::UnixMillis,
     wire::Wire as _,
 };
@@ -189,8 +192,10 @@ impl Keeper {
         let asking = Asking::Renew(own);
         let at = (manager.peer(), manager.address());
         let roots = self.network.admission().roots().unwrap_or_else(|| Roots::of(self.membership.cluster));
-        let (credential, configuration) = ask(&self.keypair, &roots, at, asking, &self.addresses).await?;
+        let Welcome { credential, configuration, managers } =
+            ask(&self.keypair, &roots, at, asking, &self.addresses).await?;
         self.membership.credential = hex::encode(credential.to_bytes());
+        self.membership.learn(&managers);
         if let Err(error) = self.membership.store(&self.data_dir) {
             // It is used all the same, and renewed again after a restart.
             tracing::error!(reason = chain(&error), "the renewed credential is not stored");
