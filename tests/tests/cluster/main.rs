@@ -14,6 +14,7 @@ mod out_of_ring;
 mod parents;
 mod quota;
 mod ready;
+mod restore;
 mod ring;
 mod roots;
 mod schedulers;
