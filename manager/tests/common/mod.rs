@@ -26,6 +26,13 @@ pub async fn start(data_dir: &Path) -> Server {
     Server::start(config).await.expect("started")
 }
 
+/// The header of who may do everything.
+#[allow(dead_code, reason = "not every test is one")]
+pub fn admin(data_dir: &Path) -> String {
+    let token = std::fs::read_to_string(data_dir.join("admin_token")).expect("read");
+    format!("authorization: Bearer {}", token.trim())
+}
+
 /// Does to the database in `data_dir` what no manager does.
 pub async fn sql(data_dir: &Path, statement: &'static str) {
     let url = format!("sqlite://{}", data_dir.join("manager.db").display());
