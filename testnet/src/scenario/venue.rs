@@ -25,6 +25,8 @@ use crate::{
 const NO_DAEMON: i32 = 4;
 /// What has been ended by SIGKILL, as a shell tells it.
 const KILLED: i32 = 137;
+/// How `docker exec` ends when the container stops in the moment in which it begins.
+const NOT_EXECUTED: i32 = 126;
 /// In a container the only folder of a size that can be written.
 const OUTPUTS: &str = "/var/lib/damselfly";
 
@@ -160,7 +162,7 @@ impl Reach {
         let docker_refuses = || String::from_utf8_lossy(&output.stderr).contains("Error response from daemon");
         match (self, output.status.code()) {
             (_, Some(NO_DAEMON)) => true,
-            (Self::Containers { .. }, Some(KILLED)) => true,
+            (Self::Containers { .. }, Some(KILLED | NOT_EXECUTED)) => true,
             (Self::Containers { .. }, Some(code)) => code != 0 && docker_refuses(),
             _ => false,
         }
