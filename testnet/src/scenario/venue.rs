@@ -23,10 +23,6 @@ use crate::{
 
 /// Exit code of `dfcache`: the daemon is not reachable.
 const NO_DAEMON: i32 = 4;
-/// What has been ended by SIGKILL, as a shell tells it.
-const KILLED: i32 = 137;
-/// How `docker exec` ends when the container stops in the moment in which it begins.
-const NOT_EXECUTED: i32 = 126;
 /// In a container the only folder of a size that can be written.
 const OUTPUTS: &str = "/var/lib/damselfly";
 
@@ -159,11 +155,12 @@ impl Reach {
 
     /// Whether the node's daemon was not there to be asked.
     pub(super) fn is_away(&self, output: &Output) -> bool {
-        let docker_refuses = || String::from_utf8_lossy(&output.stderr).contains("Error response from daemon");
+        // What says nothing of its own was killed with its container, or was refused by Docker, which has many ways to do so.
+        let said_nothing = || serde_json::from_slice::<serde_json::Value>(&output.stdout).is_err();
         match (self, output.status.code()) {
             (_, Some(NO_DAEMON)) => true,
-            (Self::Containers { .. }, Some(KILLED | NOT_EXECUTED)) => true,
-            (Self::Containers { .. }, Some(code)) => code != 0 && docker_refuses(),
+            (Self::Containers { .. }, Some(0)) => false,
+            (Self::Containers { .. }, _) => said_nothing(),
             _ => false,
         }
     }
