@@ -61,7 +61,7 @@ fn run(output: Output, args: Args) -> Outcome {
         .enable_all()
         .build()
         .map_err(|e| Failure::io("cannot start", &e))?;
-    runtime.block_on(async {
+    let outcome = runtime.block_on(async {
         let trace = Trace::begin(&args.command, output);
         let context = Context::new(output, &args.global, trace.context());
         let work = async {
@@ -74,7 +74,10 @@ fn run(output: Output, args: Args) -> Outcome {
         let outcome = work.instrument(trace.span()).await;
         trace.end(outcome.as_ref().copied(), output).await;
         outcome
-    })
+    });
+    // What still looks up the name of a collector is not waited for.
+    runtime.shutdown_timeout(CANCEL_TIME);
+    outcome
 }
 
 async fn dispatch(context: &Context, command: Command) -> Outcome {

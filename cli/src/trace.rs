@@ -1,10 +1,13 @@
 //! The trace of a command, for who collects traces: begun here, or gone on with where a caller has begun it.
 
 use std::env;
+use std::fmt::Display;
+use std::time::Duration;
 
 use damselfly_messages::trace::TraceContext;
 use damselfly_transport::span;
-use damselfly_transport::trace::{self, Collector, CollectorError};
+use damselfly_transport::trace::{self, Collector};
+use tokio::time::timeout;
 use tracing::Span;
 
 use crate::args::Command;
@@ -12,6 +15,9 @@ use crate::output::{Output, Stop};
 
 /// Says which span of a caller a command is run by, as in the header of this name.
 const CALLER: &str = "TRACEPARENT";
+
+/// How long the end of a command waits for the collector.
+const SENT_WITHIN: Duration = Duration::from_secs(2);
 
 /// One command's span and where it goes.
 pub struct Trace {
@@ -51,16 +57,18 @@ impl Trace {
         }
         drop(self.span);
         let Some(collector) = self.collector else { return };
-        let stopped = tokio::task::spawn_blocking(move || collector.stop()).await;
-        if let Ok(Err(error)) = stopped {
-            output.warning(&error);
+        let sent = timeout(SENT_WITHIN, tokio::task::spawn_blocking(move || collector.send())).await;
+        match sent {
+            Ok(Ok(Err(error))) => output.warning(&error),
+            Ok(_) => {}
+            Err(_) => output.warning(&"the collector of traces does not answer"),
         }
     }
 }
 
 impl Output {
     /// The command is as good without it.
-    fn warning(&self, error: &CollectorError) {
+    fn warning(&self, error: &dyn Display) {
         self.summary(&format!("warning: {error}"));
     }
 }

@@ -124,17 +124,15 @@ impl Membership {
     async fn managers(&self) -> Result<Vec<(PeerId, Multiaddr)>, DatabaseError> {
         let Inner { database, network, addresses, .. } = &*self.inner;
         let others = database.other_managers(&network.peer_id().to_string()).await?;
-        let others = others.iter().filter_map(|address| {
+        let other = |address: &String| {
             let address: Multiaddr = address.parse().ok()?;
             match address.iter().last()? {
                 Protocol::P2p(peer) => Some((peer, address)),
                 _ => None,
             }
-        });
-        // There is a place for each of the others, however many addresses this one has.
-        let others: Vec<_> = others.take(MANAGERS_MAX / 2).collect();
-        let own = addresses.iter().take(MANAGERS_MAX - others.len()).cloned();
-        Ok(own.chain(others).collect())
+        };
+        let others = others.iter().map(|addresses| addresses.iter().filter_map(other).collect());
+        Ok(in_turn(&[addresses.clone()].into_iter().chain(others).collect::<Vec<_>>()))
     }
 
     fn issuer(&self) -> Issuer {
@@ -352,6 +350,13 @@ impl Membership {
         let managers = self.managers().await.unwrap_or_default();
         Ok(Welcome { credential, configuration: current.signed.clone(), managers })
     }
+}
+
+/// The first address of each manager, then the second of each, and so on: as many as a host may know.
+fn in_turn(managers: &[Vec<(PeerId, Multiaddr)>]) -> Vec<(PeerId, Multiaddr)> {
+    let rounds = managers.iter().map(Vec::len).max().unwrap_or(0);
+    let addresses = (0..rounds).flat_map(|round| managers.iter().filter_map(move |of_one| of_one.get(round)));
+    addresses.take(MANAGERS_MAX).cloned().collect()
 }
 
 fn refusal(error: NotLetIn, uses: u32) -> Refusal {

@@ -146,7 +146,7 @@ fn run(arguments: Arguments, overrides: Vec<Override>) -> anyhow::Result<ExitCod
         lifecycle::shut_down(daemon.stop()).await;
         ended
     });
-    collector.into_iter().for_each(Collector::stop_and_tell);
+    collector.into_iter().for_each(Collector::stop);
     // A thread that waits for a pipe must not keep the daemon.
     runtime.shutdown_background();
     ended

@@ -129,7 +129,9 @@ fn run(arguments: &Arguments, overrides: &[Override]) -> anyhow::Result<ExitCode
     logging::init(arguments.log_format, collector.as_ref());
     drop(inside);
     let ended = runtime.block_on(serve(config, token));
-    collector.into_iter().for_each(Collector::stop_and_tell);
+    collector.into_iter().for_each(Collector::stop);
+    // Looking up the name of a collector must not keep the scheduler.
+    runtime.shutdown_background();
     ended
 }
 

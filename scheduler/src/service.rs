@@ -191,8 +191,10 @@ impl Service {
     fn reply(&mut self, ask: AskId, reply: Reply) {
         let Some(Waiting { inbound, kind, span }) = self.waiting.remove(&ask) else { return };
         self.metrics.on_answer(kind, &reply);
-        if let Reply::Refused(reason) = &reply {
-            trace::fail(&span, reason);
+        match &reply {
+            Reply::Response(_) => {}
+            Reply::Busy(_) => trace::fail(&span, &"busy"),
+            Reply::Refused(reason) => trace::fail(&span, reason),
         }
         match reply {
             Reply::Response(response) => inbound.respond(response),

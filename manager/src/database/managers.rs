@@ -29,14 +29,13 @@ impl Database {
         Ok(writing.commit().await?)
     }
 
-    /// The addresses of all managers but one, of those seen last first.
+    /// The addresses of each manager but one, those seen last first.
     ///
     /// # Errors
     /// [`DatabaseError`].
-    pub async fn other_managers(&self, but: &str) -> Result<Vec<String>, DatabaseError> {
+    pub async fn other_managers(&self, but: &str) -> Result<Vec<Vec<String>>, DatabaseError> {
         let rows = sqlx::query("SELECT addresses FROM managers WHERE peer_id <> $1 ORDER BY seen DESC, peer_id");
         let rows = rows.bind(but).fetch_all(&self.pool).await?;
-        let of_each = rows.iter().map(|row| super::json(row, "addresses"));
-        Ok(of_each.collect::<Result<Vec<Vec<String>>, _>>()?.concat())
+        rows.iter().map(|row| super::json(row, "addresses")).collect()
     }
 }

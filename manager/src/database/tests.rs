@@ -45,12 +45,12 @@ async fn managers(database: &Database) {
         database.see_manager(name, &at(name), times).await.expect("seen");
     };
     see("one", 5000).await;
-    assert_eq!(database.other_managers("one").await.expect("read"), Vec::<String>::new());
+    assert_eq!(database.other_managers("one").await.expect("read"), Vec::<Vec<String>>::new());
     see("two", 5500).await;
     see("two", 5600).await;
-    assert_eq!(database.other_managers("one").await.expect("read"), at("two"));
+    assert_eq!(database.other_managers("one").await.expect("read"), [at("two")]);
     see("three", 6100).await;
-    assert_eq!(database.other_managers("").await.expect("read"), [at("three"), at("two")].concat(), "one is forgotten");
+    assert_eq!(database.other_managers("").await.expect("read"), [at("three"), at("two")], "one is forgotten");
 }
 
 /// Who writes waits for who writes already.

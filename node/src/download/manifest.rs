@@ -104,8 +104,7 @@ impl Shared {
     /// Asks a parent, and once more when its connection breaks at once: that says nothing of the parent.
     async fn manifest_of(&self, wanted: &Wanted, parent: &Parent) -> Result<Given, ParentError> {
         let begun = Instant::now();
-        let span = trace::when_traced(|| span!("client", "fetch the manifest", parent = %parent.peer));
-        match trace::traced(span, self.try_manifest_of(wanted, parent)).await {
+        match self.try_manifest_of(wanted, parent).await {
             Err(ParentError::Unreachable(reason)) if begun.elapsed() < CONNECT_WITHIN => {
                 tracing::debug!(parent = %parent.peer, reason, "the manifest is asked for once more");
                 self.try_manifest_of(wanted, parent).await
@@ -115,6 +114,11 @@ impl Shared {
     }
 
     async fn try_manifest_of(&self, wanted: &Wanted, parent: &Parent) -> Result<Given, ParentError> {
+        let span = trace::when_traced(|| span!("client", "fetch the manifest", parent = %parent.peer));
+        trace::traced(span, self.manifest_from(wanted, parent)).await
+    }
+
+    async fn manifest_from(&self, wanted: &Wanted, parent: &Parent) -> Result<Given, ParentError> {
         let content = wanted.binding.content;
         let connected = self.network.connect(parent.peer, parent.addresses.clone(), CONNECT_WITHIN).await;
         connected.map_err(|error| ParentError::Unreachable(error.to_string()))?;

@@ -81,9 +81,9 @@ impl Manager {
     }
 
     /// Changes one of the settings; the new epoch.
-    async fn change(&self, parents: u32) -> anyhow::Result<u64> {
+    async fn change(&self, name: &str, value: u64) -> anyhow::Result<u64> {
         let (epoch, mut settings) = self.settings().await?;
-        settings["candidate_parents"] = json!(parents);
+        settings[name] = json!(value);
         let tag = format!("\"{epoch}\"");
         let answer = self.ask("PUT", "config", &[("if-match", &tag)], settings.to_string()).await?;
         ensure!(answer.status == 200, "{}: {}", answer.status, answer.body);
@@ -104,6 +104,12 @@ async fn in_touch(programs: &Programs, daemon: &Newcomer, epoch: u64) -> anyhow:
     .await
 }
 
+/// The managers that a host remembers, the one that answered last first.
+fn knows(host: &Newcomer) -> anyhow::Result<Vec<Value>> {
+    let remembered: Value = serde_json::from_slice(&fs::read(host.folder().join("data/membership.json"))?)?;
+    Ok(remembered["managers"].as_array().context("no managers")?.clone())
+}
+
 fn join(programs: &Programs, program: &str, folder: &Path, token: &str) -> anyhow::Result<(Newcomer, Child)> {
     let newcomer = Newcomer::in_folder(programs, program, folder.to_owned())?;
     let running = newcomer.command(token).stderr(Stdio::null()).spawn()?;
@@ -120,10 +126,8 @@ async fn a_manager_is_killed_and_the_other_goes_on() -> anyhow::Result<()> {
     let folder = tempfile::TempDir::with_prefix("dft-")?;
     let at = |name: &str| folder.path().join(name);
     let mut first = Manager::start(&programs, at("first"), &postgres.url()).await?;
-    fs::create_dir_all(at("second/data"))?;
-    fs::copy(at("first/data/root.key"), at("second/data/root.key"))?;
-    let second = Manager::start(&programs, at("second"), &postgres.url()).await?;
-
+    // So that hosts are renewed every second or two.
+    first.change("credential_ms", 20_000).await?;
     let _scheduler = join(&programs, "dfscheduler", &at("scheduler"), &first.token("scheduler").await?)?;
     until("the scheduler is in the ring", SETTLED, async || {
         let (_, settings) = first.settings().await?;
@@ -131,18 +135,37 @@ async fn a_manager_is_killed_and_the_other_goes_on() -> anyhow::Result<()> {
         Ok(())
     })
     .await?;
+    let (node, _running) = join(&programs, "dfdaemon", &at("node"), &first.token("node").await?)?;
+    in_touch(&programs, &node, first.change("candidate_parents", 5).await?).await?;
+    let alone = knows(&node)?;
+    ensure!(alone.len() == 1, "{alone:?}");
+
+    fs::create_dir_all(at("second/data"))?;
+    fs::copy(at("first/data/root.key"), at("second/data/root.key"))?;
+    let second = Manager::start(&programs, at("second"), &postgres.url()).await?;
+    until("the node hears of the other manager when it is renewed", SETTLED, async || {
+        let both = knows(&node)?;
+        ensure!(both.len() == 2 && both[0] == alone[0], "{both:?}");
+        Ok(())
+    })
+    .await?;
     let token = first.token("node").await?;
-    let (node, _running) = join(&programs, "dfdaemon", &at("node"), &token)?;
-    in_touch(&programs, &node, first.change(5).await?).await?;
-    let remembered: Value = serde_json::from_slice(&fs::read(node.folder().join("data/membership.json"))?)?;
-    ensure!(remembered["managers"].as_array().is_some_and(|all| all.len() == 2), "it knows both: {remembered}");
 
     first.running.kill().await?;
     let begun = Instant::now();
     // It may not have seen yet what the first one changed last: then it says so.
-    let epoch = until("the other manager changes the configuration", SETTLED, async || second.change(6).await).await?;
+    let epoch = until("the other manager changes the configuration", SETTLED, async || {
+        second.change("candidate_parents", 6).await
+    });
+    let epoch = epoch.await?;
     in_touch(&programs, &node, epoch).await?;
     println!("from the kill to the changed configuration on a node: {:?}", begun.elapsed());
+    until("the other manager renews the node", SETTLED, async || {
+        let now = knows(&node)?;
+        ensure!(now[0] != alone[0], "{now:?}");
+        Ok(())
+    })
+    .await?;
     // The token names both managers, though the one that made it is gone.
     let (late, _running) = join(&programs, "dfdaemon", &at("late"), &token)?;
     in_touch(&programs, &late, epoch).await?;

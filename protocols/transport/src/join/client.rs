@@ -88,6 +88,13 @@ pub enum JoinError {
     Timeout,
 }
 
+impl JoinError {
+    /// Whether the manager has decided, so that nobody else need be asked.
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::Refused(refusal) if !refusal.code.is_temporary())
+    }
+}
+
 /// Asks one manager of the cluster of `roots`; `addresses` are where this host can be dialled.
 ///
 /// # Errors

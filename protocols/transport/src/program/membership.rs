@@ -8,7 +8,7 @@ use std::{
 use damselfly_messages::{
     config::SignedConfiguration,
     id::ClusterId,
-    membership::{JoinToken, Role, SignedCredential, join::Welcome},
+    membership::{JoinToken, MANAGERS_MAX, Role, SignedCredential, join::Welcome},
     wire::{Invalid, Wire as _},
 };
 use libp2p::{Multiaddr, PeerId, identity::Keypair};
@@ -53,6 +53,12 @@ pub struct Joining<'a> {
     pub role: Role,
     /// Where it can be dialled.
     pub addresses: &'a [Multiaddr],
+}
+
+/// Where to ask from now on: first where this host was answered, whatever the manager thinks of its own addresses.
+fn known_managers(answered: (PeerId, Multiaddr), told: &[(PeerId, Multiaddr)]) -> Vec<(PeerId, Multiaddr)> {
+    let others = told.iter().filter(|other| **other != answered).cloned().collect::<Vec<_>>();
+    [answered].into_iter().chain(others).take(MANAGERS_MAX).collect()
 }
 
 /// Whether the host of this data directory has joined a cluster.
@@ -128,9 +134,12 @@ impl Membership {
             match ask(keypair, &token.roots, (*manager, address), asking, addresses).await {
                 Ok(Welcome { credential, configuration, managers }) => {
                     tracing::info!(cluster = %token.cluster(), %role, "joined the cluster");
-                    let managers = if managers.is_empty() { &token.managers } else { &managers };
-                    return Self::remember(data_dir, (token.cluster(), managers), &credential, &configuration);
+                    let known = if managers.is_empty() { &token.managers } else { &managers };
+                    let known = known_managers((*manager, address.clone()), known);
+                    return Self::remember(data_dir, (token.cluster(), &known), &credential, &configuration);
                 }
+                // The others would say the same.
+                Err(error) if error.is_final() => return Err(MembershipError::Join(error.into())),
                 Err(error) => last = MembershipError::Join(error.into()),
             }
         }
@@ -155,13 +164,10 @@ impl Membership {
         Ok(this)
     }
 
-    /// These are the managers now, unless there are none.
+    /// These are the managers now.
     fn learn(&mut self, managers: &[(PeerId, Multiaddr)]) {
         let known = managers.iter().filter_map(|(peer, address)| PeerAddress::new(*peer, address.clone()));
-        let known: Vec<_> = known.collect();
-        if !known.is_empty() {
-            self.managers = known;
-        }
+        self.managers = known.collect();
     }
 
     fn load(data_dir: &Path) -> Result<Option<Self>, MembershipError> {

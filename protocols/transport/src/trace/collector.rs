@@ -3,17 +3,19 @@
 use std::{env, time::Duration};
 
 use opentelemetry::{KeyValue, trace::TracerProvider as _};
-use opentelemetry_otlp::{SpanExporter, WithExportConfig as _};
+use opentelemetry_otlp::{SpanExporter, WithExportConfig as _, WithTonicConfig as _};
 use opentelemetry_sdk::{
     Resource,
     resource::{EnvResourceDetector, TelemetryResourceDetector},
     trace::SdkTracerProvider,
 };
+use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use tracing_subscriber::{
     Layer, filter::Targets, layer::SubscriberExt as _, registry::LookupSpan, util::SubscriberInitExt as _,
 };
 
 use super::TARGET;
+use crate::reason::chain;
 
 /// The variable that names the collector for programs of every kind.
 pub const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
@@ -21,11 +23,11 @@ pub const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 /// The variable that names a program; else it has its own name.
 const SERVICE_NAME: &str = "OTEL_SERVICE_NAME";
 
-/// How long the collector may take for a batch of spans.
-const EXPORT_WITHIN: Duration = Duration::from_secs(5);
+/// How long the collector may take to be connected to, and for a batch of spans.
+const EXPORT_WITHIN: Duration = Duration::from_secs(2);
 
-/// How long the last spans may take at the end of the program.
-const STOP_WITHIN: Duration = Duration::from_secs(2);
+/// How long the end of a program waits for it.
+const STOP_WITHIN: Duration = Duration::from_secs(1);
 
 /// The collector cannot be used as it is named.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +56,8 @@ impl Collector {
     /// [`CollectorError`]: it is no such address, or the environment has options for it that cannot be used.
     pub fn new(program: &'static str, endpoint: &str) -> Result<Self, CollectorError> {
         check_endpoint(endpoint).map_err(|reason| CollectorError(format!("{endpoint:?} {reason}")))?;
-        let exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint).with_timeout(EXPORT_WITHIN).build();
+        let channel = channel(endpoint).map_err(|error| CollectorError(chain(&error)))?;
+        let exporter = SpanExporter::builder().with_tonic().with_channel(channel).with_timeout(EXPORT_WITHIN).build();
         let exporter = exporter.map_err(|error| CollectorError(error.to_string()))?;
         let provider =
             SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource(program)).build();
@@ -77,21 +80,34 @@ impl Collector {
         drop(tracing_subscriber::registry().with(self.layer()).try_init());
     }
 
-    /// Sends what is left, and tells of it in the log when that fails. Blocks for two seconds at most.
-    pub fn stop_and_tell(self) {
-        if let Err(error) = self.stop() {
-            tracing::warn!(%error, "the last spans are lost");
-        }
-    }
-
-    /// Sends what is left. Blocks for two seconds at most; the runtime has to go on meanwhile.
+    /// Sends the spans of a program that has made few, and ends. Blocks for as long as a batch may take; the runtime has to
+    /// go on meanwhile.
     ///
     /// # Errors
-    /// [`CollectorError`]: the last spans did not get there.
-    pub fn stop(self) -> Result<(), CollectorError> {
-        let stopped = self.provider.shutdown_with_timeout(STOP_WITHIN);
-        stopped.map_err(|error| CollectorError(error.to_string()))
+    /// [`CollectorError`]: they did not get there.
+    pub fn send(self) -> Result<(), CollectorError> {
+        let sent = self.provider.force_flush();
+        self.stop();
+        sent.map_err(|error| CollectorError(error.to_string()))
     }
+
+    /// Sends what is left. Blocks for a second at most; the log tells what was lost.
+    pub fn stop(self) {
+        if let Err(error) = self.provider.shutdown_with_timeout(STOP_WITHIN) {
+            tracing::warn!(%error, "the last spans may be lost");
+        }
+    }
+}
+
+/// A connection that is made when there is something to send, and again when it broke.
+fn channel(endpoint: &str) -> Result<Channel, tonic::transport::Error> {
+    let is_https = endpoint.starts_with("https:");
+    let endpoint = Endpoint::from_shared(endpoint.to_owned())?.connect_timeout(EXPORT_WITHIN).timeout(EXPORT_WITHIN);
+    let endpoint = match is_https {
+        true => endpoint.tls_config(ClientTlsConfig::new().with_native_roots())?,
+        false => endpoint,
+    };
+    Ok(endpoint.connect_lazy())
 }
 
 /// Whether a collector can be named so; empty is none.

@@ -16,7 +16,7 @@ use damselfly_messages::{
 use libp2p::{Multiaddr, identity::Keypair};
 use tokio::time::sleep;
 
-use super::Membership;
+use super::{Membership, known_managers};
 use crate::{
     join::{Asking, JoinError, ask},
     network::Network,
@@ -182,6 +182,8 @@ impl Keeper {
         for manager in self.membership.managers.clone() {
             match self.renew_with(&manager, &own).await {
                 Ok(()) => return Ok(()),
+                // The others would say the same.
+                Err(error) if error.is_final() => return Err(error),
                 Err(error) => last = error,
             }
         }
@@ -195,7 +197,10 @@ impl Keeper {
         let Welcome { credential, configuration, managers } =
             ask(&self.keypair, &roots, at, asking, &self.addresses).await?;
         self.membership.credential = hex::encode(credential.to_bytes());
-        self.membership.learn(&managers);
+        if !managers.is_empty() {
+            let answered = (manager.peer(), manager.address().clone());
+            self.membership.learn(&known_managers(answered, &managers));
+        }
         if let Err(error) = self.membership.store(&self.data_dir) {
             // It is used all the same, and renewed again after a restart.
             tracing::error!(reason = chain(&error), "the renewed credential is not stored");
