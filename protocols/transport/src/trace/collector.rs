@@ -29,10 +29,16 @@ const EXPORT_WITHIN: Duration = Duration::from_secs(2);
 /// How long the end of a program waits for it.
 const STOP_WITHIN: Duration = Duration::from_secs(1);
 
-/// The collector cannot be used as it is named.
+/// There is no trace.
 #[derive(Debug, thiserror::Error)]
-#[error("the collector of traces cannot be used: {0}")]
-pub struct CollectorError(String);
+pub enum CollectorError {
+    /// The collector cannot be used as it is named.
+    #[error("the collector of traces cannot be used: {0}")]
+    Unusable(String),
+    /// It is away, refuses, or is none. What the SDK says of it is not for people.
+    #[error("the collector of traces did not take the span: is it there, and does it take OTLP over gRPC?")]
+    Untaken,
+}
 
 /// Sends spans to a collector, in batches and from a thread of its own. What it cannot take is dropped: a collector that is
 /// away or slow holds nothing up.
@@ -55,10 +61,10 @@ impl Collector {
     /// # Errors
     /// [`CollectorError`]: it is no such address, or the environment has options for it that cannot be used.
     pub fn new(program: &'static str, endpoint: &str) -> Result<Self, CollectorError> {
-        check_endpoint(endpoint).map_err(|reason| CollectorError(format!("{endpoint:?} {reason}")))?;
-        let channel = channel(endpoint).map_err(|error| CollectorError(chain(&error)))?;
+        check_endpoint(endpoint).map_err(|reason| CollectorError::Unusable(format!("{endpoint:?} {reason}")))?;
+        let channel = channel(endpoint).map_err(|error| CollectorError::Unusable(chain(&error)))?;
         let exporter = SpanExporter::builder().with_tonic().with_channel(channel).with_timeout(EXPORT_WITHIN).build();
-        let exporter = exporter.map_err(|error| CollectorError(error.to_string()))?;
+        let exporter = exporter.map_err(|error| CollectorError::Unusable(error.to_string()))?;
         let provider =
             SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource(program)).build();
         Ok(Self { provider })
@@ -84,11 +90,14 @@ impl Collector {
     /// go on meanwhile.
     ///
     /// # Errors
-    /// [`CollectorError`]: they did not get there.
+    /// [`CollectorError::Untaken`]
     pub fn send(self) -> Result<(), CollectorError> {
         let sent = self.provider.force_flush();
         self.stop();
-        sent.map_err(|error| CollectorError(error.to_string()))
+        sent.map_err(|error| {
+            tracing::debug!(%error, "spans are lost");
+            CollectorError::Untaken
+        })
     }
 
     /// Sends what is left. Blocks for a second at most; the log tells what was lost.
