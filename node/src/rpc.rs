@@ -118,9 +118,19 @@ impl Daemon for Rpc {
         &self,
         request: Request<proto::DeleteTaskRequest>,
     ) -> Result<Response<proto::DeleteTaskResponse>, Status> {
+        let caller = PeerCredentials::of(&request)?;
         let span = span_of(&request, span!("server", "DeleteTask"));
         let request = request.into_inner();
         let name = Name::parse(&request.cid, &request.tag).or_failure()?;
+        if !request.local {
+            // Who it was is known on this host only; the schedulers see the host.
+            tracing::info!(
+                uid = caller.uid,
+                cid = name.cid(),
+                tag = name.tag(),
+                "a user deletes a task in the whole cluster"
+            );
+        }
         let tasks = self.tasks.clone();
         // A delete that has begun goes on when the client leaves: half of it would be worse.
         let running = tokio::spawn(trace::traced(span, async move { tasks.delete(&name, request.local).await }));
