@@ -79,6 +79,8 @@ impl Fleet {
     pub async fn partition(&self, ones: &[&Member], others: &[&Member]) -> anyhow::Result<()> {
         let both = ones.iter().find(|one| others.iter().any(|other| other.id == one.id));
         ensure!(both.is_none(), "{} is on both sides", both.map_or("", |both| both.name.as_str()));
+        // The smaller side moves: Docker gives other addresses to those that come back.
+        let (ones, others) = if ones.len() < others.len() { (others, ones) } else { (ones, others) };
         let (cluster, split) = (self.network(), self.other_side());
         let label = format!("com.docker.compose.project={}", self.project().name());
         let made = engine::ask(["network", "create", "--label", &label, &split]).await;
