@@ -401,3 +401,24 @@ pub fn join_addresses(ip: IpAddr, port: u16, listeners: &[Multiaddr], policy: Di
     addresses.dedup();
     addresses
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_manager_is_named_before_any_is_named_twice() {
+        let manager = |count: u8, name: u8| {
+            let peer = PeerId::random();
+            let at = |port: u8| (peer, format!("/ip4/10.0.0.{name}/tcp/{port}").parse().expect("an address"));
+            (1..=count).map(at).collect::<Vec<_>>()
+        };
+        let managers = [manager(9, 1), manager(4, 2), manager(0, 3), manager(1, 4)];
+        let named = in_turn(&managers);
+        assert_eq!(named.len(), MANAGERS_MAX);
+        assert_eq!(named[..3], [managers[0][0].clone(), managers[1][0].clone(), managers[3][0].clone()]);
+        assert_eq!(named[3..5], [managers[0][1].clone(), managers[1][1].clone()]);
+        assert_eq!(in_turn(&managers[3..]), managers[3]);
+        assert_eq!(in_turn(&[]), []);
+    }
+}
