@@ -11,12 +11,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, anyhow, bail, ensure};
 use futures::future::try_join_all;
 use rand::{Rng as _, RngCore as _, SeedableRng as _, rngs::SmallRng};
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::{
     model::{Digest, Model},
@@ -37,6 +37,8 @@ const NO_DAEMON: i32 = 4;
 const CONFLICT: i32 = 6;
 const QUEUED: i32 = 8;
 const LATE: i32 = 9;
+/// A command that takes longer hangs: the longest, an export over a slow link, takes a third of it.
+const COMMAND_WITHIN: Duration = Duration::from_secs(180);
 /// A daemon that is restarted answers again by then.
 const DAEMON_BACK_WITHIN: Duration = Duration::from_secs(30);
 const RETRY_EVERY: Duration = Duration::from_millis(100);
@@ -257,7 +259,8 @@ impl Users {
     async fn patiently(&self, run: impl AsyncFn(&Reach) -> anyhow::Result<Output>) -> anyhow::Result<Output> {
         let begun = Instant::now();
         loop {
-            let output = run(&self.inner.reach).await?;
+            let ran = timeout(COMMAND_WITHIN, run(&self.inner.reach)).await;
+            let output = ran.map_err(|_| anyhow!("dfcache has not ended after {} s", COMMAND_WITHIN.as_secs()))??;
             if !self.inner.reach.is_away(&output) || begun.elapsed() > DAEMON_BACK_WITHIN {
                 return Ok(output);
             }
@@ -267,7 +270,8 @@ impl Users {
     }
 
     async fn dfcache(&self, node: usize, arguments: &[&str]) -> anyhow::Result<Output> {
-        self.patiently(async |reach| reach.ask(node, arguments).await).await
+        let done = self.patiently(async |reach| reach.ask(node, arguments).await).await;
+        done.with_context(|| format!("dfcache {} on node {}", arguments.join(" "), node + 1))
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -317,8 +321,9 @@ impl Users {
     async fn import_bytes(&self, node: usize, name: &str, content: &[u8], right: &[i32]) -> anyhow::Result<i32> {
         let path = self.file(&format!("{name}-{node}.in"));
         fs::write(&path, content)?;
-        let done = self.patiently(async |reach| reach.import(node, name, &path).await).await?;
+        let done = self.patiently(async |reach| reach.import(node, name, &path).await).await;
         fs::remove_file(&path)?;
+        let done = done.with_context(|| format!("import of {name} on node {}", node + 1))?;
         ended(&done, right).with_context(|| format!("import of {name} on node {}", node + 1))
     }
 
@@ -326,8 +331,9 @@ impl Users {
     pub(super) async fn export(&self, node: usize, name: &str) -> anyhow::Result<Value> {
         let number = add(&self.inner.counts.exports, 1);
         let path = self.file(&format!("{number}.out"));
-        let done = self.patiently(async |reach| reach.export(node, name, &path).await).await?;
-        ended(&done, &[DONE]).with_context(|| format!("export of {name} on node {}", node + 1))?;
+        let done = self.patiently(async |reach| reach.export(node, name, &path).await).await;
+        let ended = done.and_then(|done| ended(&done, &[DONE]).map(|_| done));
+        let done = ended.with_context(|| format!("export of {name} on node {}", node + 1))?;
         let content = fs::read(&path)?;
         fs::remove_file(&path)?;
         self.model().exported(name, Sha256::digest(&content).into())?;
