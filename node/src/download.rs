@@ -45,6 +45,8 @@ mod pool;
 mod registry;
 mod sink;
 mod supervisor;
+#[cfg(test)]
+mod tests;
 
 use plan::Plan;
 pub use sink::Sink;
@@ -173,6 +175,8 @@ struct State {
     unproved: Option<PeerId>,
     /// The slowest limit that suits everybody who waits.
     limiter: Limiter,
+    /// Every piece was held, and nothing is fetched any more.
+    is_concluded: bool,
 }
 
 /// Somebody waits for a download; when the last one is dropped, it ends and stays resumable.
@@ -233,9 +237,11 @@ impl Download {
         }
     }
 
-    /// How far it is, and whether it has ended.
+    /// How far it is, and whether it has ended. What it is now counts as news: it may have ended a moment ago.
     pub fn progress(&self) -> watch::Receiver<Progress> {
-        self.progress.subscribe()
+        let mut progress = self.progress.subscribe();
+        progress.mark_changed();
+        progress
     }
 
     /// Which pieces are held, and those gained from now on.
@@ -262,10 +268,22 @@ impl Download {
         self.lock().held.contains(index)
     }
 
+    /// Whether every piece was held at a time, so that nothing is fetched any more.
+    pub fn is_concluded(&self) -> bool {
+        self.lock().is_concluded
+    }
+
+    /// Concludes the download if nothing is missing.
+    fn conclude(&self) -> bool {
+        let mut state = self.lock();
+        state.is_concluded |= state.plan.is_complete();
+        state.is_concluded
+    }
+
     /// Reads a held piece, verified. Blocks.
     ///
     /// # Errors
-    /// [`ReadError`]; a damaged piece is fetched again.
+    /// [`ReadError`]; a damaged piece is fetched again, unless the download is concluded.
     pub fn read(&self, index: PieceIndex, buffer: &mut Vec<u8>) -> Result<(), ReadError> {
         let result = match self.stored() {
             Some(stored) => stored.read(index, buffer),
@@ -273,7 +291,7 @@ impl Download {
         };
         if let Err(ReadError::Damaged { .. }) = result {
             let mut state = self.lock();
-            if state.held.remove(index) {
+            if !state.is_concluded && state.held.remove(index) {
                 tracing::warn!(content = %self.manifest.content(), piece = index.get(), "a piece is damaged and fetched again");
                 state.plan.want_again(index);
             }

@@ -157,6 +157,7 @@ impl Downloads {
                 last_fault: String::new(),
                 unproved,
                 limiter: wanted.limiter.clone(),
+                is_concluded: false,
             }),
             manifest,
             stored: RwLock::new(Some(Arc::new(stored))),

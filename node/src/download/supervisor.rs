@@ -41,6 +41,7 @@ pub(super) async fn run(
     slot: Arc<OnceCell<Arc<Download>>>,
     inbox: mpsc::Receiver<Vec<Parent>>,
 ) {
+    let leaving = Leaving { download: Arc::clone(&download), slot };
     let result = Supervisor::new(Arc::clone(&download)).supervise(inbox).await;
     let end = match &result {
         Ok(()) => End::Complete,
@@ -52,13 +53,27 @@ pub(super) async fn run(
     download.end(result);
     blame_silent(&download);
     let tasks = keep(&download, end).await;
-    download.shared.forget(download.manifest().content(), &slot);
-    download.settle();
+    drop(leaving);
     for task in tasks {
         download.shared.announcer.announce_known(task).await;
     }
     report_faults(&download).await;
     report_end(&download, if end == End::Complete { PeerResult::Done } else { PeerResult::Failed }).await;
+}
+
+/// Takes a download off the list when dropped: whatever becomes of its supervisor, nobody waits for ever.
+struct Leaving {
+    download: Arc<Download>,
+    slot: Arc<OnceCell<Arc<Download>>>,
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        // That is no news, unless the supervisor has failed.
+        self.download.end(Err(FetchError::Abandoned));
+        self.download.shared.forget(self.download.manifest().content(), &self.slot);
+        self.download.settle();
+    }
 }
 
 /// What is kept of a download that has ended.
@@ -158,7 +173,7 @@ impl Supervisor {
             if let Some(ended) = progress.borrow_and_update().ended.clone() {
                 return ended;
             }
-            if self.download.lock().plan.is_complete() {
+            if self.download.conclude() {
                 return Ok(());
             }
             tokio::select! {
@@ -177,7 +192,7 @@ impl Supervisor {
         if let Some(ended) = self.download.progress.borrow().ended.clone() {
             return ended;
         }
-        if self.download.lock().plan.is_complete() { Ok(()) } else { Err(FetchError::Abandoned) }
+        if self.download.conclude() { Ok(()) } else { Err(FetchError::Abandoned) }
     }
 
     fn on_parents(&mut self, parents: Vec<Parent>) {

@@ -62,7 +62,7 @@ impl Exporter {
                 match download.read(index, &mut buffer) {
                     Ok(()) => filler.write(index, &buffer),
                     // It is fetched again, and then it goes into the sink like every new piece.
-                    Err(ReadError::Damaged { .. }) => {}
+                    Err(ReadError::Damaged { .. }) if !download.is_concluded() => {}
                     Err(error) => return Err(error),
                 }
             }
@@ -127,8 +127,13 @@ impl Exporter {
         let layout = interest.manifest().layout();
         let mut progress = interest.progress();
         for index in left(&layout, &target.output) {
-            while !interest.holds(index) {
-                if let Some(Err(error)) = progress.borrow_and_update().ended.clone() {
+            loop {
+                // Looked at before the piece is looked for: what comes meanwhile is news then.
+                let ended = progress.borrow_and_update().ended.clone();
+                if interest.holds(index) {
+                    break;
+                }
+                if let Some(Err(error)) = ended {
                     return Err(error.into());
                 }
                 target.progress.sources.store(interest.sources(), Ordering::Relaxed);
