@@ -37,6 +37,10 @@ use crate::{
     state::State,
 };
 
+mod deletions;
+
+use deletions::Deletions;
+
 /// How often the schedulers are asked.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// A scheduler is asked for at most so many parts of its hosts.
@@ -147,12 +151,14 @@ impl Eyes {
 
     /// Looks every two seconds, until the program ends.
     pub async fn look(self) {
-        let mut watch = Watch::default();
+        let (mut watch, mut deletions) = (Watch::default(), Deletions::default());
         loop {
             let mut picture = Picture::clone(&self.picture());
             self.look_once(&mut picture).await;
             picture.alerts = watch.alerts(&self.state, &picture).await;
+            let schedulers: Vec<_> = picture.schedulers.iter().map(|(peer, _)| *peer).collect();
             self.picture.send_replace(Arc::new(picture));
+            deletions.note(&self, &schedulers).await;
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
@@ -193,7 +199,7 @@ impl Eyes {
             let after = all.as_ref().and_then(|all| all.items.last()).map(|host| host.peer);
             let mut part = match self.ask(scheduler, &Request::Hosts { after }).await {
                 Ok(Response::Hosts(part)) => part,
-                Ok(Response::Tasks(_)) => break,
+                Ok(Response::Tasks(_) | Response::Deletions(_)) => break,
                 // What it has told already counts.
                 Err(_) if all.is_some() => break,
                 Err(error) => return Err(error),
@@ -229,7 +235,7 @@ impl Eyes {
                     Some(found) => return Ok(Some(found)),
                     None => answered = true,
                 },
-                Ok(Response::Hosts(_)) => last = "it answers something else".into(),
+                Ok(Response::Hosts(_) | Response::Deletions(_)) => last = "it answers something else".into(),
                 Err(error) => last = error.to_string(),
             }
         }
@@ -254,7 +260,7 @@ impl Eyes {
             .into_iter()
             .filter_map(|answer| match answer {
                 Ok(Response::Tasks(tasks)) => Some(tasks),
-                Ok(Response::Hosts(_)) | Err(_) => None,
+                Ok(Response::Hosts(_) | Response::Deletions(_)) | Err(_) => None,
             })
             .collect();
         if answers.is_empty() { Err(Unseen::NoScheduler) } else { Ok(merged(answers, limit)) }
@@ -293,7 +299,7 @@ impl Eyes {
     }
 
     async fn delete_at(&self, owner: PeerId, task: TaskId, accepted: &Accepted) -> Result<DeleteAnswer, String> {
-        let body = RequestBody::DeleteTask(DeleteTask { task, asked: None });
+        let body = RequestBody::DeleteTask(DeleteTask::of(task));
         let request = scheduler::Request::new(accepted.configuration.epoch, body);
         match self.network.request::<SchedulerProtocol>(owner, &request, SchedulerProtocol::TIMEOUT).await {
             Ok(scheduler::Response { body: ResponseBody::Deleted(answer), .. }) => Ok(answer),

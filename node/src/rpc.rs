@@ -122,18 +122,17 @@ impl Daemon for Rpc {
         let span = span_of(&request, span!("server", "DeleteTask"));
         let request = request.into_inner();
         let name = Name::parse(&request.cid, &request.tag).or_failure()?;
-        if !request.local {
-            // Who it was is known on this host only; the schedulers see the host.
-            tracing::info!(
-                uid = caller.uid,
-                cid = name.cid(),
-                tag = name.tag(),
-                "a user deletes a task in the whole cluster"
-            );
-        }
         let tasks = self.tasks.clone();
+        let delete = async move {
+            if request.local {
+                return tasks.delete_here(&name).await;
+            }
+            let (cid, tag) = (name.cid(), name.tag());
+            tracing::info!(uid = caller.uid, cid, tag, "a user deletes a task in the whole cluster");
+            tasks.delete_everywhere(&name, caller.uid).await
+        };
         // A delete that has begun goes on when the client leaves: half of it would be worse.
-        let running = tokio::spawn(trace::traced(span, async move { tasks.delete(&name, request.local).await }));
+        let running = tokio::spawn(trace::traced(span, delete));
         let deleted = within(deadline(request.timeout_ms), async {
             running.await.unwrap_or_else(|error| Err(Failure::new(Code::Failed, error.to_string())))
         });

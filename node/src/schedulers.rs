@@ -187,14 +187,19 @@ impl Schedulers {
 
     /// Deletes a task in the whole cluster; returns when every reachable holder has dropped it.
     ///
-    /// `asked` is set when the delete had to wait for a scheduler.
+    /// `asked` is set when the delete had to wait for a scheduler; `uid` is who wants it, for the cluster's audit.
     ///
     /// # Errors
     /// [`Unanswered`]: nothing was deleted.
-    pub async fn delete(&self, name: &Name, asked: Option<UnixMillis>) -> Result<DeleteAnswer, Unanswered> {
+    pub async fn delete(
+        &self,
+        name: &Name,
+        asked: Option<UnixMillis>,
+        uid: Option<u32>,
+    ) -> Result<DeleteAnswer, Unanswered> {
         let task = name.task_id();
         self.recent.forget(&task);
-        let body = RequestBody::DeleteTask(DeleteTask { task: name.task_id(), asked });
+        let body = RequestBody::DeleteTask(DeleteTask { task, asked, name: Some(name.clone()), uid });
         let deadline = Instant::now() + WARM_WITHIN;
         loop {
             let turn = tokio::time::timeout(DELETE_TURN_WITHIN, self.deletes.acquire()).await;

@@ -92,15 +92,11 @@ impl Tasks {
             && matches!(self.store.content(record.binding.content), Some(ContentState::Complete { .. }))
     }
 
-    /// Deletes a task everywhere, or only the copy here.
+    /// Drops the copy here; others keep theirs.
     ///
     /// # Errors
-    /// [`Code::NoSource`]: it is dropped here, and the delete is queued.
-    pub async fn delete(&self, name: &Name, local_only: bool) -> Result<Deleted, Failure> {
-        if local_only { self.delete_here(name).await } else { self.delete_everywhere(name).await }
-    }
-
-    async fn delete_here(&self, name: &Name) -> Result<Deleted, Failure> {
+    /// [`Failure`]: the store failed.
+    pub async fn delete_here(&self, name: &Name) -> Result<Deleted, Failure> {
         // An export may have ended a moment ago, before its copy was in the store.
         let (store, task) = (self.store.clone(), name.task_id());
         self.downloads.settled(&task).await;
@@ -112,14 +108,18 @@ impl Tasks {
         Ok(Deleted { deleted: removed.is_some(), holders: removed.is_some().into() })
     }
 
-    async fn delete_everywhere(&self, name: &Name) -> Result<Deleted, Failure> {
+    /// Deletes a task in the whole cluster, for this user.
+    ///
+    /// # Errors
+    /// [`Code::NoSource`]: it is dropped here, and the delete is queued.
+    pub async fn delete_everywhere(&self, name: &Name, uid: u32) -> Result<Deleted, Failure> {
         let here = self.store.task(&name.task_id());
-        let answer = match self.schedulers.delete(name, None).await {
+        let answer = match self.schedulers.delete(name, None, Some(uid)).await {
             Ok(answer) => answer,
             // There are no others.
             Err(Unanswered::NoCluster) => return self.delete_here(name).await,
             Err(unanswered) => {
-                self.queue_delete(name).await?;
+                self.queue_delete(name, uid).await?;
                 let why = unanswered.to_string();
                 let message = format!("dropped here; the delete for the other hosts is queued: {why}");
                 return Err(Failure { message, ..unanswered.into_failure() });
@@ -135,11 +135,11 @@ impl Tasks {
         Ok(Deleted { deleted: holders > 0 || answer.unreachable > 0, holders })
     }
 
-    async fn queue_delete(&self, name: &Name) -> Result<(), Failure> {
+    async fn queue_delete(&self, name: &Name, uid: u32) -> Result<(), Failure> {
         let (store, name) = (self.store.clone(), name.clone());
         let task = name.task_id();
         blocking(move || {
-            store.put_queued_delete(QueuedDelete { name, queued: SystemTime::now().into() })?;
+            store.put_queued_delete(QueuedDelete { name, queued: SystemTime::now().into(), uid: Some(uid) })?;
             store.remove_task(&task)
         })
         .await

@@ -172,7 +172,7 @@ async fn a_host_announces_another_finds_and_deletes() {
             }
         }
     });
-    let delete = RequestBody::DeleteTask(DeleteTask { task: name().task_id(), asked: None });
+    let delete = RequestBody::DeleteTask(DeleteTask::of(name().task_id()));
     let answer = ask(&asker, network, delete, |body| matches!(body, ResponseBody::Deleted(_))).await;
     let ResponseBody::Deleted(deleted) = answer else { panic!("{answer:?}") };
     assert_eq!((deleted.dropped, deleted.unreachable), (1, 0));

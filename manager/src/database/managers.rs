@@ -29,6 +29,14 @@ impl Database {
         Ok(writing.commit().await?)
     }
 
+    /// The PeerIds of all managers.
+    ///
+    /// # Errors
+    /// [`DatabaseError`].
+    pub async fn manager_ids(&self) -> Result<Vec<String>, DatabaseError> {
+        Ok(sqlx::query_scalar("SELECT peer_id FROM managers").fetch_all(&self.pool).await?)
+    }
+
     /// The addresses of each manager but one, those seen last first.
     ///
     /// # Errors

@@ -26,6 +26,7 @@ pub mod audit;
 pub mod configurations;
 pub mod counts;
 pub mod credentials;
+pub mod deletions;
 pub mod join_tokens;
 pub mod leader;
 pub mod managers;

@@ -12,6 +12,9 @@ pub const ENDED_KEPT: Duration = DAY.saturating_mul(90);
 /// Who changed what can be looked up for this long.
 pub const AUDIT_KEPT: Duration = DAY.saturating_mul(2 * 365);
 
+/// Which deletes of hosts are noted already is known for this long; schedulers tell of them for a week.
+const DELETIONS_KEPT: Duration = DAY.saturating_mul(30);
+
 /// How much was removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Pruned {
@@ -33,7 +36,7 @@ impl Database {
     pub async fn prune(&self, grace: Duration, now: UnixMillis) -> Result<Pruned, DatabaseError> {
         let before = |kept: Duration| UnixMillis(now.0.saturating_sub(kept.as_millis() as u64));
         let mut writing = self.write().await?;
-        let mut removed = [0; 3];
+        let mut removed = [0; 4];
         for ((sql, kept), removed) in [
             ("DELETE FROM audit WHERE at < $1 AND id < (SELECT MAX(id) FROM audit)", AUDIT_KEPT),
             (
@@ -42,6 +45,7 @@ impl Database {
                 ENDED_KEPT,
             ),
             ("DELETE FROM members WHERE not_after < $1 AND revoked IS NULL", ENDED_KEPT + grace),
+            ("DELETE FROM deletions WHERE noted < $1", DELETIONS_KEPT),
         ]
         .into_iter()
         .zip(&mut removed)
@@ -50,7 +54,7 @@ impl Database {
             *removed = done.rows_affected();
         }
         writing.commit().await?;
-        let [audit, join_tokens, members] = removed;
+        let [audit, join_tokens, members, _] = removed;
         Ok(Pruned { audit, join_tokens, members })
     }
 }

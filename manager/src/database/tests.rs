@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt as _, path::Path};
 
+use damselfly_messages::{info::Deletion, name::Name, record::Tombstone};
+use libp2p::PeerId;
 use serde_json::json;
 
 mod postgres;
@@ -35,6 +37,32 @@ async fn suite(database: &Database) {
     again(database).await;
     pruning(database).await;
     managers(database).await;
+    deletions(database).await;
+}
+
+/// Each owner of a task tells of a delete, and tells again; the audit has it once.
+async fn deletions(database: &Database) {
+    let name = Name::parse("weights", "v1").expect("a name");
+    let (peer, task) = (PeerId::random(), name.task_id());
+    let delete = |number, generation, uid| Deletion {
+        number,
+        peer,
+        uid,
+        name: Some(name.clone()),
+        tombstone: Tombstone { task, generation, deleted: UnixMillis(number) },
+    };
+    let note =
+        async |deletions: &[Deletion], now| database.note_deletions(deletions, UnixMillis(now)).await.expect("noted");
+    assert_eq!(note(&[delete(7, 1, Some(1000)), delete(8, 2, None)], 9).await, 2);
+    assert_eq!(note(&[delete(17, 1, Some(1000)), delete(18, 3, Some(0))], 19).await, 1, "an owner more");
+    let filter = Filter { action: Some("task.delete".to_owned()), actor: None };
+    let noted = database.audit(&Page::new(50, None), &filter).await.expect("read").items;
+    let who: Vec<_> = noted.iter().map(|entry| (entry.at.0, entry.actor.clone())).collect();
+    let expected =
+        [(18, format!("uid 0 on {peer}")), (8, format!("somebody on {peer}")), (7, format!("uid 1000 on {peer}"))];
+    assert_eq!(who, expected);
+    let named = Some(json!({ "cid": "weights", "tag": "v1" }));
+    assert!(noted.iter().all(|entry| entry.target == task.to_string() && entry.before == named));
 }
 
 /// Managers know of each other, until one has been away for long.

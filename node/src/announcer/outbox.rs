@@ -68,7 +68,9 @@ impl Announcer {
     }
 
     async fn try_delete(&self, delete: &QueuedDelete) -> bool {
-        let Ok(answer) = self.inner.schedulers.delete(&delete.name, Some(delete.queued)).await else { return false };
+        let Ok(answer) = self.inner.schedulers.delete(&delete.name, Some(delete.queued), delete.uid).await else {
+            return false;
+        };
         if let Some(tombstone) = answer.tombstone
             && let Err(error) = self.bury(tombstone).await
         {

@@ -60,6 +60,8 @@ pub struct QueuedDelete {
     pub name: Name,
     /// Since when it waits.
     pub queued: UnixMillis,
+    /// Who wants it; `None` in what an older version has left.
+    pub uid: Option<u32>,
 }
 
 /// A content as the index knows it.
@@ -160,6 +162,8 @@ struct QueuedDeleteRow {
     tag: String,
     #[prost(uint64, tag = "3")]
     queued: u64,
+    #[prost(uint32, optional, tag = "4")]
+    uid: Option<u32>,
 }
 
 // Numbers on disk; 0 is never written, so an empty row is refused.
@@ -266,12 +270,12 @@ impl Row for Tombstone {
 impl Row for QueuedDelete {
     fn to_row(&self) -> Vec<u8> {
         let (cid, tag) = (self.name.cid().to_owned(), self.name.tag().to_owned());
-        QueuedDeleteRow { cid, tag, queued: self.queued.0 }.encode_to_vec()
+        QueuedDeleteRow { cid, tag, queued: self.queued.0, uid: self.uid }.encode_to_vec()
     }
 
     fn from_row(_key: [u8; 32], row: &[u8]) -> Result<Self, Invalid> {
         let row = QueuedDeleteRow::decode(row).map_err(|error| Invalid::new("queued delete", error.to_string()))?;
-        Ok(Self { name: Name::parse(&row.cid, &row.tag)?, queued: UnixMillis(row.queued) })
+        Ok(Self { name: Name::parse(&row.cid, &row.tag)?, queued: UnixMillis(row.queued), uid: row.uid })
     }
 }
 

@@ -13,6 +13,10 @@ use crate::{
     wire::{Invalid, Wire},
 };
 
+mod deletions;
+
+pub use deletions::{DELETIONS_MAX, Deletion, DeletionsAnswer};
+
 /// Most hosts in one answer.
 pub const HOSTS_MAX: usize = 2_000;
 /// Most tasks in one answer.
@@ -60,6 +64,11 @@ pub enum Request {
         /// Which.
         of: TaskFilter,
     },
+    /// Deletes after this one, in the order in which they came.
+    Deletions {
+        /// 0: from the first.
+        after: u64,
+    },
 }
 
 /// Which tasks are wanted.
@@ -78,6 +87,8 @@ pub enum Response {
     Hosts(HostsAnswer),
     /// To [`Request::Tasks`].
     Tasks(TasksAnswer),
+    /// To [`Request::Deletions`].
+    Deletions(DeletionsAnswer),
 }
 
 /// What a scheduler counts, and some of its hosts.
@@ -230,6 +241,7 @@ impl Wire for Request {
                     content: of.content.map(|content| content.digest().to_vec()).unwrap_or_default(),
                 })
             }
+            Self::Deletions { after } => pb::info_request::Body::Deletions(pb::DeletionsRequest { after: *after }),
         };
         pb::InfoRequest { body: Some(body) }.encode_to_vec()
     }
@@ -248,6 +260,7 @@ impl Wire for Request {
                 let after = optional(&tasks.after, TaskId::from_bytes)?;
                 Ok(Self::Tasks { after, limit, of: TaskFilter { task, content } })
             }
+            pb::info_request::Body::Deletions(deletions) => Ok(Self::Deletions { after: deletions.after }),
         }
     }
 }
@@ -364,6 +377,7 @@ impl Wire for Response {
                     last: tasks.more_after.map(|task| task.digest().to_vec()).unwrap_or_default(),
                 })
             }
+            Self::Deletions(deletions) => pb::info_response::Body::Deletions(deletions.into()),
         };
         pb::InfoResponse { body: Some(body) }.encode_to_vec()
     }
@@ -392,6 +406,7 @@ impl Wire for Response {
                 items: each("tasks", tasks.items, TASKS_MAX)?,
                 more_after: optional(&tasks.last, TaskId::from_bytes)?,
             })),
+            pb::info_response::Body::Deletions(deletions) => Ok(Self::Deletions(deletions.try_into()?)),
         }
     }
 }
@@ -399,7 +414,10 @@ impl Wire for Response {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::UnixMillis;
+    use crate::{
+        name::Name,
+        record::{Tombstone, UnixMillis},
+    };
 
     #[test]
     fn what_is_said_is_understood() {
@@ -407,6 +425,7 @@ mod tests {
         let requests = [
             Request::Hosts { after: Some(PeerId::random()) },
             Request::Hosts { after: None },
+            Request::Deletions { after: 8 },
             Request::Tasks { after: Some(task), limit: 7, of: TaskFilter { task: None, content: Some(content) } },
         ];
         for request in requests {
@@ -432,8 +451,18 @@ mod tests {
         let peers = vec![PeerId::random()];
         let candidates = vec![CandidateState { binding, holders: 1, available: true, peers, partial }];
         let tasks = TasksAnswer { items: vec![TaskState { task, candidates }], more_after: Some(task) };
-        for response in [Response::Hosts(hosts), Response::Tasks(tasks)] {
+        let name = Name::parse("a", "b").expect("sound");
+        let tombstone = Tombstone { task: name.task_id(), generation: 2, deleted: UnixMillis(5) };
+        let deletion =
+            |number| Deletion { number, peer: PeerId::random(), uid: Some(1000), name: Some(name.clone()), tombstone };
+        let deletions = DeletionsAnswer { items: vec![deletion(7), deletion(9)] };
+        for response in [Response::Hosts(hosts), Response::Tasks(tasks), Response::Deletions(deletions)] {
             assert_eq!(Response::from_bytes(&response.to_bytes()), Ok(response));
+        }
+        let other = Deletion { name: Name::parse("a", "c").ok(), ..deletion(7) };
+        for items in [vec![deletion(9), deletion(7)], vec![other]] {
+            let false_one = Response::Deletions(DeletionsAnswer { items });
+            assert!(Response::from_bytes(&false_one.to_bytes()).is_err(), "{false_one:?}");
         }
     }
 }

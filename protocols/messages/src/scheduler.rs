@@ -166,6 +166,17 @@ pub struct DeleteTask {
     pub task: TaskId,
     /// When it was asked for, if it had to wait for an owner: what was accepted later stays.
     pub asked: Option<UnixMillis>,
+    /// What people call it; the task's own name.
+    pub name: Option<Name>,
+    /// The user of the asking host who wants that.
+    pub uid: Option<u32>,
+}
+
+impl DeleteTask {
+    /// Of all that is bound to the task, by nobody in particular.
+    pub const fn of(task: TaskId) -> Self {
+        Self { task, asked: None, name: None, uid: None }
+    }
 }
 
 /// A host's heartbeat.

@@ -64,6 +64,7 @@ impl State {
         // What was imported after the delete was asked for is not meant by it, however long it had to wait.
         let deleted = delete.asked.map_or(now.wall, |asked| asked.min(now.wall));
         let tombstone = Tombstone { task, generation, deleted };
+        self.deletions.remember(asker.peer, delete, tombstone, now.wall);
         let host = self.hosts.id(&asker.peer);
         let waiting: BTreeSet<_> = self.bury(tombstone, keep, host, Some(id), now, actions).into_iter().collect();
         if waiting.is_empty() {

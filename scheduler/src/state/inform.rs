@@ -26,6 +26,7 @@ impl State {
         match request {
             Request::Hosts { after } => Response::Hosts(self.inform_of_hosts(*after, now)),
             Request::Tasks { after, limit, of } => Response::Tasks(self.inform_of_tasks(*after, *limit, of)),
+            Request::Deletions { after } => Response::Deletions(self.deletions.after(*after, now.wall)),
         }
     }
 

@@ -17,6 +17,7 @@ mod ask;
 mod claims;
 mod counters;
 mod delete;
+mod deletions;
 mod download;
 mod eras;
 mod event;
@@ -32,6 +33,7 @@ mod tests;
 pub use counters::{Counters, Gauges};
 pub use event::{Action, AskId, DeleteId, Event, Limits, Now, Reply, TICK};
 
+use deletions::Deletions;
 use download::Downloads;
 use eras::{Eras, Role};
 use faults::Faults;
@@ -67,6 +69,7 @@ pub struct State {
     faults: Faults,
     deletes: BTreeMap<DeleteId, delete::Pending>,
     next_delete: u64,
+    deletions: Deletions,
     /// Records told by all hosts.
     announcements: usize,
     pulled: Option<Duration>,
@@ -88,6 +91,7 @@ impl State {
             faults: Faults::default(),
             deletes: BTreeMap::new(),
             next_delete: 0,
+            deletions: Deletions::default(),
             announcements: 0,
             pulled: None,
             swept: Duration::ZERO,

@@ -71,7 +71,7 @@ impl Teller {
         let body = match record {
             Some(record) => RequestBody::AnnounceTask(AnnounceTask { records: vec![record], bucket: None }),
             None if is_told => return Ok(Vec::new()),
-            None => RequestBody::DeleteTask(DeleteTask { task, asked: None }),
+            None => RequestBody::DeleteTask(DeleteTask::of(task)),
         };
         let mut verdicts = Vec::new();
         for owner in accepted.ring.owners(&task) {

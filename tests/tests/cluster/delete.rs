@@ -2,14 +2,22 @@
 
 use std::fs;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use damselfly_tests::{Cluster, Node, Options, until};
 use futures::future::try_join_all;
+use serde_json::{Value, json};
 
 use crate::support::{SETTLED, exports, found_everywhere, gone_everywhere, kill_all, small_files, start_all};
 
 fn contents(node: &Node) -> anyhow::Result<usize> {
     Ok(fs::read_dir(node.store())?.count())
+}
+
+/// What the manager's audit has of deletes.
+async fn noted(cluster: &Cluster) -> anyhow::Result<Vec<Value>> {
+    let answer = cluster.manage("GET", "audit?action=task.delete", None).await?;
+    let page: Value = serde_json::from_str(&answer.body)?;
+    Ok(page["items"].as_array().context("no page")?.clone())
 }
 
 /// Imports on the first node and exports on the others, so that all hold it.
@@ -21,6 +29,43 @@ async fn held_by_all(cluster: &Cluster, cid: &str) -> anyhow::Result<std::path::
     }
     found_everywhere(cluster, cid, cluster.nodes().len() as u64).await?;
     Ok(file)
+}
+
+#[tokio::test]
+async fn the_audit_has_who_deleted() -> anyhow::Result<()> {
+    Cluster::run(Options { schedulers: 3, nodes: 2, ..Options::default() }, async |cluster| {
+        let file = cluster.file("file", 1000)?;
+        for cid in ["one", "two"] {
+            cluster
+                .node(0)
+                .run(&["import", "--tag", "v1", "--cid", cid, file.to_str().context("text")?])
+                .await?
+                .ok()?;
+        }
+        cluster.node(1).run(&["delete", "--cid", "one", "--tag", "v1"]).await?.ok()?;
+        let on = cluster.file_of_cluster().nodes[1].peer_id.clone();
+        let mine = format!("uid {} on {on}", rustix::process::getuid().as_raw());
+        until("the delete is in the audit", SETTLED, async || {
+            let noted = noted(cluster).await?;
+            let told: Vec<_> = noted.iter().map(|entry| (&entry["actor"], &entry["before"])).collect();
+            ensure!(told == [(&json!(mine), &json!({ "cid": "one", "tag": "v1" }))], "{noted:?}");
+            Ok(())
+        })
+        .await?;
+
+        // What is deleted while the manager is away is noted when it is back, and nothing twice.
+        cluster.manager().kill().await?;
+        cluster.node(1).run(&["delete", "--cid", "two", "--tag", "v1"]).await?.ok()?;
+        cluster.manager().start_ready().await?;
+        until("the second one is too", SETTLED, async || {
+            let noted = noted(cluster).await?;
+            let cids: Vec<_> = noted.iter().map(|entry| &entry["before"]["cid"]).collect();
+            ensure!(cids == ["two", "one"], "{noted:?}");
+            Ok(())
+        })
+        .await
+    })
+    .await
 }
 
 #[tokio::test]

@@ -162,7 +162,7 @@ fn what_expires_goes_unless_it_is_pinned() {
 #[test]
 fn the_daemons_values_and_queued_deletes_last() {
     let (directory, store) = fresh();
-    let delete = QueuedDelete { name: name("gone"), queued: UnixMillis(7) };
+    let delete = QueuedDelete { name: name("gone"), queued: UnixMillis(7), uid: Some(1000) };
     store.put_queued_delete(delete.clone()).expect("put");
     store.put_queued_delete(QueuedDelete { queued: UnixMillis(8), ..delete.clone() }).expect("put");
     store.meta_put("configuration", Some(b"signed")).expect("put");

@@ -38,6 +38,8 @@ impl From<&RequestBody> for PbRequest {
             RequestBody::DeleteTask(delete) => Self::DeleteTask(pb::DeleteTask {
                 task: delete.task.digest().to_vec(),
                 asked: delete.asked.map(|at| at.0),
+                name: delete.name.as_ref().map(Into::into),
+                uid: delete.uid,
             }),
             RequestBody::AnnounceHost(host) => Self::AnnounceHost(host.as_ref().into()),
         }
@@ -70,12 +72,22 @@ impl TryFrom<PbRequest> for RequestBody {
                 },
             }),
             PbRequest::LeaveTask(task) => Self::LeaveTask(TaskId::from_bytes(&task)?),
-            PbRequest::DeleteTask(delete) => Self::DeleteTask(DeleteTask {
-                task: TaskId::from_bytes(&delete.task)?,
-                asked: delete.asked.map(UnixMillis),
-            }),
+            PbRequest::DeleteTask(delete) => Self::DeleteTask(delete.try_into()?),
             PbRequest::AnnounceHost(host) => Self::AnnounceHost(Box::new(host.try_into()?)),
         })
+    }
+}
+
+impl TryFrom<pb::DeleteTask> for DeleteTask {
+    type Error = Invalid;
+
+    fn try_from(delete: pb::DeleteTask) -> Result<Self, Invalid> {
+        let task = TaskId::from_bytes(&delete.task)?;
+        let name = delete.name.map(Name::try_from).transpose()?;
+        if name.as_ref().is_some_and(|name| name.task_id() != task) {
+            return Err(Invalid::new("name", "it is another task's"));
+        }
+        Ok(Self { task, asked: delete.asked.map(UnixMillis), name, uid: delete.uid })
     }
 }
 

@@ -29,7 +29,7 @@ fn what_is_blocked_is_not_announced_and_not_fetched_but_known() {
     assert!(matches!(bench.reply_to(300, register(&name("x"))), Some(Reply::Response(_))), "another tag");
     let ResponseBody::Stat(found) = bench.ask(300, RequestBody::StatTask(blocked.clone())) else { panic!("no stat") };
     assert!(matches!(found, StatAnswer::Found { holders: 2, .. }), "it can be looked up: {found:?}");
-    let delete = DeleteTask { task: blocked.task_id(), asked: None };
+    let delete = DeleteTask::of(blocked.task_id());
     bench.reply_to(300, Request::new(2, RequestBody::DeleteTask(delete)));
     let told = bench.told();
     let drops = told.iter().filter(|(_, request)| matches!(request, notify::Request::DropTask(_)));

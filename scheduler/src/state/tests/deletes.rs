@@ -3,7 +3,10 @@
 use super::*;
 
 fn delete(asked: Option<u64>) -> RequestBody {
-    RequestBody::DeleteTask(DeleteTask { task: name("x").task_id(), asked: asked.map(|at| UnixMillis(START + at)) })
+    RequestBody::DeleteTask(DeleteTask {
+        asked: asked.map(|at| UnixMillis(START + at)),
+        ..DeleteTask::of(name("x").task_id())
+    })
 }
 
 fn deleted(reply: Option<Reply>) -> DeleteAnswer {
@@ -67,12 +70,34 @@ fn nothing_to_delete() {
 }
 
 #[test]
+fn the_manager_is_told_who_deleted_what() {
+    let mut bench = Bench::warm();
+    let told = |bench: &Bench, after| match bench.state.inform(&info::Request::Deletions { after }, bench.now()) {
+        info::Response::Deletions(told) => told.items,
+        other => panic!("not deletions: {other:?}"),
+    };
+    bench.reply_to(201, request(delete(None)));
+    assert_eq!(told(&bench, 0), [], "there was nothing to delete");
+    for (generation, uid) in [(1, 1000), (2, 0)] {
+        bench.announce(201, complete("x", binding(content(1), generation, None)));
+        let wanted = DeleteTask { name: Some(name("x")), uid: Some(uid), ..DeleteTask::of(name("x").task_id()) };
+        bench.reply_to(201, request(RequestBody::DeleteTask(wanted)));
+    }
+    let all = told(&bench, 0);
+    let who: Vec<_> = all.iter().map(|one| (one.peer, one.uid, one.name.clone(), one.tombstone.generation)).collect();
+    assert_eq!(who, [(peer(201), Some(1000), Some(name("x")), 1), (peer(201), Some(0), Some(name("x")), 2)]);
+    assert_eq!((told(&bench, all[0].number), told(&bench, all[1].number)), (vec![all[1].clone()], Vec::new()));
+    bench.pass(Duration::from_secs(8 * 24 * 3600));
+    assert_eq!(told(&bench, 0), [], "that is long ago");
+}
+
+#[test]
 fn a_sha256_name_goes_with_all_candidates() {
     let text = format!("sha256:{}", "ab".repeat(32));
     let mut bench = Bench::warm();
     bench.announce(200, complete(&text, binding(content(1), 1, Some(1))));
     bench.announce(201, complete(&text, binding(content(2), 1, Some(2))));
-    let body = RequestBody::DeleteTask(DeleteTask { task: name(&text).task_id(), asked: None });
+    let body = RequestBody::DeleteTask(DeleteTask::of(name(&text).task_id()));
     bench.reply_to(202, request(body));
     assert_eq!(bench.told().len(), 2);
     assert!(bench.found(&text).is_none());
@@ -87,7 +112,7 @@ fn too_many_deletes_are_put_off() {
         bench.announce(200, complete(text, binding(content(1), 1, Some(1))));
     }
     assert_eq!(bench.reply_to(201, request(delete(None))), None);
-    let other = RequestBody::DeleteTask(DeleteTask { task: name("y").task_id(), asked: None });
+    let other = RequestBody::DeleteTask(DeleteTask::of(name("y").task_id()));
     assert!(matches!(bench.reply_to(201, request(other)), Some(Reply::Busy(_))));
     assert!(bench.found("y").is_some(), "and nothing happened");
 }

@@ -315,7 +315,7 @@ fn the_manager_is_told_of_hosts_and_tasks() {
 
     let tasks = |after, limit, of| match inform(info::Request::Tasks { after, limit, of }) {
         info::Response::Tasks(tasks) => tasks,
-        info::Response::Hosts(_) => panic!("not tasks"),
+        other => panic!("not tasks: {other:?}"),
     };
     let all = info::TaskFilter::default();
     let first = tasks(None, 2, all);

@@ -80,7 +80,7 @@ fn a_former_owner_still_deletes() {
     bench.announce(200, complete(&text, binding(content(1), 1, Some(1))));
     bench.feed(Event::Configured(accepted(2, &[1, 2], 1)));
     bench.told();
-    let body = RequestBody::DeleteTask(DeleteTask { task: name(&text).task_id(), asked: None });
+    let body = RequestBody::DeleteTask(DeleteTask::of(name(&text).task_id()));
     assert_eq!(bench.reply_to(201, Request::new(2, body)), None);
     assert!(
         matches!(bench.told()[..], [(_, notify::Request::DropTask(_))]),

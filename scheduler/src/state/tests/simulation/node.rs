@@ -313,7 +313,7 @@ impl Node {
         }
         let unasked = std::mem::take(&mut delete.unasked);
         delete.waiting.extend(&unasked);
-        let ask = DeleteTask { task: delete.name.task_id(), asked: Some(delete.asked) };
+        let ask = DeleteTask { asked: Some(delete.asked), ..DeleteTask::of(delete.name.task_id()) };
         for owner in unasked {
             outs.push(self.ask(owner, RequestBody::DeleteTask(ask.clone()), Purpose::Delete(task)));
         }

@@ -1,0 +1,66 @@
+//! What users of hosts delete in the whole cluster, for the audit. The owners of the tasks tell.
+
+use std::collections::HashMap;
+
+use damselfly_messages::info::{DELETIONS_MAX, Deletion, Request, Response};
+use futures::future::join_all;
+use libp2p::PeerId;
+
+use super::Eyes;
+use crate::database::{DatabaseError, now};
+
+/// A scheduler is asked for at most so many parts at a time.
+const PARTS_MAX: usize = 16;
+
+/// Up to where each scheduler has told.
+#[derive(Debug, Default)]
+pub(super) struct Deletions {
+    told: HashMap<PeerId, u64>,
+}
+
+impl Deletions {
+    /// Asks these schedulers what is new, and notes it. What cannot be noted is asked for again.
+    pub(super) async fn note(&mut self, eyes: &Eyes, schedulers: &[PeerId]) {
+        self.told.retain(|scheduler, _| schedulers.contains(scheduler));
+        let after = |scheduler| self.told.get(scheduler).copied().unwrap_or(0);
+        let news = join_all(schedulers.iter().map(|scheduler| news_of(eyes, *scheduler, after(scheduler)))).await;
+        for (scheduler, news) in schedulers.iter().zip(news) {
+            let Some(last) = news.last().map(|deletion| deletion.number) else { continue };
+            match note(eyes, news).await {
+                Ok(()) => drop(self.told.insert(*scheduler, last)),
+                Err(error) => {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "deletes of hosts are not in the audit yet"
+                    );
+                }
+            }
+        }
+    }
+}
+
+async fn news_of(eyes: &Eyes, scheduler: PeerId, after: u64) -> Vec<Deletion> {
+    let mut news: Vec<Deletion> = Vec::new();
+    for _ in 0..PARTS_MAX {
+        let after = news.last().map_or(after, |last| last.number);
+        let Ok(Response::Deletions(part)) = eyes.ask(scheduler, &Request::Deletions { after }).await else { break };
+        let is_last = part.items.len() < DELETIONS_MAX;
+        news.extend(part.items);
+        if is_last {
+            break;
+        }
+    }
+    news
+}
+
+/// What a manager was told to delete is in the audit with the user who said so.
+async fn note(eyes: &Eyes, mut news: Vec<Deletion>) -> Result<(), DatabaseError> {
+    let database = eyes.state.database();
+    let mut managers = database.manager_ids().await?;
+    managers.push(eyes.network.peer_id().to_string());
+    news.retain(|deletion| !managers.contains(&deletion.peer.to_string()));
+    if !news.is_empty() {
+        database.note_deletions(&news, now()).await?;
+    }
+    Ok(())
+}
