@@ -1,6 +1,8 @@
 //! Running the store's blocking calls beside the asynchronous ones.
 
-use std::{future::Future, panic};
+use std::{fs::File, future::Future, ops::Deref, panic};
+
+use tokio::runtime::Handle;
 
 /// Runs `work` on a thread where it may block.
 ///
@@ -15,6 +17,33 @@ pub fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) ->
                 Ok(panic) => panic::resume_unwind(panic),
                 Err(_) => std::future::pending().await,
             },
+        }
+    }
+}
+
+/// A file of a user's. Closing it may take long, as on a network file system, so that is done on a thread that may block.
+#[derive(Debug)]
+pub struct ClosedAside(Option<File>);
+
+impl ClosedAside {
+    /// Takes the file over.
+    pub const fn new(file: File) -> Self {
+        Self(Some(file))
+    }
+}
+
+impl Deref for ClosedAside {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        self.0.as_ref().expect("taken out by drop only")
+    }
+}
+
+impl Drop for ClosedAside {
+    fn drop(&mut self) {
+        if let (Some(file), Ok(runtime)) = (self.0.take(), Handle::try_current()) {
+            runtime.spawn_blocking(move || drop(file));
         }
     }
 }

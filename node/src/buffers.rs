@@ -18,6 +18,8 @@ const KEPT_MAX: usize = 32;
 #[derive(Clone)]
 pub struct Buffers {
     budget: Arc<Semaphore>,
+    /// Half of it, for buffers that may be kept for any time.
+    lasting: Arc<Semaphore>,
     free: Arc<Mutex<Vec<Vec<u8>>>>,
     units: u32,
 }
@@ -33,7 +35,8 @@ impl Buffers {
     /// Buffers of `budget_bytes` together.
     pub fn new(budget_bytes: usize) -> Self {
         let units = (budget_bytes / UNIT_BYTES).max(1);
-        Self { budget: Arc::new(Semaphore::new(units)), free: Arc::default(), units: units as u32 }
+        let lasting = Arc::new(Semaphore::new(units / 2));
+        Self { budget: Arc::new(Semaphore::new(units)), lasting, free: Arc::default(), units: units as u32 }
     }
 
     /// Waits until there is room for `bytes`, then gives a buffer of that length. What it holds is left over.
@@ -45,6 +48,11 @@ impl Buffers {
             Err(_) => std::future::pending().await,
         };
         self.buffer(bytes, permit)
+    }
+
+    /// Leave to keep a buffer of `bytes` however long it takes; `None` when those that are kept so are half of all.
+    pub fn share(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.lasting).try_acquire_many_owned(self.units_of(bytes)).ok()
     }
 
     fn units_of(&self, bytes: usize) -> u32 {

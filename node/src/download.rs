@@ -49,7 +49,7 @@ mod supervisor;
 mod tests;
 
 use plan::Plan;
-pub use sink::Sink;
+pub use sink::{Filling, Sink};
 
 /// All downloads of the daemon; cheap to clone.
 #[derive(Clone)]
@@ -201,6 +201,8 @@ impl Interest {
 
 impl Drop for Interest {
     fn drop(&mut self) {
+        // Nobody joins in between: who does gets a download that goes on, or is told that it has ended.
+        let _state = self.download.lock();
         if self.download.interest.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.download.abandoned.cancel();
         }

@@ -2,17 +2,21 @@
 
 use std::{
     sync::{Arc, atomic::Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use damselfly_messages::{piece::PieceIndex, scheduler::ParentFault};
 use libp2p::PeerId;
+use tokio::time::timeout;
 
 use super::{Download, FetchError, Sink};
 use crate::{blocking::blocking, buffers::Buffer, store::VerifiedPiece};
 
+/// A stream brings no more while its pieces are being written to outputs, but no longer than this.
+const PASS_ON_WITHIN: Duration = Duration::from_secs(1);
+
 impl Download {
-    /// Verifies a piece from `giver`, writes it everywhere and counts it.
+    /// Verifies a piece from `giver`, keeps it, counts it, and gives it to the exports that wait for it.
     ///
     /// # Errors
     /// [`FetchError`] when the store cannot take it. A piece that does not verify is the giver's fault and excludes it.
@@ -22,20 +26,39 @@ impl Download {
         index: PieceIndex,
         buffer: Buffer,
     ) -> Result<(), FetchError> {
-        let _worker = self.shared.workers.acquire().await;
+        let worker = self.shared.workers.acquire().await;
         let this = Arc::clone(self);
-        blocking(move || {
+        let kept = blocking(move || {
             let Some(piece) = VerifiedPiece::verify(&this.manifest, index, &buffer) else {
                 this.on_false_piece(giver, index);
-                return Ok(());
+                return Ok(None);
             };
-            let Some(stored) = this.stored() else { return Ok(()) };
+            let Some(stored) = this.stored() else { return Ok(None) };
             stored.write(piece)?;
             let sinks = this.on_true_piece(giver, index, buffer.len() as u64);
-            sinks.iter().for_each(|sink| sink.write(index, &buffer));
-            Ok(())
-        })
-        .await
+            Ok::<_, FetchError>(Some((buffer, sinks)))
+        });
+        let kept = kept.await?;
+        drop(worker);
+        if let Some((buffer, sinks)) = kept {
+            self.pass_on(index, buffer, sinks).await;
+        }
+        Ok(())
+    }
+
+    /// Has the outputs of exports written, and does not wait long: a file system of a user's may take any time.
+    async fn pass_on(&self, index: PieceIndex, buffer: Buffer, sinks: Vec<Arc<Sink>>) {
+        let room = self.shared.buffers.share(buffer.len());
+        let mut sinks = sinks;
+        sinks.retain(|sink| sink.offer(index, room.is_some()));
+        if sinks.is_empty() {
+            return;
+        }
+        let writing = tokio::task::spawn_blocking(move || {
+            let _room = room;
+            sinks.iter().for_each(|sink| sink.write_offered(index, &buffer));
+        });
+        drop(timeout(PASS_ON_WITHIN, writing).await);
     }
 
     /// Counts a piece that is in the store now. Returns the sinks that are to get it.

@@ -2,13 +2,15 @@
 
 use std::os::unix::fs::FileExt as _;
 
+use damselfly_messages::piece::PieceIndex;
+
 use super::{
-    local::{CopyError, verifies, write_failed},
+    local::{CopyError, count, verifies, write_failed},
     pipe::{left, write_to_pipe},
     remote::CandidateFailed,
     *,
 };
-use crate::download::Interest;
+use crate::download::{Download, Filling, Interest};
 
 impl Exporter {
     /// Waits until every piece is in the store.
@@ -50,28 +52,19 @@ impl Exporter {
             output.try_clone().map_err(|error| write_failed(&error))
         })
         .await?;
-        let sink = Arc::new(Sink::new(file, interest.manifest().layout()));
+        let sink = Arc::new(Sink::new(file, interest.manifest().layout(), target.output.place()));
         let attached = Attached { interest, sink: Arc::clone(&sink) };
         let held = interest.attach(Arc::clone(&sink));
-        let download = interest.shared();
-        let filler = Arc::clone(&sink);
         // What was held before comes from the store; what arrives from now on goes both ways at once.
-        let fill = blocking(move || {
-            let mut buffer = Vec::new();
-            for index in held {
-                match download.read(index, &mut buffer) {
-                    Ok(()) => filler.write(index, &buffer),
-                    // It is fetched again, and then it goes into the sink like every new piece.
-                    Err(ReadError::Damaged { .. }) if !download.is_concluded() => {}
-                    Err(error) => return Err(error),
-                }
-            }
-            Ok::<_, ReadError>(())
-        });
         let filled = async {
-            fill.await?;
-            sink.filled().await.map_err(|error| write_failed(&error))?;
-            Ok::<_, CandidateFailed>(())
+            let mut left = held;
+            loop {
+                copy_held(interest.shared(), Arc::clone(&sink), left, Arc::clone(&target.progress)).await?;
+                left = match sink.filling().await.map_err(|error| write_failed(&error))? {
+                    Filling::Done => return Ok::<_, CandidateFailed>(()),
+                    Filling::Left(left) => left,
+                };
+            }
         };
         tokio::pin!(filled);
         let mut progress = interest.progress();
@@ -145,11 +138,7 @@ impl Exporter {
                 download.read(index, &mut buffer).map_err(CopyError::Read)?;
                 write_to_pipe(&output, layout.offset(index), &buffer, &progress)
             })
-            .await
-            .map_err(|error| match error {
-                CopyError::Read(error) => error.into(),
-                CopyError::Write(failure) => CandidateFailed::Other(failure),
-            })?;
+            .await?;
         }
         Ok(())
     }
@@ -160,6 +149,29 @@ impl Exporter {
         target.progress.bytes.store(bytes, Ordering::Relaxed);
         target.progress.sources.store(interest.sources(), Ordering::Relaxed);
     }
+}
+
+/// Copies pieces that are held from the store into the sink, as long as somebody wants that.
+async fn copy_held(
+    download: Arc<Download>,
+    sink: Arc<Sink>,
+    held: Vec<PieceIndex>,
+    progress: Arc<ExportProgress>,
+) -> Result<(), CandidateFailed> {
+    let copy = move || {
+        let mut buffer = Vec::new();
+        for index in held {
+            count(&progress, 0)?;
+            match download.read(index, &mut buffer) {
+                Ok(()) => sink.write(index, &buffer),
+                // It is fetched again, and then it is offered to the sink like every new piece.
+                Err(ReadError::Damaged { .. }) if !download.is_concluded() => {}
+                Err(error) => return Err(CopyError::Read(error)),
+            }
+        }
+        Ok(())
+    };
+    blocking(copy).await.map_err(CandidateFailed::from)
 }
 
 /// A sink that is written to as long as this lives.

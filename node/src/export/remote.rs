@@ -4,7 +4,7 @@ use damselfly_messages::scheduler::{EXCLUDED_MAX, ParentFault};
 use sha2::{Digest as _, Sha256};
 use tokio::time::sleep;
 
-use super::*;
+use super::{local::CopyError, *};
 
 /// How often a content is begun anew because what of it was here turned out to be damaged.
 const LOST_MAX: usize = 3;
@@ -237,6 +237,15 @@ impl From<ReadError> for CandidateFailed {
         match error {
             ReadError::Damaged { .. } | ReadError::NotHeld(_) => Self::Lost(error.into_failure()),
             ReadError::Io(_) => Self::Other(error.into_failure()),
+        }
+    }
+}
+
+impl From<CopyError> for CandidateFailed {
+    fn from(error: CopyError) -> Self {
+        match error {
+            CopyError::Read(error) => error.into(),
+            CopyError::Write(failure) => Self::Other(failure),
         }
     }
 }

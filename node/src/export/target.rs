@@ -3,7 +3,7 @@
 use std::ops::Deref;
 
 use super::{local::write_failed, *};
-use crate::places::Place;
+use crate::{blocking::ClosedAside, places::Place};
 
 /// Where the bytes go, and how fast.
 pub(super) struct Target {
@@ -17,10 +17,10 @@ pub(super) struct Target {
 
 /// The file or pipe itself; threads that write to it keep the export's place.
 pub(super) struct Output {
-    file: File,
+    file: ClosedAside,
     /// Bytes that went into a pipe, where nothing can be taken back.
     piped: AtomicU64,
-    _place: Place,
+    place: Place,
 }
 
 impl Deref for Output {
@@ -40,6 +40,11 @@ impl Output {
         Ok(())
     }
 
+    /// The export's place, for threads that write beside it.
+    pub fn place(&self) -> Place {
+        self.place.clone()
+    }
+
     /// How much has gone into the pipe.
     pub fn piped(&self) -> u64 {
         self.piped.load(Ordering::Relaxed)
@@ -53,7 +58,7 @@ impl Output {
 
 impl Target {
     pub fn new(file: File, kind: Kind, limiter: Limiter, progress: Arc<ExportProgress>, place: Place) -> Self {
-        let output = Arc::new(Output { file, piped: AtomicU64::new(0), _place: place });
+        let output = Arc::new(Output { file: ClosedAside::new(file), piped: AtomicU64::new(0), place });
         Self { output, kind, limiter, progress, begun: Mutex::default() }
     }
 
