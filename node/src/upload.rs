@@ -18,7 +18,10 @@ use damselfly_transport::{
 use futures::AsyncWriteExt as _;
 use libp2p::PeerId;
 use tokio::{
-    sync::{broadcast::error::RecvError, mpsc},
+    sync::{
+        broadcast::error::{RecvError, TryRecvError},
+        mpsc,
+    },
     time::{sleep, timeout},
 };
 use tracing::Span;
@@ -241,7 +244,8 @@ impl Uploads {
         let Ok(request) = timeout(IDLE_MAX, frame::read(&mut stream, FRAME_BYTES_MAX)).await else { return Ok(()) };
         let Some(bytes) = request? else { return Ok(()) };
         let content = HaveRequest::from_bytes(&bytes)?.content;
-        let mut complete = matches!(self.store.content(content), Some(ContentState::Complete { .. }));
+        let is_complete = || matches!(self.store.content(content), Some(ContentState::Complete { .. }));
+        let mut complete = is_complete();
         while !complete && let Some(download) = self.downloads.get(content) {
             match self.follow(&mut stream, &download).await? {
                 Followed::Complete => complete = true,
@@ -249,7 +253,8 @@ impl Uploads {
                 Followed::Lagged => {}
             }
         }
-        let end = if complete { HaveUpdate::Complete } else { HaveUpdate::NotHeld };
+        // It may have become complete, and have left the list, since it was looked for.
+        let end = if complete || is_complete() { HaveUpdate::Complete } else { HaveUpdate::NotHeld };
         send(&mut stream, &end).await
     }
 
@@ -277,7 +282,8 @@ impl Uploads {
             while news.len() < GAINED_MAX {
                 match gained.try_recv() {
                     Ok(index) => news.push(index.get()),
-                    Err(_) => break,
+                    Err(TryRecvError::Lagged(_)) => return Ok(Followed::Lagged),
+                    Err(TryRecvError::Empty | TryRecvError::Closed) => break,
                 }
             }
             send(stream, &HaveUpdate::Gained(news)).await?;

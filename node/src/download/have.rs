@@ -8,18 +8,27 @@ use damselfly_messages::{
 };
 use damselfly_transport::{frame, protocol::HAVE};
 use libp2p::PeerId;
+use tokio::time::timeout;
 
 use super::{Download, fetch::ParentError};
 
-/// How long a parent may take to accept the stream and to say what it has.
+/// How long a parent may take to accept the stream.
 const OPEN_WITHIN: Duration = Duration::from_secs(5);
+/// How long it may take to say what it has.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// Keeps the plan up to date with what `parent` has, until it has everything.
 pub(super) async fn follow(download: Arc<Download>, parent: PeerId) -> Result<(), ParentError> {
     let mut stream = download.shared.network.open_stream(parent, HAVE, OPEN_WITHIN).await?;
     let request = HaveRequest { content: download.manifest().content() };
-    frame::write(&mut stream, &request.to_bytes(), FRAME_BYTES_MAX).await?;
-    while let Some(bytes) = frame::read(&mut stream, FRAME_BYTES_MAX).await? {
+    // Later it may be silent: it has news when it gets something.
+    let first = timeout(ANSWER_WITHIN, async {
+        frame::write(&mut stream, &request.to_bytes(), FRAME_BYTES_MAX).await?;
+        frame::read(&mut stream, FRAME_BYTES_MAX).await
+    });
+    let silent = |_| ParentError::Unreachable("it does not say what it has".into());
+    let mut next = first.await.map_err(silent)??;
+    while let Some(bytes) = next {
         let update = HaveUpdate::from_bytes(&bytes).map_err(|error| ParentError::Lied(error.to_string()))?;
         match update {
             HaveUpdate::Complete => {
@@ -33,6 +42,7 @@ pub(super) async fn follow(download: Arc<Download>, parent: PeerId) -> Result<()
                 download.lock().plan.parent_has(&parent, &pieces);
             }
         }
+        next = frame::read(&mut stream, FRAME_BYTES_MAX).await?;
     }
     Err(ParentError::Unreachable("it stopped telling what it has".into()))
 }

@@ -80,6 +80,7 @@ impl Downloads {
     /// [`FetchError`]: no parent gave a manifest, or the store cannot take the content.
     pub async fn want(&self, wanted: Wanted) -> Result<Option<Interest>, FetchError> {
         let content = wanted.binding.content;
+        let since = Instant::now();
         loop {
             if matches!(self.shared.store.content(content), Some(ContentState::Complete { .. })) {
                 return Ok(None);
@@ -88,7 +89,8 @@ impl Downloads {
             let begun = slot.get_or_try_init(|| self.begin(&wanted, &slot)).await;
             let download = match begun {
                 Ok(download) => Arc::clone(download),
-                Err(FetchError::Abandoned) => continue,
+                // It becomes complete in another way, or one that has ended has yet to leave the store.
+                Err(FetchError::Abandoned) if since.elapsed() < MANIFEST_WITHIN => continue,
                 Err(error) => {
                     self.shared.forget(content, &slot);
                     return Err(error);

@@ -211,8 +211,10 @@ impl Supervisor {
         let mut spare: Vec<_> = self.spare.values().cloned().collect();
         spare.sort_by_key(|parent| (!parent.seed, !parent.complete));
         for parent in spare {
-            if self.fetching.len() >= most {
-                break;
+            // Those that are asked may have nothing: one that has everything is never too many then.
+            let is_needed = parent.complete && !self.download.lock().plan.has_sources();
+            if self.fetching.len() >= most && !is_needed {
+                continue;
             }
             self.spare.remove(&parent.peer);
             if self.download.lock().plan.add_parent(parent.peer, parent.complete, Instant::now()) {
