@@ -141,7 +141,7 @@ fn run(arguments: Arguments, overrides: Vec<Override>) -> anyhow::Result<ExitCod
                 tracing::info!(signal, "the daemon ends");
                 Ok(ExitCode::SUCCESS)
             }
-            ended = daemon.ended() => Err(ended.into()),
+            ended = daemon.ended() => Err(ended),
         };
         lifecycle::shut_down(daemon.stop()).await;
         ended

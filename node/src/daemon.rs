@@ -203,14 +203,22 @@ impl Daemon {
         Ok(Self { http, network, stop, store, rpc, tasks, keeper })
     }
 
-    /// Returns when the host is no member of its cluster any more; never when it is of none.
-    pub async fn ended(&mut self) -> Ended {
+    /// Returns when the daemon is of no use any more: the host is no member of its cluster, or a part of it has failed,
+    /// which is a defect. Who supervises it starts it again then.
+    pub async fn ended(&mut self) -> anyhow::Error {
         loop {
-            match self.keeper.join_next().await {
-                Some(Ok(ended)) => return ended,
-                // Only a defect; the credential is not renewed any more.
-                Some(Err(error)) => tracing::error!(%error, "the membership is not kept"),
-                None => std::future::pending().await,
+            tokio::select! {
+                Some(ended) = self.keeper.join_next() => match ended {
+                    Ok(ended) => return ended.into(),
+                    Err(error) => tracing::error!(%error, "the membership is not kept"),
+                },
+                Some(ended) = self.tasks.join_next() => return match ended {
+                    // In no cluster there is nobody to serve.
+                    Ok(()) if self.keeper.is_empty() => continue,
+                    Ok(()) => anyhow::anyhow!("a part of the daemon has ended"),
+                    Err(error) => anyhow::Error::new(error).context("a part of the daemon has failed"),
+                },
+                else => std::future::pending().await,
             }
         }
     }
