@@ -246,17 +246,22 @@ impl Admission {
         }
     }
 
-    /// Notes that there is a connection with `peer`, unless it is no member.
+    /// Whether there may be a connection with `peer`.
     ///
     /// # Errors
-    /// [`Refused`]: there must not be one.
-    pub(crate) fn connected(&self, peer: &PeerId) -> Result<(), Refused> {
-        let mut state = self.lock();
-        let State { trust: Some(trust), members, .. } = &mut *state else { return Err(Refused::Missing) };
-        let member = members.get_mut(peer).ok_or(Refused::Missing)?;
-        trust.standing(&member.admitted, now())?;
-        member.connected = true;
-        Ok(())
+    /// [`Refused`]: it is no member.
+    pub(crate) fn standing(&self, peer: &PeerId) -> Result<(), Refused> {
+        let state = self.lock();
+        let State { trust: Some(trust), members, .. } = &*state else { return Err(Refused::Missing) };
+        let member = members.get(peer).ok_or(Refused::Missing)?;
+        trust.standing(&member.admitted, now()).map(drop)
+    }
+
+    /// Notes that there is a connection with `peer`.
+    pub(crate) fn connected(&self, peer: &PeerId) {
+        if let Some(member) = self.lock().members.get_mut(peer) {
+            member.connected = true;
+        }
     }
 
     /// Notes that the last connection with `peer` is closed.

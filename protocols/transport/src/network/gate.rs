@@ -14,7 +14,8 @@ use libp2p::{
     core::{Endpoint, transport::PortUse},
     swarm::{
         CloseConnection, ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandlerInEvent, ToSwarm,
-        behaviour::ConnectionClosed, dummy,
+        behaviour::{ConnectionClosed, ConnectionEstablished},
+        dummy,
     },
 };
 use tokio::time::{MissedTickBehavior, interval};
@@ -51,7 +52,7 @@ impl Behaviour {
     }
 
     fn pass(&self, peer: &PeerId) -> Result<dummy::ConnectionHandler, ConnectionDenied> {
-        self.admission.connected(peer).map(|()| dummy::ConnectionHandler).map_err(ConnectionDenied::new)
+        self.admission.standing(peer).map(|()| dummy::ConnectionHandler).map_err(ConnectionDenied::new)
     }
 }
 
@@ -81,8 +82,15 @@ impl NetworkBehaviour for Behaviour {
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
-        if let FromSwarm::ConnectionClosed(ConnectionClosed { peer_id, remaining_established: 0, .. }) = event {
-            self.admission.disconnected(&peer_id);
+        match event {
+            // Not before: other limits may refuse a connection, and then nobody tells that it is gone.
+            FromSwarm::ConnectionEstablished(ConnectionEstablished { peer_id, .. }) => {
+                self.admission.connected(&peer_id);
+            }
+            FromSwarm::ConnectionClosed(ConnectionClosed { peer_id, remaining_established: 0, .. }) => {
+                self.admission.disconnected(&peer_id);
+            }
+            _ => {}
         }
     }
 
