@@ -35,7 +35,7 @@ pub(super) async fn partition(stage: &mut Stage, rounds: usize) -> anyhow::Resul
             sides.names[1].join(",")
         );
         let names = meanwhile(stage, &sides, round).await.with_context(|| format!("partition {round}"))?;
-        stage.order(&Order::Heal)?;
+        stage.rejoin().await?;
         let nodes = stage.users.all();
         let settled = stage.converged_on(&names, &nodes, CONVERGES_WITHIN).await;
         longest = longest.max(settled.with_context(|| format!("partition {round} of {sides:?}"))?);
@@ -100,7 +100,7 @@ async fn meanwhile(stage: &mut Stage, sides: &Sides, round: usize) -> anyhow::Re
         used.insert(name.clone());
         common.push((name, at));
     }
-    stage.order(&Order::Cut { a: sides.names[0].clone(), b: sides.names[1].clone() })?;
+    stage.part(&sides.names).await?;
     let cut = Instant::now();
     let mut work = Vec::new();
     for (side, nodes) in sides.nodes.iter().enumerate() {

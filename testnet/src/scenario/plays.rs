@@ -83,11 +83,10 @@ impl Play {
         }
     }
 
-    /// Whether it can be done to containers too. Docker gives other addresses to those that come back from a partition,
-    /// which no host of a real one gets.
+    /// Whether it can be done to containers too: links and disks are those of processes.
     pub(super) const fn is_for_containers(self) -> bool {
-        use Play::{ManagerLoss, NodeLoss, RollingRestart, SchedulerLoss, SchedulersLoss};
-        matches!(self, NodeLoss | SchedulerLoss | SchedulersLoss | ManagerLoss | RollingRestart)
+        use Play::{ManagerLoss, NodeLoss, Partition, RollingRestart, SchedulerLoss, SchedulersLoss};
+        matches!(self, NodeLoss | SchedulerLoss | SchedulersLoss | ManagerLoss | RollingRestart | Partition)
     }
 
     pub(super) fn options(self) -> Options {

@@ -141,6 +141,16 @@ impl Stage {
         self.venue.start(&owned(names)).await
     }
 
+    /// Cuts two sides off from each other.
+    pub(super) async fn part(&self, sides: &[Vec<String>; 2]) -> anyhow::Result<()> {
+        self.venue.part(sides).await
+    }
+
+    /// Ends what [`part`](Self::part) has begun.
+    pub(super) async fn rejoin(&self) -> anyhow::Result<()> {
+        self.venue.rejoin().await
+    }
+
     /// Breaks or mends links of processes.
     pub(super) fn order(&self, order: &Order) -> anyhow::Result<()> {
         self.venue.order(order)

@@ -122,6 +122,25 @@ impl Venue {
         }
     }
 
+    /// Cuts two sides off from each other.
+    pub(super) async fn part(&self, [ones, others]: &[Vec<String>; 2]) -> anyhow::Result<()> {
+        match self {
+            Self::Processes { .. } => self.order(&Order::Cut { a: ones.clone(), b: others.clone() }),
+            Self::Containers(fleet) => {
+                let members = fleet.members().await?;
+                fleet.partition(&members::named(&members, ones)?, &members::named(&members, others)?).await
+            }
+        }
+    }
+
+    /// Ends what [`part`](Self::part) has begun.
+    pub(super) async fn rejoin(&self) -> anyhow::Result<()> {
+        match self {
+            Self::Processes { .. } => self.order(&Order::Heal),
+            Self::Containers(fleet) => fleet.heal().await,
+        }
+    }
+
     /// Breaks or mends links of processes.
     pub(super) fn order(&self, order: &Order) -> anyhow::Result<()> {
         let (layout, _) = self.layout()?;
