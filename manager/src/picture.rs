@@ -156,9 +156,9 @@ impl Eyes {
             let mut picture = Picture::clone(&self.picture());
             self.look_once(&mut picture).await;
             picture.alerts = watch.alerts(&self.state, &picture).await;
-            let schedulers: Vec<_> = picture.schedulers.iter().map(|(peer, _)| *peer).collect();
-            self.picture.send_replace(Arc::new(picture));
-            deletions.note(&self, &schedulers).await;
+            let picture = Arc::new(picture);
+            self.picture.send_replace(Arc::clone(&picture));
+            deletions.note(&self, &picture).await;
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }

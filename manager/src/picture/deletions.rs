@@ -6,7 +6,7 @@ use damselfly_messages::info::{DELETIONS_MAX, Deletion, Request, Response};
 use futures::future::join_all;
 use libp2p::PeerId;
 
-use super::Eyes;
+use super::{Eyes, Picture};
 use crate::database::{DatabaseError, now};
 
 /// A scheduler is asked for at most so many parts at a time.
@@ -19,9 +19,12 @@ pub(super) struct Deletions {
 }
 
 impl Deletions {
-    /// Asks these schedulers what is new, and notes it. What cannot be noted is asked for again.
-    pub(super) async fn note(&mut self, eyes: &Eyes, schedulers: &[PeerId]) {
-        self.told.retain(|scheduler, _| schedulers.contains(scheduler));
+    /// Asks the schedulers that have just answered what is new, and notes it. What cannot be noted is asked for again.
+    pub(super) async fn note(&mut self, eyes: &Eyes, picture: &Picture) {
+        self.told.retain(|known, _| picture.schedulers.iter().any(|(scheduler, _)| scheduler == known));
+        // One that is away would be waited for twice.
+        let there = picture.schedulers.iter().filter(|(_, answer)| answer.is_some());
+        let schedulers: Vec<_> = there.map(|(scheduler, _)| *scheduler).collect();
         let after = |scheduler| self.told.get(scheduler).copied().unwrap_or(0);
         let news = join_all(schedulers.iter().map(|scheduler| news_of(eyes, *scheduler, after(scheduler)))).await;
         for (scheduler, news) in schedulers.iter().zip(news) {
