@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use damselfly_transport::local::Failure;
+use damselfly_transport::local::{Failure, Target};
 use damselfly_transport::local::proto::export_task_request::Target as Named;
 use damselfly_transport::local::proto::export_task_response::Update as Message;
 use damselfly_transport::local::proto::{ExportResult, ExportTaskRequest};
@@ -13,7 +13,6 @@ use crate::client::Context;
 use crate::output::{Outcome, Stop, TaskKeys, required, stdout_failed};
 use crate::progress::{Update, follow};
 use crate::stdio::{self, Sink};
-use crate::target::Target;
 use crate::units;
 
 #[derive(Serialize)]

@@ -2,7 +2,7 @@
 //!
 //! Every command is one module: [`import`], [`export`], [`stat`], [`delete`], [`ls`], [`health`].
 //! Each gets a [`client::Context`], opens what it needs of the user's files itself ([`source`],
-//! [`target`]), asks the daemon, and writes through [`output`]. A command ends with an
+//! [`damselfly_transport::local::Target`]), asks the daemon, and writes through [`output`]. A command ends with an
 //! [`output::Stop`] when it cannot finish; [`main`] makes an exit code of it.
 
 pub mod args;
@@ -17,7 +17,6 @@ pub mod progress;
 pub mod source;
 pub mod stat;
 pub mod stdio;
-pub mod target;
 mod trace;
 pub mod units;
 

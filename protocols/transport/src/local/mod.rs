@@ -27,6 +27,7 @@ mod gate;
 mod handover;
 mod server;
 mod socket;
+mod target;
 
 pub use client::HandedOver;
 pub use credentials::PeerCredentials;
@@ -34,6 +35,7 @@ pub use descriptors::{Access, Descriptor, Descriptors, Kind, TOKEN_BYTES, Token}
 pub use error::{Code, Failure};
 pub use server::{Incoming, LocalServer, LocalStream};
 pub use socket::{SOCKET_VARIABLE, SYSTEM_SOCKET, socket_path};
+pub use target::Target;
 
 /// The messages and stubs of `damselfly.v1`; the documentation is in `proto/dfdaemon.proto`.
 #[allow(missing_docs, clippy::all, rust_2018_idioms)]

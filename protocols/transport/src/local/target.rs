@@ -9,9 +9,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use damselfly_transport::local::{Code, Failure};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
+
+use super::error::{Code, Failure};
 
 /// Tries for a name nobody has; one is practically always enough.
 const NAME_ATTEMPTS: usize = 8;
