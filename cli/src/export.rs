@@ -2,10 +2,10 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use damselfly_transport::local::{Failure, Target};
 use damselfly_transport::local::proto::export_task_request::Target as Named;
 use damselfly_transport::local::proto::export_task_response::Update as Message;
 use damselfly_transport::local::proto::{ExportResult, ExportTaskRequest};
+use damselfly_transport::local::{Failure, Target};
 use serde::Serialize;
 
 use crate::args::Export;

@@ -9,48 +9,12 @@ use std::{
 
 use damselfly_messages::name::Name;
 use damselfly_transport::local::{
-    Code, Descriptor, Descriptors, Failure, Kind, PeerCredentials,
-    proto::{self, export_task_request::Target, import_task_request::Source},
+    Code, Descriptor, Descriptors, Failure, Kind, PeerCredentials, Target,
+    proto::{self, export_task_request::Target as Named, import_task_request::Source},
 };
 use rustix::fs::OFlags;
 
 use crate::{blocking::blocking, export::ExportRequest, failure::OrFailure as _, import::ImportRequest, limiter::Rate};
-
-/// An output that the daemon itself makes, for a client that gave a path.
-pub(super) struct Output {
-    temporary: PathBuf,
-    target: PathBuf,
-    force: bool,
-    done: bool,
-}
-
-impl Output {
-    /// Puts the finished file in its place.
-    pub(super) fn commit(mut self) -> Result<(), Failure> {
-        let failed =
-            |error: &std::io::Error| Failure::io(format_args!("cannot create {}", self.target.display()), error);
-        if self.force {
-            std::fs::rename(&self.temporary, &self.target).map_err(|error| failed(&error))?;
-        } else {
-            // Unlike a rename, a link never replaces.
-            std::fs::hard_link(&self.temporary, &self.target).map_err(|error| match error.kind() {
-                std::io::ErrorKind::AlreadyExists => exists(&self.target),
-                _ => failed(&error),
-            })?;
-            drop(std::fs::remove_file(&self.temporary));
-        }
-        self.done = true;
-        Ok(())
-    }
-}
-
-impl Drop for Output {
-    fn drop(&mut self) {
-        if !self.done {
-            drop(std::fs::remove_file(&self.temporary));
-        }
-    }
-}
 
 /// Checks an import and opens its source.
 pub(super) async fn import_request(
@@ -84,17 +48,17 @@ pub(super) async fn export_request(
     descriptors: &Descriptors,
     caller: PeerCredentials,
     request: proto::ExportTaskRequest,
-) -> Result<(ExportRequest, Option<Output>), Failure> {
+) -> Result<(ExportRequest, Option<Target>), Failure> {
     let name = Name::parse(&request.cid, &request.tag).or_failure()?;
     let (target, kind, output) = match request.target {
-        Some(Target::Descriptor(token)) => {
+        Some(Named::Descriptor(token)) => {
             let descriptor: Descriptor = descriptors.take(caller.uid, &token)?;
             let kind = descriptor.kind;
             (File::from(descriptor.for_writing()?), kind, None)
         }
-        Some(Target::Path(path)) => {
+        Some(Named::Path(path)) => {
             let path = allowed_path(caller, path)?;
-            let (file, output) = blocking(move || create_output(path, request.force)).await?;
+            let (file, output) = blocking(move || create_output(&path, request.force)).await?;
             (file, Kind::File, Some(output))
         }
         None => return Err(Failure::new(Code::Usage, "the request has no target")),
@@ -132,29 +96,9 @@ fn open_source(path: &Path) -> Result<File, Failure> {
     Ok(file)
 }
 
-fn create_output(target: PathBuf, force: bool) -> Result<(File, Output), Failure> {
-    if target.is_dir() {
-        return Err(Failure::new(Code::Failed, format!("{} is a directory", target.display())));
-    }
-    if !force && target.symlink_metadata().is_ok() {
-        return Err(exists(&target));
-    }
-    let Some(name) = target.file_name() else {
-        return Err(Failure::new(Code::Usage, format!("{} names no file", target.display())));
-    };
-    let mut hidden = std::ffi::OsString::from(".");
-    hidden.push(name);
-    hidden.push(format!(".{:016x}.part", rand::random::<u64>()));
-    let temporary = target.with_file_name(hidden);
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(&temporary)
-        .map_err(|error| Failure::io(format_args!("cannot create {}", target.display()), &error))?;
-    Ok((file, Output { temporary, target, force, done: false }))
-}
-
-fn exists(target: &Path) -> Failure {
-    Failure::new(Code::Failed, format!("{} exists already", target.display())).with_hint("replace it with --force")
+fn create_output(path: &Path, force: bool) -> Result<(File, Target), Failure> {
+    let target = Target::prepare(path, force)?;
+    let file = target.file().try_clone_to_owned();
+    let file = file.map_err(|error| Failure::io(format_args!("cannot create {}", path.display()), &error))?;
+    Ok((file.into(), target))
 }

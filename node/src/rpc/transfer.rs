@@ -6,7 +6,7 @@ use std::{
 };
 
 use damselfly_transport::{
-    local::{Code, Failure, proto},
+    local::{Code, Failure, Target, proto},
     trace,
 };
 use tokio::{
@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tracing::Span;
 
-use super::{STREAM_BACKLOG, late, source::Output, task, within};
+use super::{STREAM_BACKLOG, late, task, within};
 use crate::{
     blocking::blocking,
     export::{ExportOutcome, ExportProgress, ExportRequest, Exporter},
@@ -86,7 +86,7 @@ fn import_result(done: &ImportOutcome, started: Instant) -> Result<proto::Import
 pub(super) fn export(
     exporter: Exporter,
     request: ExportRequest,
-    output: Option<Output>,
+    output: Option<Target>,
     (places, uid): (Places, u32),
     (limit, span): (Option<Duration>, Span),
 ) -> mpsc::Receiver<Result<proto::ExportTaskResponse, Status>> {

@@ -12,4 +12,5 @@ mod sizes;
 mod space;
 mod stdio;
 mod support;
+mod targets;
 mod usage;

@@ -1,5 +1,15 @@
 //! The file an export makes: nameless, or hidden beside its target, until all of it is there.
 //!
+//! The one rule for what may stand at the target, for dfcache and for the paths that the daemon opens itself. It is
+//! judged after following links:
+//!
+//! | at the path | without `force` | with `force` |
+//! |---|---|---|
+//! | nothing | created | created |
+//! | a regular file, a link to one, a link to nothing | refused: exists | replaced; of a link, the link itself |
+//! | a directory | refused | refused |
+//! | a device, fifo or socket; a link that leads to a descriptor (`/dev/stdout`); anything that the kernel makes up (`/proc`, `/sys`) | refused | refused |
+//!
 //! Nothing is synced to disk: whoever needs that of the file calls `sync`, and the copy in the
 //! daemon's store is durable on its own.
 
@@ -13,9 +23,12 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::error::{Code, Failure};
+use super::filesystem::is_made_up;
 
 /// Tries for a name nobody has; one is practically always enough.
 const NAME_ATTEMPTS: usize = 8;
+/// Links that lead to links, as far as Linux follows them.
+const MAX_LINKS: usize = 40;
 
 /// Where the bytes are before they have their name.
 #[derive(Debug)]
@@ -44,8 +57,8 @@ impl Target {
     /// Checks that `path` can be written, and makes an empty file in its directory.
     ///
     /// # Errors
-    /// Exit 1: it exists and `force` is not set, it is not a regular file, or its directory is
-    /// missing. Exit 7: its directory may not be written.
+    /// [`Code::Failed`]: it exists and `force` is not set, it is something that is never replaced, or its directory is
+    /// missing. [`Code::Permission`]: its directory may not be written.
     pub fn prepare(path: &Path, force: bool) -> Result<Self, Failure> {
         let name = file_name(path)?;
         let dir = open_dir(path)?;
@@ -139,8 +152,12 @@ fn file_name(path: &Path) -> Result<&OsStr, Failure> {
     }
 }
 
+fn parent_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 fn open_dir(path: &Path) -> Result<OwnedFd, Failure> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let parent = parent_of(path);
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::openat(CWD, parent, flags, Mode::empty()).map_err(|e| match e {
         Errno::NOENT => Failure::new(Code::Failed, format!("the directory {} does not exist", parent.display()))
@@ -149,20 +166,85 @@ fn open_dir(path: &Path) -> Result<OwnedFd, Failure> {
     })
 }
 
+/// What stands at a path, judged after following links.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    Nothing,
+    /// A regular file, or a link to one.
+    File,
+    /// A link to a path where there is nothing.
+    DanglingLink,
+    Directory,
+    Device,
+    Fifo,
+    Socket,
+    /// A link of procfs, which stands for an open descriptor and not for a path.
+    Descriptor,
+    /// A file that the kernel makes up.
+    MadeUp,
+}
+
 fn refuse_existing(dir: &OwnedFd, name: &OsStr, path: &Path, force: bool) -> Result<(), Failure> {
-    let stat = match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(stat) => stat,
-        Err(Errno::NOENT) => return Ok(()),
-        Err(e) => return Err(failed("cannot look at", path, e)),
+    let what = match standing(dir, name).map_err(|e| failed("cannot look at", path, e))? {
+        Standing::Nothing => return Ok(()),
+        Standing::File | Standing::DanglingLink if force => return Ok(()),
+        Standing::File | Standing::DanglingLink => return Err(exists(path)),
+        Standing::Directory => return Err(is_directory(path)),
+        Standing::Device => "is a device",
+        Standing::Fifo => "is a fifo",
+        Standing::Socket => "is a socket",
+        Standing::Descriptor => "leads to an open descriptor",
+        Standing::MadeUp => "is a file of the kernel",
     };
-    match FileType::from_raw_mode(stat.st_mode) {
-        FileType::Directory => Err(is_directory(path)),
-        _ if !force => Err(exists(path)),
-        // A link is replaced itself; what it points to stays.
-        FileType::RegularFile | FileType::Symlink => Ok(()),
-        _ => Err(Failure::new(Code::Failed, format!("{} is not a regular file", path.display()))
-            .with_hint("write to it through stdout: `dfcache export … -O - > PATH`")),
+    Err(Failure::new(Code::Failed, format!("{} {what}, not a regular file", path.display()))
+        .with_hint("write to stdout with `-O -`, and redirect that with `> PATH` where needed"))
+}
+
+/// Follows links one by one, because the kernel would go through a link of procfs without saying so.
+fn standing(dir: &OwnedFd, name: &OsStr) -> rustix::io::Result<Standing> {
+    if is_made_up(dir)? {
+        return Ok(Standing::MadeUp);
     }
+    let (mut followed, mut name) = (None::<OwnedFd>, name.to_owned());
+    for _ in 0..MAX_LINKS {
+        let absent = if followed.is_some() { Standing::DanglingLink } else { Standing::Nothing };
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let found = match rustix::fs::openat(followed.as_ref().unwrap_or(dir), &name, flags, Mode::empty()) {
+            Ok(found) => found,
+            Err(Errno::NOENT) => return Ok(absent),
+            Err(e) => return Err(e),
+        };
+        let kind = FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode);
+        if kind != FileType::Symlink {
+            return standing_of(&found, kind);
+        }
+        if is_made_up(&found)? {
+            return Ok(Standing::Descriptor);
+        }
+        let link = rustix::fs::readlinkat(&found, "", Vec::new())?;
+        let link = Path::new(OsStr::from_bytes(link.as_bytes()));
+        let Ok(next) = file_name(link) else { return Ok(Standing::Directory) };
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match rustix::fs::openat(followed.as_ref().unwrap_or(dir), parent_of(link), flags, Mode::empty()) {
+            Ok(parent) => followed = Some(parent),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(Standing::DanglingLink),
+            Err(e) => return Err(e),
+        }
+        name = next.to_owned();
+    }
+    // Links in a circle lead nowhere.
+    Ok(Standing::DanglingLink)
+}
+
+fn standing_of(found: &OwnedFd, kind: FileType) -> rustix::io::Result<Standing> {
+    Ok(match kind {
+        FileType::RegularFile if is_made_up(found)? => Standing::MadeUp,
+        FileType::RegularFile => Standing::File,
+        FileType::Directory => Standing::Directory,
+        FileType::Fifo => Standing::Fifo,
+        FileType::Socket => Standing::Socket,
+        _ => Standing::Device,
+    })
 }
 
 /// A file without a name, with the mode that umask gives; `None` where there is no such thing.
@@ -198,11 +280,19 @@ fn proc_path(file: &OwnedFd) -> String {
     format!("/proc/self/fd/{}", file.as_raw_fd())
 }
 
-/// It can only be read by setting it; nothing else makes files in this program meanwhile.
+/// The mask of new files. Read from procfs, because the system call cannot read it without setting it, and the daemon
+/// makes other files meanwhile.
 fn umask() -> Mode {
-    let mask = rustix::process::umask(Mode::RWXG | Mode::RWXO);
-    rustix::process::umask(mask);
-    mask
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+    match mask.and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok()) {
+        Some(mask) => Mode::from_raw_mode(mask),
+        None => {
+            let mask = rustix::process::umask(Mode::RWXG | Mode::RWXO);
+            rustix::process::umask(mask);
+            mask
+        }
+    }
 }
 
 fn exists(path: &Path) -> Failure {

@@ -17,7 +17,10 @@ impl Dir {
 
     fn names(&self) -> Vec<String> {
         let names = fs::read_dir(self.0.path()).expect("reads");
-        names.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect()
+        let mut names: Vec<_> =
+            names.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
     }
 
     /// Both ways to make the file must behave the same.
@@ -109,12 +112,44 @@ fn force_replaces_a_file_or_a_link_itself() {
 }
 
 #[test]
+fn links_to_nothing_and_in_a_circle_are_replaced_by_force_only() {
+    let dir = Dir::new();
+    for (link, to) in [("dangling", "none"), ("far", "none/below"), ("here", "there"), ("there", "here")] {
+        symlink(to, dir.path(link)).expect("links");
+    }
+    for link in ["dangling", "far", "here"] {
+        let failure = Target::prepare(&dir.path(link), false).expect_err("is there");
+        assert!(failure.message.contains("exists already"), "{link}: {}", failure.message);
+        let target = Target::prepare(&dir.path(link), true).expect("prepares");
+        fill(&target, link);
+        target.commit().expect("commits");
+        assert_eq!(fs::read_to_string(dir.path(link)).expect("reads"), link);
+    }
+}
+
+#[test]
 fn bad_targets_are_refused_before_any_work() {
     let dir = Dir::new();
-    fs::write(dir.path("file"), "").expect("writes");
+    fs::write(dir.path("file"), "kept").expect("writes");
+    let open = File::open(dir.path("file")).expect("opens");
+    let descriptor = format!("/proc/self/fd/{}", open.as_raw_fd());
     fs::create_dir(dir.path("dir")).expect("creates");
+    let links = [
+        ("to dir", "dir"),
+        ("to parent", "dir/.."),
+        ("to fifo", "fifo"),
+        ("to link to fifo", "to fifo"),
+        ("to device", "/dev/null"),
+        ("to descriptor", &descriptor),
+        ("to fd", "/proc/self/fd"),
+        ("to kernel", "/proc/self/comm"),
+    ];
+    for (link, to) in links {
+        symlink(to, dir.path(link)).expect("links");
+    }
     symlink(dir.path("nowhere"), dir.path("dangling")).expect("links");
     rustix::fs::mkfifoat(CWD, dir.path("fifo"), Mode::RUSR | Mode::WUSR).expect("a fifo");
+    let before = dir.names();
     let rows = [
         ("file", false, "exists already", "an existing file"),
         ("dangling", false, "exists already", "a dangling link is there too"),
@@ -125,12 +160,25 @@ fn bad_targets_are_refused_before_any_work() {
         ("dir/..", false, "is a directory", "dots"),
         ("none/out", false, "does not exist", "no parent"),
         ("file/out", false, "cannot use the directory", "the parent is a file"),
-        ("fifo", true, "not a regular file", "force does not replace a fifo or device"),
+        ("fifo", false, "is a fifo, not a regular file", "force is no way to replace it, so it is not offered"),
+        ("fifo", true, "is a fifo, not a regular file", "force does not replace a fifo or device"),
+        ("to dir", true, "is a directory", "a link to a directory"),
+        ("to parent", true, "is a directory", "a link that ends in dots"),
+        ("to fifo", true, "is a fifo, not a regular file", "a link to a fifo"),
+        ("to link to fifo", true, "is a fifo, not a regular file", "a link to a link"),
+        ("to device", true, "is a device, not a regular file", "a link to a device"),
+        ("to descriptor", false, "leads to an open descriptor", "a link as /dev/stdout is one"),
+        ("to descriptor", true, "leads to an open descriptor", "with force too"),
+        ("to fd/descriptor", true, "is a file of the kernel", "by way of a link as /dev/fd is one"),
+        ("to kernel", true, "is a file of the kernel", "a regular file by its mode only"),
     ];
     for (name, force, expected, reason) in rows {
         let failure = Target::prepare(&dir.path(name), force).expect_err(reason);
         assert_eq!(failure.code, Code::Failed, "{reason}");
         assert!(failure.message.contains(expected), "{reason}: {}", failure.message);
+        let hint = failure.hint.unwrap_or_default();
+        assert_eq!(hint.contains("`-O -`"), failure.message.contains("not a regular file"), "{reason}: {hint}");
     }
-    assert_eq!(dir.names().len(), 4, "and nothing is left");
+    assert_eq!(dir.names(), before, "nothing is left and nothing is gone");
+    assert_eq!(fs::read_to_string(dir.path("file")).expect("reads"), "kept");
 }
