@@ -29,6 +29,14 @@ pub struct Args {
     pub command: Command,
 }
 
+impl Args {
+    /// Whether the run has anything to write to stdout.
+    pub fn writes_stdout(&self) -> bool {
+        let to_file = matches!(&self.command, Command::Export(export) if !export.is_stdout());
+        self.global.json || !to_file
+    }
+}
+
 /// The options of every command.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Global options")]
@@ -37,7 +45,7 @@ pub struct Global {
     /// else /run/damselfly/dfdaemon.sock]
     #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::FilePath)]
     pub socket: Option<PathBuf>,
-    /// Write one JSON object to stdout, also for errors (to stderr with `export -O -`)
+    /// Write one JSON object to stdout, also for errors (to stderr with `export -O -`, and where stdout fails)
     #[arg(long, global = true)]
     pub json: bool,
     /// Total time, such as 90s [default: none; but 30 s without progress end a transfer]

@@ -25,6 +25,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use damselfly_transport::local::{Code, Failure};
+use damselfly_transport::stdio as standard;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::Instrument as _;
 
@@ -53,6 +54,12 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
 }
 
 fn run(output: Output, args: Args) -> Outcome {
+    if args.writes_stdout() && standard::stdout_is_closed() {
+        // Told before anything is done, because the result would be lost.
+        return Err(Failure::new(Code::Failed, "stdout is closed")
+            .with_hint("redirect it to where the result is to go, or to /dev/null")
+            .into());
+    }
     if let Command::Completions { shell } = args.command {
         return output::print(&args::completions(shell));
     }

@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal, Write};
 
 use damselfly_transport::local::proto::Task;
 use damselfly_transport::local::{Code, Failure};
+use damselfly_transport::stdio;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -96,8 +97,11 @@ impl Output {
 
     fn failure(&self, failure: &Failure) {
         if self.json {
-            // When stdout cannot be written, the exit code still says what happened.
-            let _ = self.object(&json!({ "error": error_value(failure) }));
+            let object = json!({ "error": error_value(failure) });
+            // Stdout may be what has failed.
+            if self.object(&object).is_err() {
+                eprint_ignoring(&format!("{object}\n"));
+            }
             return;
         }
         let (message, advice) = (printable(&failure.message), printable(failure.advice()));
@@ -144,9 +148,7 @@ impl TaskKeys {
 
 /// Writes to stdout, at once.
 pub fn print(text: &str) -> Outcome {
-    let mut stdout = io::stdout().lock();
-    let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
-    written.map_err(|e| stdout_failed(&e))
+    stdio::print(text).map_err(|e| stdout_failed(&e))
 }
 
 /// What an error on stdout means.

@@ -29,7 +29,9 @@ impl Source {
     /// Exit 1: it is missing, or neither a regular file nor stdin. Exit 7: it may not be read.
     pub fn open(path: &Path) -> Result<Self, Failure> {
         if path == Path::new("-") {
-            return stdio::stdin().map_err(|e| Failure::io("cannot use stdin", &e));
+            return stdio::stdin().map_err(|e| {
+                Failure::io("cannot use stdin", &e).with_hint("redirect it from a file or a pipe, or name the file")
+            });
         }
         open_file(path).map(|fd| Self { fd, feed: None, position: None })
     }

@@ -6,10 +6,11 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use damselfly_transport::local::Kind;
 use damselfly_transport::local::client::passable;
+use damselfly_transport::stdio as standard;
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{OFlags, SeekFrom};
 use rustix::pipe::PipeFlags;
@@ -34,9 +35,9 @@ impl Position {
 /// Stdin as a source.
 ///
 /// # Errors
-/// Out of descriptors, and the like.
+/// It is closed; out of descriptors, and the like.
 pub fn stdin() -> io::Result<Source> {
-    let stdin = io::stdin().as_fd().try_clone_to_owned()?;
+    let stdin = standard::stdin()?;
     match handed_over(&stdin, OFlags::RDONLY)? {
         Some(Kind::Pipe) => Ok(Source { fd: stdin, feed: None, position: None }),
         Some(Kind::File) => {
@@ -64,9 +65,9 @@ pub struct Sink {
 /// Stdout as a target.
 ///
 /// # Errors
-/// Out of descriptors, and the like.
+/// It is closed; out of descriptors, and the like.
 pub fn stdout() -> io::Result<Sink> {
-    let stdout = io::stdout().as_fd().try_clone_to_owned()?;
+    let stdout = standard::stdout()?;
     match handed_over(&stdout, OFlags::WRONLY)? {
         Some(Kind::Pipe) => Ok(Sink { fd: stdout, drain: None, position: None }),
         Some(Kind::File) => {

@@ -166,6 +166,62 @@ async fn results_are_on_stdout() {
     assert!(text(&bytes.stderr).contains("\"code\":\"unavailable\""));
 }
 
+/// dfcache as a shell starts it with this redirection.
+fn redirected(redirection: &str, socket: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new("sh");
+    command.arg("-c").arg(format!("exec \"$0\" \"$@\" {redirection}"));
+    command.arg(env!("CARGO_BIN_EXE_dfcache")).arg("--socket").arg(socket).args(args);
+    command
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_closed_stdin_or_stdout_is_an_error() {
+    let served = Served::start();
+    let file = served.dir.path().join("file");
+    fs::write(&file, "x").expect("writes");
+    let file = file.to_str().expect("text");
+    let rows: [(&str, &[&str], &str); 10] = [
+        ("<&-", &["import", "-"], "cannot use stdin"),
+        ("<&- >&- ", &["import", "-"], "stdout is closed"),
+        (">&-", &["import", file], "stdout is closed"),
+        (">&-", &["export", "-i", "a", "-O", "-"], "stdout is closed"),
+        (">&-", &["ls"], "stdout is closed"),
+        (">&-", &["delete", "-i", "a"], "stdout is closed"),
+        (">&-", &["completions", "bash"], "stdout is closed"),
+        (">&-", &["--version"], "cannot write to stdout"),
+        // Open, but not for writing.
+        ("1</dev/null", &["ls"], "cannot write to stdout"),
+        ("1</dev/null", &["export", "-i", "a", "-O", "-"], "no holder"),
+    ];
+    for (redirection, args, says) in rows {
+        let done = output(redirected(redirection, &served.socket, args)).await;
+        assert!(!done.status.success(), "{args:?} {redirection}");
+        let stderr = text(&done.stderr);
+        assert!(stderr.contains(says) && stderr.contains("hint: "), "{args:?} {redirection}: {stderr}");
+        assert!(served.descriptors.is_empty(), "{args:?} {redirection}: something was handed over");
+    }
+    // What is not needed may be closed.
+    let missing = served.dir.path().join("out");
+    let export = ["export", "-i", "a", missing.to_str().expect("text")];
+    let done = output(redirected(">&- <&-", &served.socket, &export)).await;
+    assert_eq!(done.status.code(), Some(8), "{}", text(&done.stderr));
+    let health = output(redirected("<&-", &served.socket, &["ls"])).await;
+    assert!(health.status.success(), "{}", text(&health.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_object_goes_to_stderr_when_stdout_fails() {
+    let served = Served::start();
+    for redirection in [">&-", ">/dev/full", "1</dev/null"] {
+        let done = output(redirected(redirection, &served.socket, &["stat", "-i", "not_found", "--json"])).await;
+        let object: serde_json::Value = serde_json::from_slice(&done.stderr).expect("one object");
+        let exit = object["error"]["exit"].as_i64();
+        assert_eq!(exit, done.status.code().map(i64::from), "{redirection}: {object}");
+        let expected = if redirection == ">&-" { 1 } else { 3 };
+        assert_eq!(exit, Some(expected), "{redirection}: {object}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_reading_ends_it_quietly() {
     let served = Served::start();

@@ -4,9 +4,12 @@ use std::{collections::BTreeMap, fs, path::PathBuf, str::FromStr, time::Duration
 
 use anyhow::{Context as _, bail};
 use damselfly_messages::membership::Role;
-use damselfly_transport::program::{
-    durable,
-    http::{Question, ask},
+use damselfly_transport::{
+    program::{
+        durable,
+        http::{Question, ask},
+    },
+    stdio,
 };
 
 use crate::{access::ADMIN_TOKEN, config::ManagerConfig};
@@ -49,10 +52,14 @@ pub async fn invite(config: &ManagerConfig, wanted: &[Wanted], uses: u32, ttl: D
     let path = config.data_dir.join(ADMIN_TOKEN);
     let admin = fs::read_to_string(&path)
         .with_context(|| format!("cannot read {}, which the manager makes at its first start", path.display()))?;
+    if stdio::stdout_is_closed() && wanted.iter().any(|one| one.output.is_none()) {
+        // A token is shown once.
+        bail!("stdout is closed: redirect it to where the token is to go, or name a file with @FILE");
+    }
     for one in wanted {
         let token = make(config, admin.trim(), one, uses, ttl).await?;
         match &one.output {
-            None => println!("{token}"),
+            None => stdio::print(&format!("{token}\n")).context("cannot write the token to stdout")?,
             Some(path) => durable::replace(path, token.as_bytes(), 0o600)
                 .with_context(|| format!("cannot write {}", path.display()))?,
         }

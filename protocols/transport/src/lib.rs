@@ -22,6 +22,7 @@ pub mod protocol;
 pub mod reason;
 pub mod rpc;
 mod spoken;
+pub mod stdio;
 pub mod streams;
 #[cfg(test)]
 mod testing;

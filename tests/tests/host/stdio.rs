@@ -170,6 +170,24 @@ async fn bytes_from_stdin() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn nothing_is_done_for_a_closed_stream() -> anyhow::Result<()> {
+    Host::run(async |host| {
+        let file = text(&host.file("file", BYTES)?);
+        let rows: [(&str, &[&str]); 2] = [("<&-", &["import", "-i", "x", "-"]), (">&-", &["import", "-i", "x", &file])];
+        for (redirection, arguments) in rows {
+            let mut command = Command::new("sh");
+            command.arg("-c").arg(format!("exec \"$0\" \"$@\" {redirection}"));
+            command.arg(host.programs().path("dfcache")).arg("--socket").arg(host.socket()).args(arguments);
+            let done = output(command).await?;
+            ensure!(done.status.code() == Some(1), "{redirection}: {}", done.status);
+            host.is_empty().await?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
 async fn quiet_is_quiet() -> anyhow::Result<()> {
     Host::run(async |host| {
         let file = text(&host.file("file", BYTES)?);
