@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use damselfly_messages::{
     config::{QUOTA_BYTES_MAX, QUOTA_BYTES_MIN},
-    membership,
+    membership, units,
 };
 use damselfly_transport::{
     local::socket_path,
@@ -44,10 +44,12 @@ pub struct NodeConfig {
     pub upload_rate_limit: Option<Rate>,
     /// Most bytes received from peers per second. Default no limit.
     pub download_rate_limit: Option<Rate>,
-    /// Bytes of the file system that are left free. Default 512 MiB.
+    /// Bytes of the file system that are left free, as a number or a size such as `2GiB`. Default 512 MiB.
+    #[serde(deserialize_with = "units::bytes")]
     pub free_space_floor_bytes: u64,
     /// Most bytes that the store holds: 0 for no quota, else 64 MiB to 1 PiB. Of this one and the cluster's the lower one
-    /// counts. Default 0.
+    /// counts. A number or a size such as `500GiB`. Default 0.
+    #[serde(deserialize_with = "units::bytes")]
     pub store_quota_bytes: u64,
     /// Allows to dial loopback addresses, for several programs on one host. Default false.
     pub allow_loopback: bool,

@@ -14,6 +14,7 @@ use axum::{
 use damselfly_messages::{
     membership::{Role, Roles, Tags, TokenId},
     scheduler::{TAG_TEXT_MAX, TAGS_MAX},
+    units,
 };
 use libp2p::PeerId;
 use serde::{Deserialize, Serialize};
@@ -107,7 +108,8 @@ pub(super) struct NewToken {
     #[serde(default = "one")]
     #[schema(minimum = 1, maximum = 100000)]
     uses: u32,
-    #[serde(default = "one_hour")]
+    /// How long the token can be used: a number of seconds; a duration such as `1day` is read too.
+    #[serde(default = "one_hour", deserialize_with = "units::seconds")]
     #[schema(minimum = 1, maximum = 31536000)]
     ttl_seconds: u64,
 }

@@ -8,7 +8,7 @@ use axum::{
     extract::{self, rejection::BytesRejection},
     http::HeaderMap,
 };
-use damselfly_messages::{membership::Fingerprint, wire::Invalid};
+use damselfly_messages::{membership::Fingerprint, units, wire::Invalid};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -48,8 +48,9 @@ pub(super) async fn list(extract::State(state): extract::State<State>) -> Result
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Rotation {
-    /// For so long the roots before it count too: 0 to a year. Without it: the longest time for which a credential of
-    /// theirs can hold, with the grace.
+    /// For so long the roots before it count too: a number of seconds, or a duration such as `21d`; 0 to a year. Without
+    /// it: the longest time for which a credential of theirs can hold, with the grace.
+    #[serde(default, deserialize_with = "units::optional_seconds")]
     #[schema(maximum = 31_536_000)]
     overlap_seconds: Option<u64>,
 }

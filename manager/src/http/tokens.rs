@@ -11,7 +11,7 @@ use axum::{
     },
     http::StatusCode,
 };
-use damselfly_messages::record::UnixMillis;
+use damselfly_messages::{record::UnixMillis, units};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -71,7 +71,8 @@ pub(super) struct NewToken {
     /// What it is limited to; all that the role may do when this is left out.
     #[schema(value_type = Option<Vec<Scope>>, min_items = 1, max_items = 9)]
     scopes: Option<Vec<String>>,
-    /// How long it is good: 90 days by default, 366 at most.
+    /// How long the token can be used: a number of seconds, or a duration such as `90d`. 90 days by default, 366 at most.
+    #[serde(default, deserialize_with = "units::optional_seconds")]
     #[schema(minimum = 1, maximum = 31622400)]
     ttl_seconds: Option<u64>,
 }

@@ -14,6 +14,7 @@ use crate::{
     pb,
     record::UnixMillis,
     ring::Ring,
+    units,
     wire::{Invalid, Wire},
 };
 
@@ -36,22 +37,29 @@ pub struct Settings {
     /// The schedulers; the active ones are the members of the hash ring.
     pub schedulers: Vec<SchedulerEntry>,
     /// Milliseconds between two heartbeats of a host. A scheduler is warm after three, 15 s at most.
+    #[serde(deserialize_with = "units::milliseconds")]
     pub heartbeat_ms: u64,
     /// Milliseconds without a heartbeat after which a host is no longer a holder.
+    #[serde(deserialize_with = "units::milliseconds")]
     pub lease_ms: u64,
     /// Most parents that a downloader is given.
     pub candidate_parents: u32,
     /// Parents that a downloader fetches from at a time.
     pub concurrent_parents: u32,
     /// Most bytes per second that each node sends to peers; 0 for no limit. A node's own limit counts too.
+    #[serde(deserialize_with = "units::bytes_per_second")]
     pub upload_bytes_per_second: u64,
     /// The same of what it receives.
+    #[serde(deserialize_with = "units::bytes_per_second")]
     pub download_bytes_per_second: u64,
     /// Milliseconds that a credential holds. It is renewed after a fourteenth of that.
+    #[serde(deserialize_with = "units::milliseconds")]
     pub credential_ms: u64,
     /// Milliseconds for which members go on whose credential has expired, with an alarm.
+    #[serde(deserialize_with = "units::milliseconds")]
     pub grace_ms: u64,
     /// Milliseconds for which a scheduler is out of reach before a manager takes it out of the ring; 0: it never does.
+    #[serde(deserialize_with = "units::milliseconds")]
     pub dead_scheduler_ms: u64,
     /// Pieces that a host serves at a time.
     pub concurrent_uploads: u32,
@@ -62,6 +70,7 @@ pub struct Settings {
     /// Other values for hosts with certain tags, in order; later ones count.
     pub overrides: Vec<Override>,
     /// Most bytes that each node's store holds; 0 for no quota. A node's own quota counts too.
+    #[serde(deserialize_with = "units::bytes")]
     pub store_quota_bytes: u64,
     /// Above so many percent of its quota a node removes copies of what it fetched, those used least lately first.
     pub store_high_percent: u32,

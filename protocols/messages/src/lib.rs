@@ -18,4 +18,5 @@ pub mod ring;
 pub mod scheduler;
 pub mod trace;
 pub mod transfer;
+pub mod units;
 pub mod wire;

@@ -1,7 +1,7 @@
 //! The one table of settings: what each means, and what values it may have.
 
 use super::{OVERRIDES_MAX, SCHEDULERS_MAX, Settings, tags::BLOCKED_TAGS_MAX};
-use crate::{name::TAG_BYTES_MAX, ring::REPLICAS_MAX, wire::Invalid};
+use crate::{name::TAG_BYTES_MAX, ring::REPLICAS_MAX, units::Quantity, wire::Invalid};
 
 /// Smallest quota of a store, if there is one.
 pub const QUOTA_BYTES_MIN: u64 = 64 << 20;
@@ -229,6 +229,16 @@ impl Field {
         (self.value)(settings)
     }
 
+    /// The quantity of its number, if it may be written with a unit.
+    pub fn quantity(&self) -> Option<Quantity> {
+        match self.unit {
+            "bytes" => Some(Quantity::Bytes),
+            "bytes per second" => Some(Quantity::BytesPerSecond),
+            "milliseconds" => Some(Quantity::Milliseconds),
+            _ => None,
+        }
+    }
+
     /// Whether it can be another one for hosts with certain tags.
     pub const fn is_overridable(&self) -> bool {
         self.set.is_some()
@@ -306,6 +316,28 @@ mod tests {
             assert_eq!(field.default_value(), value, "{} reads another field", field.name);
             field.check(value, field.name).expect("the default is within the range");
             assert!(field.what.ends_with('.') && !field.what.is_empty());
+        }
+    }
+
+    #[test]
+    fn every_size_and_duration_may_be_written_with_its_unit() {
+        for field in FIELDS {
+            let Some(quantity) = field.quantity() else { continue };
+            let text = match quantity {
+                Quantity::Bytes => "1GiB",
+                Quantity::BytesPerSecond => "1GiB/s",
+                Quantity::Milliseconds | Quantity::Seconds => "10s",
+            };
+            let read: Settings = serde_json::from_value(serde_json::json!({ field.name: text })).expect(field.name);
+            assert_eq!(Ok(field.value(&read)), quantity.parse(text), "{}", field.name);
+            if field.is_overridable() {
+                let one = serde_json::json!({ "match": { "zone": "a" }, "set": { field.name: text } });
+                let one: super::super::Override = serde_json::from_value(one).expect(field.name);
+                assert_eq!(Ok(one.set[field.name]), quantity.parse(text), "{}", field.name);
+            }
+            let error =
+                serde_json::from_value::<Settings>(serde_json::json!({ field.name: "10" })).expect_err("no unit");
+            assert!(error.to_string().contains("has no unit"), "{error}");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
 use super::{Field, Settings};
 use crate::{
@@ -22,7 +22,33 @@ pub struct Override {
     #[serde(rename = "match")]
     pub tags: Tags,
     /// Settings by their names, of those that concern a single host.
+    #[serde(deserialize_with = "values")]
     pub set: BTreeMap<String, u64>,
+}
+
+/// Reads values by the names of their settings; each may be a text with the unit of that setting.
+fn values<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, u64>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Given {
+        Number(u64),
+        Text(String),
+    }
+
+    let number = |name: &str, given| match given {
+        Given::Number(number) => Ok(number),
+        Given::Text(text) => match Field::named(name).and_then(Field::quantity) {
+            Some(quantity) => quantity.parse(&text).map_err(|reason| D::Error::custom(format!("{name}: {reason}"))),
+            None => Err(D::Error::custom(format!("{name}: {text:?} is not a number"))),
+        },
+    };
+    let given = BTreeMap::<String, Given>::deserialize(deserializer)?;
+    let mut values = BTreeMap::new();
+    for (name, given) in given {
+        let value = number(&name, given)?;
+        values.insert(name, value);
+    }
+    Ok(values)
 }
 
 impl Override {
