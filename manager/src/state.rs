@@ -25,11 +25,13 @@ mod changes;
 mod error;
 mod made;
 mod others;
+mod patch;
 mod roots;
 
 pub use error::ChangeError;
 use made::Make;
 use others::publish;
+pub use patch::SettingsPatch;
 use roots::RootChange;
 
 /// For so long after a start changes wait for members to say that they know no newer epoch: the store may have been
@@ -186,7 +188,7 @@ impl State {
             if !is_expected(epoch) {
                 return Err(ChangeError::Stale { current: epoch });
             }
-            let Some((settings, revoked)) = make(in_force) else { return Ok(epoch) };
+            let Some((settings, revoked)) = make(in_force)? else { return Ok(epoch) };
             let empties =
                 in_force.settings.active_schedulers().next().is_some() && settings.active_schedulers().next().is_none();
             if empties && purpose.empty == EmptyRing::Refused {

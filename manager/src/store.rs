@@ -22,7 +22,7 @@ use crate::{
     database::{
         Database, DatabaseError, Place,
         audit::{self, Actor, Change},
-        configurations::{self, Signed},
+        configurations::{self, Kept, Signed},
     },
     keys::{self, KeyError, Keys, Next, ROOT_KEY},
 };
@@ -165,8 +165,11 @@ impl Store {
     /// [`DatabaseError`].
     pub async fn history(&self, before: u64, limit: usize) -> Result<Vec<Past>, DatabaseError> {
         let rows = self.database.configurations(before, limit).await?;
-        let past =
-            |(epoch, bytes): (u64, Vec<u8>)| (epoch, verified(epoch, &bytes, self.cluster()).map(|(_, past)| past));
+        let past = |kept: Kept| {
+            let Kept { epoch, signed, actor, reason } = kept;
+            let configuration = verified(epoch, &signed, self.cluster()).map(|(_, configuration)| configuration);
+            Past { epoch, actor, reason, configuration }
+        };
         Ok(rows.into_iter().map(past).collect())
     }
 
@@ -184,8 +187,9 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn newer_than(&self, epoch: u64) -> Result<Option<SignedConfiguration>, StoreError> {
-        let Some((newest, bytes)) = self.database.configurations(u64::MAX, 1).await?.pop() else { return Ok(None) };
-        if newest <= epoch { Ok(None) } else { Ok(Some(verified(newest, &bytes, self.cluster())?.0)) }
+        let Some(newest) = self.database.configurations(u64::MAX, 1).await?.pop() else { return Ok(None) };
+        let is_newer = newest.epoch > epoch;
+        is_newer.then(|| Ok(verified(newest.epoch, &newest.signed, self.cluster())?.0)).transpose()
     }
 
     /// Signs the settings of `order` as the epoch above `known` and above all in the database, and keeps them with an
@@ -248,8 +252,18 @@ impl Store {
     }
 }
 
-/// An epoch of the history and what was in force, or why that cannot be read.
-pub type Past = (u64, Result<Configuration, StoreError>);
+/// An epoch of the history.
+#[derive(Debug)]
+pub struct Past {
+    /// The epoch.
+    pub epoch: u64,
+    /// Who wanted it.
+    pub actor: String,
+    /// What it was for, if that was written down.
+    pub reason: Option<String>,
+    /// What was in force, or why that cannot be read.
+    pub configuration: Result<Configuration, StoreError>,
+}
 
 /// What is to be signed.
 #[derive(Debug)]
@@ -351,8 +365,8 @@ async fn found(
 
 async fn newest(database: &Database, cluster: ClusterId) -> Result<SignedConfiguration, StoreError> {
     let newest = database.configurations(u64::MAX, 1).await?.pop();
-    let (epoch, bytes) = newest.ok_or(DatabaseError::Damaged { what: "configuration" })?;
-    Ok(verified(epoch, &bytes, cluster)?.0)
+    let newest = newest.ok_or(DatabaseError::Damaged { what: "configuration" })?;
+    Ok(verified(newest.epoch, &newest.signed, cluster)?.0)
 }
 
 fn sign(

@@ -84,19 +84,41 @@ pub async fn set(writing: &mut Writing, key: &str, value: &str) -> Result<(), Da
     Ok(())
 }
 
+/// A configuration of the history.
+#[derive(Debug, Clone)]
+pub struct Kept {
+    /// Its epoch.
+    pub epoch: u64,
+    /// As members got it.
+    pub signed: Vec<u8>,
+    /// Who wanted it.
+    pub actor: String,
+    /// What it was for, if that was written down.
+    pub reason: Option<String>,
+}
+
 impl Database {
-    /// At most `limit` epochs below `before` with their signed bytes, newest first.
+    /// At most `limit` configurations with epochs below `before`, newest first.
     ///
     /// # Errors
     /// [`DatabaseError`].
-    pub async fn configurations(&self, before: u64, limit: usize) -> Result<Vec<(u64, Vec<u8>)>, DatabaseError> {
-        let rows =
-            sqlx::query("SELECT epoch, signed FROM configurations WHERE epoch < $1 ORDER BY epoch DESC LIMIT $2")
-                .bind(epoch_column(before))
-                .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-                .fetch_all(&self.pool)
-                .await?;
-        rows.iter().map(|row| Ok((super::number(row, "epoch")?, row.try_get("signed")?))).collect()
+    pub async fn configurations(&self, before: u64, limit: usize) -> Result<Vec<Kept>, DatabaseError> {
+        let newest_first = "SELECT epoch, signed, actor, reason FROM configurations
+                            WHERE epoch < $1 ORDER BY epoch DESC LIMIT $2";
+        let rows = sqlx::query(newest_first)
+            .bind(epoch_column(before))
+            .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+            .fetch_all(&self.pool)
+            .await?;
+        let kept = |row| {
+            Ok(Kept {
+                epoch: super::number(row, "epoch")?,
+                signed: row.try_get("signed")?,
+                actor: row.try_get("actor")?,
+                reason: row.try_get("reason")?,
+            })
+        };
+        rows.iter().map(kept).collect()
     }
 
     /// The signed bytes of `epoch`.

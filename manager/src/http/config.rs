@@ -10,13 +10,14 @@ use axum::{
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use damselfly_messages::config::Settings;
+use damselfly_messages::config::{FIELDS, Settings};
 use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
 
 use super::{Problem, guard::Origin, page};
 use crate::{
     access::Caller,
-    state::{ChangeError, EmptyRing, State},
+    state::{ChangeError, EmptyRing, SettingsPatch, State},
 };
 
 pub(super) async fn show(extract::State(state): extract::State<State>) -> Result<Response, Problem> {
@@ -35,9 +36,57 @@ pub(super) async fn change(
 ) -> Result<Response, Problem> {
     let empty = page::read(allowed)?.empty_ring();
     let expected = Expected::from_headers(&headers)?;
-    let settings: Settings = read_body(body)?;
+    let Replacement { settings, missing } = Replacement::from_body(body)?;
     let actor = caller.actor(address);
-    let epoch = state.change(settings.clone(), actor, empty, move |epoch| expected.matches(epoch)).await?;
+    let changed = state.change(settings.clone(), actor, empty, move |epoch| expected.matches(epoch)).await;
+    match changed {
+        Ok(epoch) => Ok((tagged(epoch), Json(settings)).into_response()),
+        // Whoever left the schedulers out did not mean to remove them.
+        Err(ChangeError::LastScheduler) if missing.contains(&"schedulers") => Err(partial(&missing)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The body of a PUT.
+struct Replacement {
+    settings: Settings,
+    /// The settings that it does not name, which get their defaults.
+    missing: Vec<&'static str>,
+}
+
+impl Replacement {
+    fn from_body(body: Result<Bytes, BytesRejection>) -> Result<Self, Problem> {
+        let given: Map<String, Value> = read_body(body)?;
+        let missing = FIELDS.iter().map(|field| field.name).filter(|name| !given.contains_key(*name)).collect();
+        let settings = serde_json::from_value(Value::Object(given)).map_err(|error| invalid_body(&error))?;
+        Ok(Self { settings, missing })
+    }
+}
+
+/// Refuses a PUT that would remove all schedulers because it does not name them.
+fn partial(missing: &[&str]) -> Problem {
+    let detail = format!(
+        "PUT replaces all settings, and this body leaves out {}: no scheduler would be left in the ring. To change single \
+         settings send PATCH with these alone; to replace all of them send what GET returns, changed",
+        missing.join(", ")
+    );
+    Problem::new(StatusCode::CONFLICT, "last_scheduler", detail)
+}
+
+/// A patch says itself what it changes, so If-Match may be left out.
+pub(super) async fn patch(
+    extract::State(state): extract::State<State>,
+    Extension(caller): Extension<Caller>,
+    Extension(Origin(address)): Extension<Origin>,
+    allowed: Result<Query<Allowed>, QueryRejection>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Problem> {
+    let empty = page::read(allowed)?.empty_ring();
+    let expected = Expected::if_given(&headers)?;
+    let patch = SettingsPatch::from_json(&whole_body(body)?).map_err(|error| invalid_body(&error))?;
+    let actor = caller.actor(address);
+    let (epoch, settings) = state.patch(patch, actor, empty, move |epoch| expected.matches(epoch)).await?;
     Ok((tagged(epoch), Json(settings)).into_response())
 }
 
@@ -57,9 +106,15 @@ impl Allowed {
 
 /// A JSON body, with a reason when it is none.
 pub(super) fn read_body<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, Problem> {
-    let body = body.map_err(|rejection| Problem::new(rejection.status(), "invalid_body", rejection.body_text()))?;
-    serde_json::from_slice(&body)
-        .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, "invalid_body", error.to_string()))
+    serde_json::from_slice(&whole_body(body)?).map_err(|error| invalid_body(&error))
+}
+
+fn whole_body(body: Result<Bytes, BytesRejection>) -> Result<Bytes, Problem> {
+    body.map_err(|rejection| Problem::new(rejection.status(), "invalid_body", rejection.body_text()))
+}
+
+fn invalid_body(error: &serde_json::Error) -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, "invalid_body", error.to_string())
 }
 
 pub(super) fn tagged(epoch: u64) -> HeaderMap {

@@ -89,6 +89,15 @@ pub(super) fn schemas() -> Map<String, Value> {
         "additionalProperties": false,
         "properties": properties(&mut FIELDS.iter()),
     });
+    let or_default =
+        |field: &Field| json!({ "oneOf": [{ "type": "null", "description": "The default." }, schema(field)] });
+    let patched: Map<_, _> = FIELDS.iter().map(|field| (field.name.to_owned(), or_default(field))).collect();
+    let patch = json!({
+        "type": "object",
+        "description": "The settings to change. Those that are not named stay as they are; null stands for the default.",
+        "additionalProperties": false,
+        "properties": patched,
+    });
     let text = json!({ "type": "string" });
     let scheduler = json!({
         "type": "object",
@@ -128,14 +137,15 @@ pub(super) fn schemas() -> Map<String, Value> {
             },
         },
     });
-    let named = [("Settings", settings), ("SchedulerEntry", scheduler), ("Override", one)];
+    let named = [("Settings", settings), ("SettingsPatch", patch), ("SchedulerEntry", scheduler), ("Override", one)];
     named.into_iter().map(|(name, schema)| (name.to_owned(), schema)).collect()
 }
 
 fn schema(field: &Field) -> Value {
-    let description = match field.unit {
-        "" => field.what.to_owned(),
-        unit => format!("{} In {unit}.", field.what),
+    let description = match (field.unit, field.quantity()) {
+        ("", _) => field.what.to_owned(),
+        (unit, None) => format!("{} In {unit}.", field.what),
+        (unit, Some(quantity)) => format!("{} In {unit}; {} is read too.", field.what, quantity.example()),
     };
     match field.values {
         Values::Number { low, high, zero } => {

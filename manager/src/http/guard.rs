@@ -144,12 +144,17 @@ fn well_formed(request: &Request, rules: Rules) -> Result<(), Problem> {
     let kind = request.headers().get(header::CONTENT_TYPE).map(|kind| kind.to_str().unwrap_or_default());
     let kind = kind.map(|kind| kind.split(';').next().unwrap_or_default().trim());
     match kind {
-        Some(kind) if rules.takes_json && !kind.eq_ignore_ascii_case("application/json") => {
+        Some(kind) if rules.takes_json && !is_json(kind) => {
             let detail = "the body is JSON: send Content-Type: application/json";
             Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not_json", detail))
         }
         _ => Ok(()),
     }
+}
+
+/// JSON, or the patch of it that PATCH takes (RFC 7396).
+fn is_json(kind: &str) -> bool {
+    ["application/json", "application/merge-patch+json"].iter().any(|json| kind.eq_ignore_ascii_case(json))
 }
 
 /// Other sites' pages do not even log in.

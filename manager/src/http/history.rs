@@ -1,5 +1,7 @@
 //! `/api/v1/config/history` and `/api/v1/config/rollback`: what was in force before.
 
+use std::collections::HashSet;
+
 use axum::{
     Extension, Json,
     body::Bytes,
@@ -10,7 +12,7 @@ use axum::{
     http::HeaderMap,
     response::{IntoResponse, Response},
 };
-use damselfly_messages::config::Settings;
+use damselfly_messages::config::{Configuration, Settings};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::{
@@ -37,11 +39,19 @@ pub(super) struct Entry {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(format = DateTime)]
     issued: Option<String>,
+    /// The user, token or program that made the change.
+    actor: String,
+    /// What the change was for: a revocation, a root exchange, a rollback, a scheduler. `null` for plain changes.
+    reason: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     settings: Option<Settings>,
     /// The settings that differ from the epoch before in the history.
     changed: Vec<String>,
+    /// The hosts that this epoch revokes.
+    revoked: Vec<String>,
+    /// Whether the root keys differ from the epoch before in the history.
+    roots_changed: bool,
     /// Why it cannot be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     damaged: Option<String>,
@@ -55,27 +65,43 @@ pub(super) async fn show(
     let limit = (page::limit(limit)? as usize).min(EPOCHS_MAX);
     // One more: the last one shown is compared with it, and it tells whether there is another page.
     let past = state.history(cursor.unwrap_or(u64::MAX), limit + 1).await?;
-    let next = past.get(limit).and_then(|_| past.get(limit - 1)).map(|(epoch, _)| epoch.to_string());
+    let next = past.get(limit).and_then(|_| past.get(limit - 1)).map(|past| past.epoch.to_string());
     let items = past.iter().take(limit).enumerate().map(|(at, entry)| describe(entry, past.get(at + 1))).collect();
     Ok(Json(History { items, next }))
 }
 
-fn describe((epoch, configuration): &Past, older: Option<&Past>) -> Entry {
-    match configuration {
-        Ok(configuration) => Entry {
-            epoch: *epoch,
-            issued: Some(rfc3339(configuration.issued)),
-            settings: Some(configuration.settings.clone()),
-            changed: older
-                .and_then(|(_, older)| older.as_ref().ok())
-                .map_or_else(Vec::new, |older| names(differences(&older.settings, &configuration.settings))),
-            damaged: None,
-        },
-        Err(error) => {
-            let damaged = Some(damselfly_transport::reason::chain(error));
-            Entry { epoch: *epoch, issued: None, settings: None, changed: Vec::new(), damaged }
-        }
+fn describe(past: &Past, older: Option<&Past>) -> Entry {
+    let blank = Entry {
+        epoch: past.epoch,
+        issued: None,
+        actor: past.actor.clone(),
+        reason: past.reason.clone(),
+        settings: None,
+        changed: Vec::new(),
+        revoked: Vec::new(),
+        roots_changed: false,
+        damaged: None,
+    };
+    let configuration = match &past.configuration {
+        Ok(configuration) => configuration,
+        Err(error) => return Entry { damaged: Some(damselfly_transport::reason::chain(error)), ..blank },
+    };
+    let shown =
+        Entry { issued: Some(rfc3339(configuration.issued)), settings: Some(configuration.settings.clone()), ..blank };
+    let Some(older) = older.and_then(|older| older.configuration.as_ref().ok()) else { return shown };
+    Entry {
+        changed: names(differences(&older.settings, &configuration.settings)),
+        revoked: newly_revoked(older, configuration),
+        roots_changed: older.roots != configuration.roots,
+        ..shown
     }
+}
+
+/// The hosts that are revoked in `newer` and not in `older`.
+fn newly_revoked(older: &Configuration, newer: &Configuration) -> Vec<String> {
+    let known: HashSet<_> = older.revoked.iter().map(|revocation| revocation.peer).collect();
+    let added = newer.revoked.iter().filter(|revocation| !known.contains(&revocation.peer));
+    added.map(|revocation| revocation.peer.to_string()).collect()
 }
 
 /// The settings that are not the same, by their names.

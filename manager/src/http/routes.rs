@@ -190,12 +190,25 @@ pub(super) fn table() -> Vec<Route> {
             Method::PUT,
             "/config",
             OPERATOR,
-            "Replaces the settings. Needs If-Match.",
+            "Replaces all settings: what the body leaves out gets its default. Needs If-Match.",
             axum::routing::put(config::change),
         )
         .takes("Settings")
         .query(&[AllowEmpty])
         .if_match(true)
+        .answers(200, "Settings")
+        .problems(&[409, 503]),
+        route(
+            Method::PATCH,
+            "/config",
+            OPERATOR,
+            "Changes the settings that the body names, as JSON Merge Patch (RFC 7396): null stands for the default, lists are \
+             replaced. If-Match may be left out.",
+            patch(config::patch),
+        )
+        .takes("SettingsPatch")
+        .query(&[AllowEmpty])
+        .if_match(false)
         .answers(200, "Settings")
         .problems(&[409, 503]),
         route(Method::GET, "/config/fields", VIEWER, "What each setting means and may be.", get(fields::list))

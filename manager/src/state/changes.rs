@@ -5,8 +5,8 @@ use libp2p::PeerId;
 use tokio::time::sleep;
 
 use super::{
-    ChangeError, EmptyRing, Purpose, State,
-    made::{back_to, keep_out, with_scheduler, with_state, without},
+    ChangeError, EmptyRing, Purpose, SettingsPatch, State,
+    made::{back_to, keep_out, patched, with_scheduler, with_state, without},
 };
 use crate::{
     database::audit::Actor,
@@ -32,6 +32,23 @@ impl State {
         self.order(keep_out(settings), (actor, purpose), is_expected).await
     }
 
+    /// Signs the settings in force with some of them changed, as [`State::change`] does. Nothing changes when they have
+    /// these values. Returns the epoch in force then, and its settings.
+    ///
+    /// # Errors
+    /// [`ChangeError`]: nothing has changed.
+    pub async fn patch(
+        &self,
+        patch: SettingsPatch,
+        actor: Actor,
+        empty: EmptyRing,
+        is_expected: impl Fn(u64) -> bool + Send + Sync + 'static,
+    ) -> Result<(u64, Settings), ChangeError> {
+        let purpose = Purpose { empty, ..Purpose::new("config.change", None) };
+        let epoch = self.order(patched(patch), (actor, purpose), is_expected).await?;
+        Ok((epoch, self.settings_of(epoch).await?))
+    }
+
     /// Takes a scheduler out of the ring or puts it back, as [`State::change`] does. Nothing changes when it is so.
     ///
     /// # Errors
@@ -46,7 +63,7 @@ impl State {
     ) -> Result<u64, ChangeError> {
         let current = self.current().ok_or(ChangeError::Nothing)?;
         current.configuration.settings.scheduler(&peer).ok_or(ChangeError::NoScheduler { peer })?;
-        let reason = Some(format!("{peer}: {}", to.name()));
+        let reason = Some(format!("scheduler {peer}: {}", to.name()));
         let purpose = Purpose { empty, ..Purpose::new("scheduler.state", reason) };
         self.order(with_state(peer, to, move |state| state != to), (actor, purpose), is_expected).await
     }
@@ -62,7 +79,7 @@ impl State {
         (from, to): (SchedulerState, SchedulerState),
         because: &str,
     ) -> Result<u64, ChangeError> {
-        let reason = Some(format!("{peer}: {}, {because}", to.name()));
+        let reason = Some(format!("scheduler {peer}: {}, {because}", to.name()));
         let purpose = Purpose::new("scheduler.state", reason);
         self.order(with_state(peer, to, move |state| state == from), (Actor::manager(), purpose), |_| true).await
     }
@@ -72,8 +89,10 @@ impl State {
     /// # Errors
     /// [`ChangeError`]: it is still in.
     pub async fn revoke(&self, peer: PeerId, actor: Actor, reason: String) -> Result<u64, ChangeError> {
-        let purpose =
-            Purpose { empty: EmptyRing::Allowed, ..Purpose::new("config.revoke", Some(format!("{peer}: {reason}"))) };
+        let purpose = Purpose {
+            empty: EmptyRing::Allowed,
+            ..Purpose::new("config.revoke", Some(format!("revoked {peer}: {reason}")))
+        };
         self.order(without(peer), (actor, purpose), |_| true).await
     }
 
@@ -83,7 +102,7 @@ impl State {
     /// [`ChangeError`]: it is not in the ring.
     pub async fn add_scheduler(&self, entry: SchedulerEntry) -> Result<u64, ChangeError> {
         loop {
-            let purpose = Purpose::new("ring.add", Some(entry.peer_id.to_string()));
+            let purpose = Purpose::new("ring.add", Some(format!("added scheduler {}", entry.peer_id)));
             match self.order(with_scheduler(entry.clone()), (Actor::manager(), purpose), |_| true).await {
                 Err(ChangeError::Unsettled { retry_after }) => sleep(retry_after).await,
                 done => return done,
@@ -91,8 +110,8 @@ impl State {
         }
     }
 
-    /// Signs the settings of an earlier epoch as the next one, as [`State::change`] does. Schedulers that have been
-    /// revoked since do not come back with them.
+    /// Signs the settings of an earlier epoch as the next one, as [`State::change`] does. The list of schedulers stays
+    /// the present one.
     ///
     /// # Errors
     /// [`ChangeError::NoEpoch`], and those of [`State::change`].

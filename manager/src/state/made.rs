@@ -1,33 +1,43 @@
 //! What is made of a configuration: the settings and the revocations of the next one.
 
-use damselfly_messages::config::{Configuration, Revocation, SchedulerEntry, SchedulerState, Settings};
+use damselfly_messages::{
+    config::{Configuration, Revocation, SchedulerEntry, SchedulerState, Settings},
+    wire::Invalid,
+};
 use libp2p::PeerId;
 
+use super::SettingsPatch;
 use crate::database::now;
 
 /// Credentials of earlier settings may hold so long.
 const LONGEST_CREDENTIAL_MS: u64 = 90 * 24 * 3_600_000;
 
-/// Makes the next one of the one in force; `None` when nothing is to change.
-pub(super) trait Make: Fn(&Configuration) -> Option<Made> + Send + Sync + 'static {}
+/// Makes the next one of the one in force; `None` when nothing is to change, [`Invalid`] when it cannot be made.
+pub(super) trait Make: Fn(&Configuration) -> Result<Option<Made>, Invalid> + Send + Sync + 'static {}
 
-impl<F: Fn(&Configuration) -> Option<Made> + Send + Sync + 'static> Make for F {}
+impl<F: Fn(&Configuration) -> Result<Option<Made>, Invalid> + Send + Sync + 'static> Make for F {}
 
 /// Settings, and who is out.
 pub(super) type Made = (Settings, Vec<Revocation>);
 
 /// Other settings, and whoever is out stays out.
 pub(super) fn keep_out(settings: Settings) -> impl Make {
-    move |current: &Configuration| Some((settings.clone(), current.revoked.clone()))
+    move |current: &Configuration| Ok(Some((settings.clone(), current.revoked.clone())))
 }
 
-/// Earlier settings, without the schedulers that are out by now.
+/// Other values of some settings; the rest, and whoever is out, stays as it is.
+pub(super) fn patched(patch: SettingsPatch) -> impl Make {
+    move |current: &Configuration| {
+        let settings = patch.apply(&current.settings)?;
+        Ok((settings != current.settings).then(|| (settings, current.revoked.clone())))
+    }
+}
+
+/// Earlier settings with the present schedulers: which ones there are, and in which state, is no choice of the past.
 pub(super) fn back_to(settings: Settings) -> impl Make {
     move |current: &Configuration| {
-        let is_out = |peer: &PeerId| current.revoked.iter().any(|revoked| revoked.peer == *peer);
-        let mut settings = settings.clone();
-        settings.schedulers.retain(|scheduler| !is_out(&scheduler.peer_id));
-        Some((settings, current.revoked.clone()))
+        let schedulers = current.settings.schedulers.clone();
+        Ok(Some((Settings { schedulers, ..settings.clone() }, current.revoked.clone())))
     }
 }
 
@@ -36,10 +46,10 @@ pub(super) fn with_scheduler(entry: SchedulerEntry) -> impl Make {
     move |current: &Configuration| {
         let mut settings = current.settings.clone();
         if settings.scheduler(&entry.peer_id).is_some() {
-            return None;
+            return Ok(None);
         }
         settings.schedulers.push(entry.clone());
-        Some((settings, current.revoked.clone()))
+        Ok(Some((settings, current.revoked.clone())))
     }
 }
 
@@ -51,8 +61,10 @@ pub(super) fn with_state(
 ) -> impl Make {
     move |current: &Configuration| {
         let mut settings = current.settings.clone();
-        settings.schedulers.iter_mut().find(|entry| entry.peer_id == peer && is_wanted(entry.state))?.state = to;
-        Some((settings, current.revoked.clone()))
+        let is_meant = |entry: &&mut SchedulerEntry| entry.peer_id == peer && is_wanted(entry.state);
+        let Some(entry) = settings.schedulers.iter_mut().find(is_meant) else { return Ok(None) };
+        entry.state = to;
+        Ok(Some((settings, current.revoked.clone())))
     }
 }
 
@@ -60,7 +72,7 @@ pub(super) fn with_state(
 pub(super) fn without(peer: PeerId) -> impl Make {
     move |current: &Configuration| {
         if current.revoked.iter().any(|revoked| revoked.peer == peer) {
-            return None;
+            return Ok(None);
         }
         let mut settings = current.settings.clone();
         settings.schedulers.retain(|scheduler| scheduler.peer_id != peer);
@@ -69,11 +81,11 @@ pub(super) fn without(peer: PeerId) -> impl Make {
         let mut revoked = current.revoked.clone();
         revoked.retain(|revoked| revoked.at.0.saturating_add(holds) > now().0);
         revoked.push(Revocation { peer, at: now() });
-        Some((settings, revoked))
+        Ok(Some((settings, revoked)))
     }
 }
 
 /// The same settings, for a change of the roots alone.
-pub(super) fn as_it_is(current: &Configuration) -> Option<Made> {
-    Some((current.settings.clone(), current.revoked.clone()))
+pub(super) fn as_it_is(current: &Configuration) -> Result<Option<Made>, Invalid> {
+    Ok(Some((current.settings.clone(), current.revoked.clone())))
 }

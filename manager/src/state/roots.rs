@@ -46,7 +46,10 @@ impl State {
         let settings = &self.current().ok_or(ChangeError::Nothing)?.configuration.settings;
         let overlap = overlap.unwrap_or(Duration::from_millis(settings.credential_ms + settings.grace_ms));
         let retired = UnixMillis(now().0.saturating_add(u64::try_from(overlap.as_millis()).unwrap_or(u64::MAX)));
-        let purpose = Purpose { roots: RootChange::Next(retired), ..Purpose::new("root.rotate", None) };
+        let purpose = Purpose {
+            roots: RootChange::Next(retired),
+            ..Purpose::new("root.rotate", Some("root key exchanged".to_owned()))
+        };
         self.order(as_it_is, (actor, purpose), |_| true).await
     }
 
@@ -73,7 +76,8 @@ impl State {
             }
             let retired = match self.retirement().await {
                 Ok(Some(due)) if due <= now() => {
-                    let purpose = Purpose { roots: RootChange::Retire, ..Purpose::new("root.retire", None) };
+                    let reason = Some("earlier root keys retired".to_owned());
+                    let purpose = Purpose { roots: RootChange::Retire, ..Purpose::new("root.retire", reason) };
                     self.order(as_it_is, (Actor::manager(), purpose), |_| true).await
                 }
                 Ok(_) => continue,

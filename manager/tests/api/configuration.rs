@@ -153,9 +153,9 @@ async fn schedulers_are_drained_and_the_last_one_stays() {
         (patch(&one, ""), &[token], activate, &["200", "etag: \"2\"", "\"state\":\"active\""]),
         (patch(&one, ""), &[token, "if-match: \"2\""], drain, &["200", "etag: \"3\"", "\"state\":\"draining\""]),
         (patch(&two, ""), &[token], drain, &["409", "last_scheduler", "allow_empty=true"]),
-        (put(""), &[token, "if-match: *"], &without, &["409", "last_scheduler"]),
-        (back(""), &[token], "{\"epoch\":1}", &["409", "last_scheduler"]),
-        (back("?allow_empty=true"), &[token], "{\"epoch\":1}", &["200", "etag: \"4\""]),
+        (put(""), &[token, "if-match: *"], &without, &["409", "last_scheduler", "allow_empty=true"]),
+        (put(""), &[token, "if-match: *"], "{\"replicas\":1}", &["409", "last_scheduler", "send PATCH", "schedulers"]),
+        (back(""), &[token], "{\"epoch\":1}", &["200", "etag: \"4\"", &one, &two]),
         (put("?allow_empty=true"), &[token, "if-match: *"], &without, &["200", "etag: \"5\""]),
     ];
     for (request, headers, sent, expected) in cases {
@@ -163,6 +163,10 @@ async fn schedulers_are_drained_and_the_last_one_stays() {
         for part in expected {
             assert!(answer.contains(part), "{request} {sent}: {part:?} is not in {answer}");
         }
+        assert!(
+            sent != "{\"replicas\":1}" || !answer.contains("allow_empty"),
+            "it says how to empty the ring: {answer}"
+        );
     }
     let audit = ask(address, "GET /api/v1/audit?action=scheduler.state", &[token], "").await;
     let audit: serde_json::Value = serde_json::from_str(body(&audit)).expect("JSON");
@@ -191,4 +195,71 @@ async fn a_root_too_many_is_a_conflict() {
     assert_eq!(server.state().current().expect("in force").configuration.epoch, epoch, "and nothing has changed");
     server.stop().await;
     start(&data).await.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_patch_changes_what_it_names() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().join("data");
+    let server = start(&data).await;
+    let token = admin(&data);
+    let token = token.as_str();
+    let scheduler = libp2p::PeerId::random();
+    let listen: Multiaddr = "/ip4/127.0.0.1/tcp/1".parse().expect("an address");
+    let before = Settings {
+        schedulers: vec![SchedulerEntry::active(scheduler, vec![listen])],
+        candidate_parents: 3,
+        ..server.state().current().expect("in force").configuration.settings.clone()
+    };
+    server.state().change(before.clone(), Actor::manager(), EmptyRing::Refused, |_| true).await.expect("changed");
+
+    let merge = "content-type: application/merge-patch+json";
+    let sizes = r#"{"store_quota_bytes":"10GiB","credential_ms":"7d","overrides":[{"match":{"zone":"a"},"set":{"upload_bytes_per_second":"100MiB/s"}}]}"#;
+    let cases: [(&[&str], &str, &[&str]); 11] = [
+        (&[], "{}", &["401"]),
+        (&[token], "{}", &["200", "etag: \"2\""]),
+        (&[token], r#"{"candidate_parents":3}"#, &["200", "etag: \"2\""]),
+        (&[token, "if-match: \"1\""], r#"{"candidate_parents":4}"#, &["412", "stale"]),
+        (&[token], r#"{"candidate_parent":4}"#, &["400", "invalid_body", "candidate_parent`"]),
+        (&[token], r#"{"candidate_parents":99}"#, &["400", "invalid_setting", "1–64"]),
+        (&[token], r#"{"store_quota_bytes":"10"}"#, &["400", "invalid_body", "has no unit", "10GiB"]),
+        (&[token], r#"{"lease_ms":"1s"}"#, &["400", "invalid_setting", "three heartbeats"]),
+        (&[token, "content-type: text/plain"], "{}", &["415"]),
+        (&[token, "if-match: \"2\"", merge], sizes, &["200", "etag: \"3\"", "10737418240", "604800000", "104857600"]),
+        (&[token], r#"{"schedulers":[]}"#, &["409", "last_scheduler"]),
+    ];
+    for (headers, sent, expected) in cases {
+        let answer = ask(server.http_address(), "PATCH /api/v1/config", headers, sent).await;
+        for part in expected {
+            assert!(answer.contains(part), "{sent}: {part:?} is not in {answer}");
+        }
+    }
+    let now = server.state().current().expect("in force").configuration.settings.clone();
+    let changed = Settings {
+        store_quota_bytes: 10 << 30,
+        credential_ms: 7 * 24 * 3_600_000,
+        overrides: now.overrides.clone(),
+        ..before
+    };
+    assert_eq!(now, changed, "and nothing else");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_documented_configuration_is_accepted() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().join("data");
+    let server = start(&data).await;
+    let token = admin(&data);
+    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md")).expect("the page");
+    let examples: Vec<_> = page.split("```json\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    let [patch, full] = examples.as_slice() else { panic!("a patch and a full example, not {}", examples.len()) };
+    let full: serde_json::Value = serde_json::from_str(full).expect("JSON");
+    let known: serde_json::Value = serde_json::json!(Settings::default());
+    let names = |value: &serde_json::Value| value.as_object().expect("an object").keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&full), names(&known), "the full example names every setting");
+    let full = full.to_string();
+    let answer = ask(server.http_address(), "PUT /api/v1/config", &[&token, "if-match: *"], &full).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let answer = ask(server.http_address(), "PATCH /api/v1/config", &[&token], patch).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
 }

@@ -1,7 +1,10 @@
 //! What was in force: shown, compared, and brought back.
 
-use damselfly_manager::{database::audit::Actor, state::EmptyRing};
-use damselfly_messages::config::{SchedulerEntry, Settings};
+use damselfly_manager::{
+    database::audit::Actor,
+    state::{EmptyRing, SettingsPatch},
+};
+use damselfly_messages::config::{SchedulerEntry, SchedulerState, Settings};
 use libp2p::Multiaddr;
 
 use crate::common::{admin, ask, body, sql, start};
@@ -60,23 +63,66 @@ async fn the_history_is_shown_and_rolled_back_to() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_roll_back_brings_nobody_back_who_was_revoked() {
+async fn a_roll_back_keeps_the_present_schedulers() {
     let folder = tempfile::tempdir().expect("a folder");
     let server = start(&folder.path().join("data")).await;
     let state = server.state();
-    let [out, stays] = [(); 2].map(|()| libp2p::PeerId::random());
+    let [revoked, stays, joins] = [(); 3].map(|()| libp2p::PeerId::random());
     let listen: Multiaddr = "/ip4/127.0.0.1/tcp/1".parse().expect("an address");
-    let entries = [out, stays].map(|peer| SchedulerEntry::active(peer, vec![listen.clone()]));
-    let settings = Settings { schedulers: entries.into(), candidate_parents: 3, ..Settings::default() };
+    let entry = |peer| SchedulerEntry::active(peer, vec![listen.clone()]);
+    let settings =
+        Settings { schedulers: [revoked, stays].map(entry).into(), candidate_parents: 3, ..Settings::default() };
     let both = state.change(settings, Actor::manager(), EmptyRing::Refused, |_| true).await.expect("changed");
-    state.revoke(out, Actor::manager(), "lost".into()).await.expect("revoked");
+    state.revoke(revoked, Actor::manager(), "lost".into()).await.expect("revoked");
+    state.add_scheduler(entry(joins)).await.expect("added");
+    let drained = state.set_scheduler(stays, SchedulerState::Draining, Actor::manager(), EmptyRing::Refused, |_| true);
+    drained.await.expect("drained");
+    let patch = SettingsPatch::from_json(b"{\"candidate_parents\":9}").expect("a patch");
+    state.patch(patch, Actor::manager(), EmptyRing::Refused, |_| true).await.expect("changed");
+
     let back = state.roll_back(both, Actor::manager(), EmptyRing::Refused, |_| true).await;
     let (epoch, settings) = back.expect("rolled back");
     let current = state.current().expect("in force");
     assert_eq!((epoch, &settings), (current.configuration.epoch, &current.configuration.settings), "told as it is");
-    let peers: Vec<_> = settings.schedulers.iter().map(|entry| entry.peer_id).collect();
-    assert_eq!((peers, settings.candidate_parents), (vec![stays], 3));
+    let schedulers: Vec<_> = settings.schedulers.iter().map(|entry| (entry.peer_id, entry.state)).collect();
+    assert_eq!(schedulers, [(stays, SchedulerState::Draining), (joins, SchedulerState::Active)]);
+    assert_eq!(settings.candidate_parents, 3);
     assert_eq!(current.configuration.revoked.len(), 1);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_history_says_what_each_epoch_was_for() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().join("data");
+    let server = start(&data).await;
+    let token = admin(&data);
+    let state = server.state();
+    let host = libp2p::PeerId::random();
+    let settings = Settings { candidate_parents: 3, ..Settings::default() };
+    state.change(settings, Actor::manager(), EmptyRing::Refused, |_| true).await.expect("changed");
+    state.revoke(host, Actor::manager(), "stolen".into()).await.expect("revoked");
+    state.rotate_root(None, Actor::manager()).await.expect("exchanged");
+    state.roll_back(1, Actor::manager(), EmptyRing::Refused, |_| true).await.expect("rolled back");
+
+    let answer = ask(server.http_address(), "GET /api/v1/config/history", &[&token], "").await;
+    let history: serde_json::Value = serde_json::from_str(body(&answer)).expect("JSON");
+    let revoked = format!("revoked {host}: stolen");
+    let expected = [
+        (5, Some("back to epoch 1"), 0, false),
+        (4, Some("root key exchanged"), 0, true),
+        (3, Some(revoked.as_str()), 1, false),
+        (2, None, 0, false),
+        (1, Some("founded"), 0, false),
+    ];
+    let items = history["items"].as_array().expect("a list");
+    for (item, (epoch, reason, revocations, roots_changed)) in items.iter().zip(expected) {
+        assert_eq!((item["epoch"].as_u64(), item["reason"].as_str()), (Some(epoch), reason), "{item}");
+        assert_eq!(item["revoked"].as_array().map(Vec::len), Some(revocations), "{item}");
+        assert_eq!(item["roots_changed"], roots_changed, "{item}");
+        assert_eq!(item["actor"], "(manager)", "{item}");
+    }
+    assert_eq!(items[2]["revoked"][0], host.to_string());
     server.stop().await;
 }
 

@@ -64,6 +64,7 @@ function paintHistory(past, settings, current, again) {
     const older = past.items[at + 1];
     const changed = entry.settings && older?.settings ? differences(older.settings, entry.settings) : [];
     const texts = changed.map(one => make("li", {}, `${one.name}: ${value(one.before)} → ${value(one.after)}`));
+    if (entry.reason) texts.unshift(make("li", {}, entry.reason));
     const what = entry.damaged ?? (texts.length > 0 ? make("ul", { class: "plain" }, ...texts) : entry.changed.join(", "));
     return [entry.epoch, time(entry.issued), id(what || "–"), bringBack(entry, settings, current, again)];
   });
