@@ -22,11 +22,12 @@ pub mod units;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::task::Poll;
 use std::time::Duration;
 
 use damselfly_transport::local::{Code, Failure};
 use damselfly_transport::stdio as standard;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::Instrument as _;
 
 use args::{Args, Command, Parsed};
@@ -70,10 +71,12 @@ fn run(output: Output, args: Args) -> Outcome {
     let outcome = runtime.block_on(async {
         let trace = Trace::begin(&args.command, output);
         let context = Context::new(output, &args.global, trace.context());
+        // Before anything is made that is to be removed again.
+        let signals = Signals::catch();
         let work = async {
             tokio::select! {
                 outcome = dispatch(&context, args.command) => outcome,
-                failure = interrupted() => cancelled(failure).await,
+                failure = signals.interrupted() => cancelled(failure).await,
                 failure = context.out_of_time() => cancelled(failure).await,
             }
         };
@@ -104,16 +107,34 @@ async fn cancelled(failure: Failure) -> Outcome {
     Err(Stop::Failed(failure))
 }
 
-/// Waits for Ctrl-C or SIGTERM.
-async fn interrupted() -> Failure {
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
-        // Then the signals end the process as they always do.
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+/// The signals that end a run cleanly: its temporary files go, and the daemon hears of it.
+struct Signals(Vec<Signal>);
+
+impl Signals {
+    /// Catches them from now on. Those that cannot be caught end the process as they always do.
+    fn catch() -> Self {
+        let mut kinds = vec![SignalKind::interrupt(), SignalKind::terminate(), SignalKind::quit()];
+        // Under `nohup` it goes on when its terminal is gone.
+        if !is_ignored(SignalKind::hangup()) {
+            kinds.push(SignalKind::hangup());
+        }
+        Self(kinds.into_iter().filter_map(|kind| signal(kind).ok()).collect())
     }
-    Failure::new(Code::Interrupted, "interrupted")
+
+    /// Waits for one of them.
+    async fn interrupted(mut self) -> Failure {
+        std::future::poll_fn(|context| match self.0.iter_mut().any(|signal| signal.poll_recv(context).is_ready()) {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        })
+        .await;
+        Failure::new(Code::Interrupted, "interrupted")
+    }
+}
+
+/// Whether the program was started with this signal ignored.
+fn is_ignored(kind: SignalKind) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    ignored.is_some_and(|ignored| ignored >> (kind.as_raw_value() - 1) & 1 == 1)
 }

@@ -135,7 +135,8 @@ async fn the_total_time_is_kept() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn signals_interrupt_it() {
     let served = Served::start();
-    for signal in [rustix::process::Signal::INT, rustix::process::Signal::TERM] {
+    use rustix::process::Signal;
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT] {
         let mut command = dfcache(&served.socket, &["stat", "-i", "slow", "--json"]);
         let child = command.stdout(Stdio::piped()).spawn().expect("starts");
         tokio::time::sleep(Duration::from_millis(500)).await;
