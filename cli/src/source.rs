@@ -1,4 +1,7 @@
 //! What an import reads: a file that we open ourselves, or stdin.
+//!
+//! What the kernel makes up, such as files of `/proc` and `/sys`, is read here and not by the daemon: their length says
+//! nothing, and what they give depends on who reads.
 
 use std::fs::{FileType, OpenOptions};
 use std::io;
@@ -6,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
-use damselfly_transport::local::{Code, Failure};
+use damselfly_transport::local::{Code, Failure, is_made_up};
 use rustix::fs::OFlags;
 
 use crate::stdio::{self, Feed, Position};
@@ -16,7 +19,7 @@ use crate::stdio::{self, Feed, Position};
 pub struct Source {
     /// A regular file or a pipe.
     pub fd: OwnedFd,
-    /// Copies stdin into the pipe, when stdin itself cannot be handed over.
+    /// Copies what cannot be handed over itself into the pipe.
     pub feed: Option<Feed>,
     /// A regular file as stdin: to be moved to its end, as if we had read it.
     pub position: Option<Position>,
@@ -33,7 +36,13 @@ impl Source {
                 Failure::io("cannot use stdin", &e).with_hint("redirect it from a file or a pipe, or name the file")
             });
         }
-        open_file(path).map(|fd| Self { fd, feed: None, position: None })
+        let fd = open_file(path)?;
+        let failed = |e: io::Error| Failure::io(format!("cannot read {}", path.display()), &e);
+        if !is_made_up(&fd).map_err(|e| failed(e.into()))? {
+            return Ok(Self { fd, feed: None, position: None });
+        }
+        let (fd, feed) = Feed::start(fd).map_err(failed)?;
+        Ok(Self { fd, feed: Some(feed), position: None })
     }
 }
 
@@ -81,7 +90,10 @@ mod tests {
         let socket = dir.path().join("socket");
         let _listener = UnixListener::bind(&socket).expect("a socket");
 
-        assert!(Source::open(&file).is_ok());
+        let opened = Source::open(&file).expect("opens");
+        assert!(opened.feed.is_none(), "handed over as it is");
+        let made_up = Source::open(Path::new("/proc/self/comm")).expect("opens");
+        assert!(made_up.feed.is_some(), "read here");
         assert!(Source::open(&dir.path().join("link")).is_ok(), "a link to a file is a file");
         let rows = [
             (dir.path(), "a directory"),

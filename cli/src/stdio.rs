@@ -1,15 +1,15 @@
 //! Stdin and stdout for the daemon: handed over as they are where that works, else through a pipe.
 //!
 //! The daemon takes regular files and pipes, reads and writes files from their start, and may use
-//! offsets. So a terminal, a socket, a device, a fifo with a name, a file that is not at its start
-//! and a file in append mode get a pipe and a thread that copies.
+//! offsets. So a terminal, a socket, a device, a fifo with a name, a file that is not at its start,
+//! a file in append mode and one that the kernel makes up get a pipe and a thread that copies.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 
-use damselfly_transport::local::Kind;
 use damselfly_transport::local::client::passable;
+use damselfly_transport::local::{Kind, is_made_up};
 use damselfly_transport::stdio as standard;
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{OFlags, SeekFrom};
@@ -84,6 +84,9 @@ pub fn stdout() -> io::Result<Sink> {
 /// What `fd` is, when the daemon can use it just as we would.
 fn handed_over(fd: &OwnedFd, wanted: OFlags) -> io::Result<Option<Kind>> {
     let kind = passable(fd)?;
+    if kind == Some(Kind::File) && is_made_up(fd)? {
+        return Ok(None);
+    }
     let flags = rustix::fs::fcntl_getfl(fd)?;
     let mode = flags & OFlags::RWMODE;
     if (mode != wanted && mode != OFlags::RDWR) || flags.contains(OFlags::PATH) {
@@ -106,13 +109,13 @@ pub fn stdout_is_broken() -> bool {
     polled.is_ok() && fds[0].revents().contains(PollFlags::ERR)
 }
 
-/// A thread that copies stdin into a pipe.
+/// A thread that copies a source into a pipe.
 #[derive(Debug)]
 pub struct Feed {
     failed: oneshot::Receiver<Torn>,
 }
 
-/// Stdin could not be read to its end.
+/// The source could not be read to its end.
 #[derive(Debug)]
 pub struct Torn {
     /// Why.
@@ -122,7 +125,11 @@ pub struct Torn {
 }
 
 impl Feed {
-    fn start(from: OwnedFd) -> io::Result<(OwnedFd, Self)> {
+    /// Begins to copy; gives the end of the pipe to read from.
+    ///
+    /// # Errors
+    /// Out of descriptors, and the like.
+    pub fn start(from: OwnedFd) -> io::Result<(OwnedFd, Self)> {
         let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
         let (sender, failed) = oneshot::channel();
         // Never joined: it may be stuck in a read, and ends with the process.
@@ -225,6 +232,8 @@ mod tests {
         let mut moved = read();
         moved.seek(io::SeekFrom::Start(1)).expect("seeks");
         assert_eq!(kind(moved, OFlags::RDONLY), None, "its first byte was read by another");
+        let made_up = File::open("/proc/self/comm").expect("opens");
+        assert_eq!(kind(made_up, OFlags::RDONLY), None, "its length says nothing");
         let null = File::open("/dev/null").expect("opens");
         assert_eq!(kind(null, OFlags::RDONLY), None, "a device");
         let (end, _other) = rustix::pipe::pipe().expect("a pipe");

@@ -97,6 +97,12 @@ async fn other_kinds_are_refused_with_the_reason() {
     let only_path = rustix::fs::open(&path, rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).expect("opens");
     let (socket, _other) = UnixStream::pair().expect("sockets");
     let rows = [
+        (
+            File::open("/proc/self/status").expect("opens"),
+            "kernel makes up",
+            "it would be read with the daemon's rights",
+        ),
+        (open(OpenOptions::new().write(true), Path::new("/proc/self/comm")), "kernel makes up", "and written"),
         (File::open(served.dir.path()).expect("opens"), "neither", "a directory"),
         (File::open("/dev/null").expect("opens"), "neither", "a device"),
         (open(OpenOptions::new().read(true).write(true), &fifo), "neither", "a fifo with a name"),

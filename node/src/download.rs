@@ -21,7 +21,10 @@ use damselfly_messages::{
     record::Binding,
     scheduler::{Parent, ParentFault, ParentResult},
 };
-use damselfly_transport::network::Network;
+use damselfly_transport::{
+    local::{Failure, is_limit},
+    network::Network,
+};
 use libp2p::PeerId;
 use tokio::sync::{Notify, OnceCell, Semaphore, broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -29,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     announcer::Announcer,
     buffers::Buffers,
+    failure::limit_failure,
     limiter::Limiter,
     metrics::Metrics,
     schedulers::Schedulers,
@@ -107,6 +111,9 @@ pub enum FetchError {
     /// The store's quota has no room for it.
     #[error("{0}")]
     OverQuota(String),
+    /// A limit of the daemon's process does not let it be written.
+    #[error("{0}")]
+    Limit(Failure),
     /// The store failed.
     #[error("the store failed: {0}")]
     Store(String),
@@ -123,6 +130,7 @@ impl From<StoreError> for FetchError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::OverQuota { .. } => Self::OverQuota(error.to_string()),
+            error if error.io_error().is_some_and(is_limit) => Self::Limit(limit_failure(&error)),
             error if error.is_no_space() => Self::NoSpace,
             error => Self::Store(error.to_string()),
         }
@@ -142,6 +150,8 @@ pub struct Progress {
 pub struct Download {
     shared: Arc<Shared>,
     manifest: Manifest,
+    /// How many bytes of the content are said not to be in holes.
+    data_bytes: u64,
     name: Name,
     /// Where the pieces are kept; `None` once the download has settled.
     stored: RwLock<Option<Arc<store::Download>>>,
@@ -225,6 +235,11 @@ impl Download {
         drop(state);
         self.add_parents(wanted.parents.clone());
         Some(Interest { download: Arc::clone(self) })
+    }
+
+    /// How many bytes of the content are said not to be in holes.
+    pub const fn data_bytes(&self) -> u64 {
+        self.data_bytes
     }
 
     /// The manifest of the content.

@@ -1,7 +1,7 @@
 //! What users are told when an operation fails.
 
 use damselfly_messages::{record::Binding, wire::Invalid};
-use damselfly_transport::local::{Code, Failure};
+use damselfly_transport::local::{Code, Failure, is_limit};
 pub use damselfly_transport::reason::chain;
 
 use crate::{
@@ -59,6 +59,8 @@ impl IntoFailure for StoreError {
         let hint = "free some space on the file system of the store";
         match self {
             Self::OverQuota { .. } => Failure::new(Code::NoSpace, self.to_string()).with_hint(QUOTA_HINT),
+            // The store and its files say nothing to a user; the limit does.
+            error if error.io_error().is_some_and(is_limit) => limit_failure(&error),
             error if error.is_no_space() => Failure::new(Code::NoSpace, error.to_string()).with_hint(hint),
             Self::Bound(record) => conflict(&record.binding),
             error => Failure::new(Code::Failed, chain(&error)),
@@ -71,6 +73,10 @@ impl IntoFailure for ImportError {
         match self {
             Self::Store(error) => error.into_failure(),
             Self::Stopped => Failure::new(Code::Interrupted, "the import was interrupted; nothing is kept"),
+            // dfcache puts in the names.
+            Self::SourceChanged => Failure::new(Code::Failed, self.to_string()).with_hint(
+                "import it again when nobody writes to it, or take what there is now: `cat FILE | dfcache import -i CID -`",
+            ),
             Self::SourceKind(_) => Failure::new(Code::Failed, self.to_string())
                 .with_hint("pack a directory first, for instance tar c DIR | dfcache import -"),
             error => Failure::new(Code::Failed, chain(&error)),
@@ -98,9 +104,18 @@ impl IntoFailure for FetchError {
             Self::FalseManifest(_) | Self::Abandoned => (Code::Failed, "try again"),
             Self::NoSpace => (Code::NoSpace, "free some space on the file system of the store"),
             Self::OverQuota(_) => (Code::NoSpace, QUOTA_HINT),
+            Self::Limit(failure) => return failure.clone(),
             Self::Store(_) => (Code::Failed, "see the daemon's log"),
         };
         Failure::new(code, self.to_string()).with_hint(hint)
+    }
+}
+
+/// A limit of the daemon's process is why the store failed.
+pub fn limit_failure(error: &StoreError) -> Failure {
+    match error.io_error() {
+        Some(source) => Failure::io(error, source),
+        None => Failure::new(Code::Failed, chain(error)),
     }
 }
 

@@ -104,14 +104,29 @@ impl StoreError {
         Self::Index(Box::new(error.into()))
     }
 
+    /// The error of the file system, if it is why this failed.
+    pub fn io_error(&self) -> Option<&io::Error> {
+        match self {
+            Self::Io { source, .. } => Some(source),
+            Self::Index(error) => match &**error {
+                redb::Error::Io(source) => Some(source),
+                _ => None,
+            },
+            Self::Commit(error) => error.io_error(),
+            Self::NoSpace { .. }
+            | Self::OverQuota { .. }
+            | Self::Bound(_)
+            | Self::Buried(_)
+            | Self::NotHeld(_)
+            | Self::Record(_) => None,
+        }
+    }
+
     /// Whether the disk is full or would be fuller than allowed: the user's `no space` (exit 10).
     pub fn is_no_space(&self) -> bool {
         match self {
             Self::NoSpace { .. } | Self::OverQuota { .. } => true,
-            Self::Io { source, .. } => out_of_space(source),
-            Self::Index(error) => matches!(&**error, redb::Error::Io(source) if out_of_space(source)),
-            Self::Commit(error) => error.is_no_space(),
-            Self::Bound(_) | Self::Buried(_) | Self::NotHeld(_) | Self::Record(_) => false,
+            other => other.io_error().is_some_and(out_of_space),
         }
     }
 }
@@ -133,7 +148,7 @@ pub enum ImportError {
     #[error("the source is {0}; only regular files and pipes can be imported")]
     SourceKind(&'static str),
     /// The source changed while it was read.
-    #[error("the source changed while it was read; import it again when nobody writes to it")]
+    #[error("the source changed while it was read")]
     SourceChanged,
     /// Longer than 4 TiB.
     #[error(transparent)]

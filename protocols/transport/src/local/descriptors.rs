@@ -12,6 +12,7 @@ use rustix::fs::{FileType, OFlags};
 use tokio::sync::oneshot;
 
 use super::error::{Code, Failure};
+use super::filesystem::is_made_up;
 
 /// Length of a [`Token`].
 pub const TOKEN_BYTES: usize = 16;
@@ -61,7 +62,8 @@ impl Descriptor {
     ///
     /// # Errors
     /// [`Code::Failed`], with the reason: not a regular file or pipe, opened for appending (a write
-    /// at an offset would go elsewhere), or only as a path.
+    /// at an offset would go elsewhere), only as a path, or a file that the kernel makes up (it would be read and
+    /// written with the daemon's rights and not with those of who opened it).
     pub fn check(fd: OwnedFd) -> Result<Self, Failure> {
         let failed = |e: rustix::io::Errno| Failure::io("cannot look at a descriptor", &e.into());
         let refuse = |why: &str| Err(Failure::new(Code::Failed, why));
@@ -69,6 +71,9 @@ impl Descriptor {
             Some(kind) => kind,
             None => return refuse("the descriptor is neither a regular file nor a pipe"),
         };
+        if kind == Kind::File && is_made_up(&fd).map_err(failed)? {
+            return refuse("the kernel makes up the file of the descriptor, as in /proc: send a pipe");
+        }
         let flags = rustix::fs::fcntl_getfl(&fd).map_err(failed)?;
         if flags.contains(OFlags::PATH) {
             return refuse("the descriptor is open neither for reading nor for writing");

@@ -1,7 +1,10 @@
 //! What can go wrong, in the words that users and tests hold on to.
 
 use std::collections::HashMap;
+use std::io;
 
+use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
 use tonic::Status;
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -205,6 +208,9 @@ impl Failure {
     /// An I/O error that happened while doing `what`; its kind decides the code and the hint.
     pub fn io(what: impl std::fmt::Display, error: &std::io::Error) -> Self {
         use std::io::ErrorKind;
+        if let Some((limit, hint)) = limit_of(error) {
+            return Self::new(Code::NoSpace, format!("{what}: {limit}")).with_hint(hint);
+        }
         let code = match error.kind() {
             ErrorKind::PermissionDenied => Code::Permission,
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Code::NoSpace,
@@ -217,6 +223,39 @@ impl Failure {
             _ => failure,
         }
     }
+}
+
+/// A limit of the process or of the system that is why an operation failed, and what to do about it.
+fn limit_of(error: &io::Error) -> Option<(String, &'static str)> {
+    let limit = |resource| getrlimit(resource).current;
+    Some(match Errno::from_io_error(error)? {
+        Errno::MFILE => {
+            let files = limit(Resource::Nofile).map_or_else(String::new, |files| format!(", which is {files},"));
+            let hint = "try again when other transfers have ended, or raise the limit: LimitNOFILE= of the daemon's \
+                        service, or ulimit -n";
+            (format!("the limit of open files{files} is reached"), hint)
+        }
+        Errno::NFILE => {
+            let hint = "try again later, or raise it: sysctl fs.file-max";
+            ("the system's limit of open files is reached".to_owned(), hint)
+        }
+        Errno::FBIG => match limit(Resource::Fsize) {
+            Some(bytes) => {
+                let hint = "raise it: LimitFSIZE= of the daemon's service, or ulimit -f";
+                (format!("it would be longer than the limit of file sizes (RLIMIT_FSIZE), {bytes} bytes"), hint)
+            }
+            None => {
+                let hint = "use another file system; FAT (vfat) takes files of less than 4 GiB";
+                ("the file system takes no file of this length".to_owned(), hint)
+            }
+        },
+        _ => return None,
+    })
+}
+
+/// Whether a limit of the process or of the system is why an operation failed: then [`Failure::io`] names it.
+pub fn is_limit(error: &io::Error) -> bool {
+    limit_of(error).is_some()
 }
 
 impl From<Failure> for Status {
@@ -292,6 +331,21 @@ mod tests {
         assert_eq!(Failure::from(status), Failure::new(Code::Digest, "other bytes"));
         // Only the client knows that the daemon is away; UNAVAILABLE from it is about its peers.
         assert_eq!(Failure::from(Status::unavailable("x")).code, Code::NoSource);
+    }
+
+    #[test]
+    fn limits_are_named_and_are_no_usage() {
+        let rows = [
+            (Errno::MFILE, "limit of open files", "LimitNOFILE"),
+            (Errno::NFILE, "system's limit", "fs.file-max"),
+            (Errno::FBIG, "of th", "file"),
+        ];
+        for (errno, message, hint) in rows {
+            let failure = Failure::io("cannot open x", &errno.into());
+            assert_eq!(failure.code, Code::NoSpace, "{errno}");
+            assert!(failure.message.contains(message) && failure.advice().contains(hint), "{failure:?}");
+        }
+        assert!(!is_limit(&Errno::NOSPC.into()));
     }
 
     #[test]

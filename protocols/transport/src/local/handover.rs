@@ -4,6 +4,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
+use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags,
@@ -59,6 +60,10 @@ pub(super) async fn receive(stream: &UnixStream) -> Result<(Token, OwnedFd), Fai
     let received = stream.async_io(Interest::READABLE, || receive_now(stream)).await;
     let (message, mut fds, complete) = received.map_err(|e| Failure::io("cannot receive", &e))?;
     let refuse = |why: &str| Err(Failure::new(Code::Usage, why));
+    if !complete && fds.is_empty() {
+        // There was room for one, so it is the kernel that had no number left for it.
+        return Err(Failure::io("cannot take a descriptor", &Errno::MFILE.into()));
+    }
     if !complete || fds.len() > 1 {
         return refuse("more than one descriptor");
     }

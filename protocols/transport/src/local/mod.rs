@@ -33,7 +33,7 @@ mod target;
 pub use client::HandedOver;
 pub use credentials::PeerCredentials;
 pub use descriptors::{Access, Descriptor, Descriptors, Kind, TOKEN_BYTES, Token};
-pub use error::{Code, Failure};
+pub use error::{Code, Failure, is_limit};
 pub use filesystem::is_made_up;
 pub use server::{Incoming, LocalServer, LocalStream};
 pub use socket::{SOCKET_VARIABLE, SYSTEM_SOCKET, socket_path};

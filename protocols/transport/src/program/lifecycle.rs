@@ -17,6 +17,8 @@ pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    /// Caught and never looked at: a write beyond the limit of file sizes is an error then, instead of the end.
+    _file_size: Signal,
 }
 
 impl Signals {
@@ -25,7 +27,11 @@ impl Signals {
     /// # Errors
     /// [`io::Error`]: the system refuses; the signals end the program as ever.
     pub fn catch() -> io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            _file_size: signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?,
+        })
     }
 
     /// Waits for one of them; gives its name.
