@@ -78,6 +78,17 @@ impl Source {
         }
     }
 
+    /// How many bytes of the content are not in holes.
+    async fn data_bytes(&self) -> u64 {
+        match self {
+            Self::Complete(reader) => {
+                let reader = Arc::clone(reader);
+                blocking(move || reader.data_bytes()).await
+            }
+            Self::Partial(download) => download.data_bytes(),
+        }
+    }
+
     fn read(&self, index: PieceIndex, buffer: &mut Vec<u8>) -> Result<(), ReadError> {
         match self {
             Self::Complete(reader) => reader.read(index, buffer),
@@ -159,7 +170,7 @@ impl Uploads {
     ) -> Result<bool, ServeError> {
         let served = match (source, index) {
             (None, _) => None,
-            (Some(source), None) => Some(self.send_manifest(stream, source.manifest()).await?),
+            (Some(source), None) => Some(self.send_manifest(stream, source).await?),
             (Some(source), Some(index)) => self.send_piece(stream, source, index).await?,
         };
         if served.is_none() {
@@ -168,8 +179,9 @@ impl Uploads {
         Ok(served.is_some())
     }
 
-    async fn send_manifest(&self, stream: &mut Stream, manifest: &Manifest) -> Result<(), ServeError> {
-        send(stream, &PieceResponse::manifest(manifest)).await?;
+    async fn send_manifest(&self, stream: &mut Stream, source: &Source) -> Result<(), ServeError> {
+        let manifest = source.manifest();
+        send(stream, &PieceResponse::manifest(manifest, source.data_bytes().await)).await?;
         for part in manifest.digests().chunks(PART_BYTES / 32) {
             in_time(stream.write_all(part.as_flattened())).await?;
         }

@@ -34,12 +34,20 @@ const NEXT_AFTER: Duration = Duration::from_secs(2);
 /// How long other downloads may keep all streams to a parent.
 const PLACE_WITHIN: Duration = Duration::from_secs(600);
 
-/// A manifest, and who gave it if its length is not proved.
-type Given = (Manifest, Option<PeerId>);
+/// A manifest as a parent gives it.
+struct Given {
+    manifest: Manifest,
+    /// How many bytes of the content are said not to be in holes.
+    data_bytes: u64,
+    /// Who gave it if its length is not proved.
+    author: Option<PeerId>,
+}
 
 /// What asking for a manifest has brought.
 pub(super) struct First {
     pub(super) manifest: Manifest,
+    /// How many bytes of the content are said not to be in holes.
+    pub(super) data_bytes: u64,
     /// Who gave it if its length is not proved.
     pub(super) author: Option<PeerId>,
     /// Parents that turned out to be none.
@@ -51,7 +59,8 @@ impl Shared {
     pub(super) async fn manifest_for(self: &Arc<Self>, wanted: &Wanted) -> Result<First, FetchError> {
         let (store, content) = (self.store.clone(), wanted.binding.content);
         if let Some(manifest) = blocking(move || store.manifest(content)).await? {
-            return Ok(First { manifest, author: None, lost: Vec::new() });
+            let data_bytes = manifest.layout().content_bytes();
+            return Ok(First { manifest, data_bytes, author: None, lost: Vec::new() });
         }
         let (mut reasons, mut lost, mut silent) = (Vec::new(), Vec::new(), Vec::new());
         // Complete parents first: they have the last piece too, which proves the length.
@@ -68,13 +77,13 @@ impl Shared {
                 // What waits for a place among our own streams has asked nothing yet.
                 Err(_) => silent.extend(next.filter(|parent| !self.pool.is_full(&parent.peer))),
                 Ok(None) => return Err(FetchError::NoSource(reasons.join("; "))),
-                Ok(Some((giver, Ok((manifest, author))))) => {
+                Ok(Some((giver, Ok(Given { manifest, data_bytes, author })))) => {
                     for parent in silent.into_iter().filter(|parent| parent.peer != giver.peer) {
                         let fault = ParentFault::Unreachable;
                         self.on_lost_parent(content, parent.peer, fault, "it does not give the manifest");
                         lost.push((parent.peer, fault));
                     }
-                    return Ok(First { manifest, author, lost });
+                    return Ok(First { manifest, data_bytes, author, lost });
                 }
                 Ok(Some((parent, Err(error)))) => {
                     silent.retain(|silent| silent.peer != parent.peer);
@@ -148,8 +157,8 @@ impl Shared {
         parent: PeerId,
     ) -> Result<Given, ParentError> {
         stream.ask(&PieceRequest { content, index: None, trace: trace::current() }).await?;
-        let (content_bytes, digests) = match stream.answer().await? {
-            PieceResponse::Manifest { content_bytes, digests } => (content_bytes, digests),
+        let (content_bytes, digests, data_bytes) = match stream.answer().await? {
+            PieceResponse::Manifest { content_bytes, digests, data_bytes } => (content_bytes, digests, data_bytes),
             PieceResponse::NotHeld => return Err(ParentError::NotHeld),
             PieceResponse::Busy { .. } => return Err(ParentError::Busy),
             PieceResponse::Piece { .. } => return Err(ParentError::Lied("it answered something else".into())),
@@ -159,7 +168,7 @@ impl Shared {
         let read = move || manifest_from_body(content, content_bytes, &body);
         let manifest = blocking(read).await.map_err(|error| ParentError::Lied(error.to_string()))?;
         self.pool.put(parent, stream);
-        let unproved = (manifest.layout().pieces() > 0).then_some(parent);
-        Ok((manifest, unproved))
+        let author = (manifest.layout().pieces() > 0).then_some(parent);
+        Ok(Given { manifest, data_bytes, author })
     }
 }

@@ -126,9 +126,9 @@ impl Downloads {
 
     async fn begin(&self, wanted: &Wanted, slot: &Arc<OnceCell<Arc<Download>>>) -> Result<Arc<Download>, FetchError> {
         let first = tokio::time::timeout(MANIFEST_WITHIN, self.shared.manifest_for(wanted)).await;
-        let First { manifest, author: unproved, lost } =
+        let First { manifest, data_bytes, author: unproved, lost } =
             first.map_err(|_| FetchError::Stalled(MANIFEST_WITHIN.as_secs()))??;
-        let stored = self.shared.begin_stored(&manifest).await?;
+        let stored = self.shared.begin_stored(&manifest, data_bytes).await?;
         let held = stored.held();
         let layout = manifest.layout();
         let start = if wanted.sequential { 0 } else { rand::random() };
@@ -162,6 +162,7 @@ impl Downloads {
                 is_concluded: false,
             }),
             manifest,
+            data_bytes: stored.data_bytes(),
             stored: RwLock::new(Some(Arc::new(stored))),
             gained: broadcast::Sender::new(GAINED_BACKLOG),
             new_parents,
@@ -181,11 +182,11 @@ impl Downloads {
 
 impl Shared {
     /// Begins the download in the store; one that has just ended may take a moment to leave it.
-    async fn begin_stored(&self, manifest: &Manifest) -> Result<store::Download, FetchError> {
+    async fn begin_stored(&self, manifest: &Manifest, data_bytes: u64) -> Result<store::Download, FetchError> {
         let deadline = Instant::now() + LEAVE_WITHIN;
         loop {
             let (store, manifest) = (self.store.clone(), manifest.clone());
-            match blocking(move || store.begin_download(&manifest)).await {
+            match blocking(move || store.begin_download_with_holes(&manifest, data_bytes)).await {
                 Ok(stored) => return Ok(stored),
                 Err(DownloadError::Store(error)) => return Err(error.into()),
                 Err(DownloadError::AlreadyUnderWay) if Instant::now() < deadline => {

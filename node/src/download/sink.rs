@@ -3,7 +3,6 @@
 use std::{
     fs::File,
     io,
-    os::unix::fs::FileExt as _,
     sync::{
         Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
@@ -14,7 +13,11 @@ use damselfly_messages::piece::{PieceIndex, PieceLayout};
 use tokio::sync::Notify;
 
 use super::lock;
-use crate::{blocking::ClosedAside, places::Place, store::PieceMap};
+use crate::{
+    blocking::ClosedAside,
+    places::Place,
+    store::{PieceMap, write_with_holes},
+};
 
 /// Arriving pieces that are written at a time. An output that takes longer, as on a file system that hangs, gets the
 /// others from the store: nobody else waits for it, and it holds little memory.
@@ -81,7 +84,7 @@ impl Sink {
 
     /// Writes a piece that was offered. Blocks.
     pub(super) fn write_offered(&self, index: PieceIndex, bytes: &[u8]) {
-        let done = self.file.write_all_at(bytes, self.layout.offset(index));
+        let done = write_with_holes(&self.file, bytes, self.layout.offset(index));
         let mut state = lock(&self.state);
         state.under_way -= 1;
         self.note(state, index, bytes, done);
@@ -89,7 +92,7 @@ impl Sink {
 
     /// Writes a verified piece. An error is kept for [`Sink::filling`]. Blocks.
     pub fn write(&self, index: PieceIndex, bytes: &[u8]) {
-        let done = self.file.write_all_at(bytes, self.layout.offset(index));
+        let done = write_with_holes(&self.file, bytes, self.layout.offset(index));
         self.note(lock(&self.state), index, bytes, done);
     }
 

@@ -1,7 +1,5 @@
 //! From a download into the target, while the pieces arrive.
 
-use std::os::unix::fs::FileExt as _;
-
 use damselfly_messages::piece::PieceIndex;
 
 use super::{
@@ -10,7 +8,10 @@ use super::{
     remote::CandidateFailed,
     *,
 };
-use crate::download::{Download, Filling, Interest};
+use crate::{
+    download::{Download, Filling, Interest},
+    store::write_with_holes,
+};
 
 impl Exporter {
     /// Waits until every piece is in the store.
@@ -47,8 +48,9 @@ impl Exporter {
             return self.clone_when_complete(interest, target).await;
         }
         let (output, bytes) = (Arc::clone(&target.output), interest.manifest().layout().content_bytes());
+        let data_bytes = interest.data_bytes();
         let file = blocking(move || {
-            output.reserve(bytes)?;
+            output.reserve(bytes, data_bytes)?;
             output.try_clone().map_err(|error| write_failed(&error))
         })
         .await?;
@@ -83,7 +85,8 @@ impl Exporter {
         }
         target.progress.bytes.store(sink.bytes(), Ordering::Relaxed);
         drop(attached);
-        Ok(())
+        let output = Arc::clone(&target.output);
+        Ok(blocking(move || output.extend_to(bytes)).await?)
     }
 
     /// On a file system that can share blocks, each piece is written once and the output gets the blocks at the end.
@@ -99,9 +102,9 @@ impl Exporter {
                 for index in download.manifest().layout().indices() {
                     download.read(index, &mut buffer)?;
                     let offset = download.manifest().layout().offset(index);
-                    file.write_all_at(&buffer, offset).map_err(|error| write_failed(&error))?;
+                    write_with_holes(&file, &buffer, offset).map_err(|error| write_failed(&error))?;
                 }
-                return Ok(());
+                return Ok(file.extend_to(download.manifest().layout().content_bytes())?);
             }
             let rotten = before.iter().find(|index| !verifies(download.manifest(), &file, **index, &mut buffer));
             match rotten {

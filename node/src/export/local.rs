@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt as _;
 use damselfly_messages::{manifest::Manifest, piece::PieceIndex};
 
 use super::*;
-use crate::store::ReadError as Read;
+use crate::store::{ReadError as Read, write_with_holes};
 
 /// How many pieces are read, verified and written at a time.
 const AT_A_TIME: usize = 4;
@@ -72,19 +72,25 @@ impl Exporter {
             if reader.clone_to(&file) {
                 return verify_clone(&reader, &file, &progress);
             }
-            file.reserve(reader.manifest().layout().content_bytes()).map_err(CopyError::Write)?;
-            copy_on_threads(&reader, &file, &progress)
+            let bytes = reader.manifest().layout().content_bytes();
+            file.reserve(bytes, reader.data_bytes()).map_err(CopyError::Write)?;
+            copy_on_threads(&reader, &file, &progress)?;
+            file.extend_to(bytes).map_err(CopyError::Write)
         })
         .await
     }
 
     async fn copy_in_order(&self, reader: Arc<Reader>, target: &Target) -> Result<(), CopyError> {
+        let (reserving, file, bytes) =
+            (reader.clone(), target.output.clone(), reader.manifest().layout().content_bytes());
+        blocking(move || file.reserve(bytes, reserving.data_bytes())).await.map_err(CopyError::Write)?;
         for index in reader.manifest().layout().indices() {
             target.limiter.pass(reader.manifest().layout().bytes(index)).await;
             let (reader, file, progress) = (reader.clone(), target.output.clone(), target.progress.clone());
             blocking(move || copy_piece(&reader, &file, index, &mut Vec::new(), &progress)).await?;
         }
-        Ok(())
+        let file = target.output.clone();
+        blocking(move || file.extend_to(bytes)).await.map_err(CopyError::Write)
     }
 }
 
@@ -156,7 +162,7 @@ fn copy_piece(
 ) -> Result<(), CopyError> {
     reader.read(index, buffer).map_err(CopyError::Read)?;
     let offset = reader.manifest().layout().offset(index);
-    file.write_all_at(buffer, offset).map_err(|error| CopyError::Write(write_failed(&error)))?;
+    write_with_holes(file, buffer, offset).map_err(|error| CopyError::Write(write_failed(&error)))?;
     count(progress, buffer.len())
 }
 
@@ -172,7 +178,7 @@ pub(super) fn count(progress: &ExportProgress, bytes: usize) -> Result<(), CopyE
 pub(super) fn write_failed(error: &std::io::Error) -> Failure {
     let failure = Failure::io("cannot write the output", error);
     match failure.code {
-        Code::NoSpace => failure.with_hint("free some space where the output goes"),
+        Code::NoSpace if failure.hint.is_none() => failure.with_hint("free some space where the output goes"),
         _ => failure,
     }
 }

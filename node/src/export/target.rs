@@ -32,12 +32,36 @@ impl Deref for Output {
 }
 
 impl Output {
-    /// Sets space aside in a file for all that is to be written, where the file system can. Blocks.
-    pub fn reserve(&self, bytes: u64) -> Result<(), Failure> {
+    /// Sets space aside in a file for all that is to be written, where the file system can. Of a content with holes, of
+    /// which only `data_bytes` are data, the file gets the length, and the free space is looked at. Blocks.
+    pub fn reserve(&self, bytes: u64, data_bytes: u64) -> Result<(), Failure> {
+        if data_bytes < bytes {
+            self.check_space(data_bytes)?;
+            return self.file.set_len(bytes).map_err(|error| write_failed(&error));
+        }
         if bytes > 0 {
             crate::store::reserve(&self.file, bytes).map_err(|error| write_failed(&error))?;
         }
         Ok(())
+    }
+
+    fn check_space(&self, needed: u64) -> Result<(), Failure> {
+        let space = rustix::fs::fstatvfs(&*self.file).map_err(|error| write_failed(&error.into()))?;
+        let free = space.f_bavail.saturating_mul(space.f_frsize);
+        // Where a file system does not tell, the writes will.
+        if space.f_blocks > 0 && free < needed {
+            return Err(write_failed(&rustix::io::Errno::NOSPC.into()));
+        }
+        Ok(())
+    }
+
+    /// Gives a file that is filled its length, where zeros at its end were left out. Blocks.
+    pub fn extend_to(&self, bytes: u64) -> Result<(), Failure> {
+        let extended = self.file.metadata().and_then(|metadata| match metadata.len() < bytes {
+            true => self.file.set_len(bytes),
+            false => Ok(()),
+        });
+        extended.map_err(|error| write_failed(&error))
     }
 
     /// The export's place, for threads that write beside it.

@@ -10,12 +10,14 @@ use std::{
 };
 
 use damselfly_messages::{hasher::ContentHasher, manifest::Manifest};
+use damselfly_transport::local::is_made_up;
 use sha2::{Digest as _, Sha256};
 
 use super::{
     disk::DiskFile,
     error::{ImportError, StoreError},
     lock,
+    sparse::Holes,
 };
 use crate::pipes;
 
@@ -101,36 +103,69 @@ impl Sums {
 /// A source: a regular file from its beginning, or a pipe to its end.
 pub(super) struct Input {
     file: File,
-    /// What a regular file looked like before; `None` for a pipe.
-    before: Option<Metadata>,
+    kind: Kind,
     offset: u64,
+    /// `None`: there are none.
+    holes: Option<Holes>,
+}
+
+/// What is to be read, and what it looked like before.
+enum Kind {
+    Pipe,
+    /// A regular file whose length is known before.
+    Sized(Metadata),
+    /// A regular file without a length, as in FUSE and in procfs, or an empty one: read to its end.
+    Unsized(Metadata),
+    /// One that the kernel makes up: its metadata says nothing.
+    MadeUp,
 }
 
 impl Input {
     pub fn new(file: File) -> Result<Self, ImportError> {
         let metadata = file.metadata().map_err(ImportError::Source)?;
-        let kind = metadata.file_type();
-        if !kind.is_file() && !kind.is_fifo() {
-            return Err(ImportError::SourceKind(if kind.is_dir() { "a directory" } else { "a device or a socket" }));
-        }
-        Ok(Self { file, before: kind.is_file().then_some(metadata), offset: 0 })
+        let kind = match metadata.file_type() {
+            kind if kind.is_fifo() => Kind::Pipe,
+            kind if kind.is_dir() => return Err(ImportError::SourceKind("a directory")),
+            kind if !kind.is_file() => return Err(ImportError::SourceKind("a device or a socket")),
+            _ if is_made_up(&file).map_err(|error| ImportError::Source(error.into()))? => Kind::MadeUp,
+            _ if metadata.len() == 0 => Kind::Unsized(metadata),
+            _ => Kind::Sized(metadata),
+        };
+        let holes = match &kind {
+            Kind::Sized(metadata) => Holes::of(&file, metadata.len(), metadata.blocks()),
+            Kind::Pipe | Kind::Unsized(_) | Kind::MadeUp => None,
+        };
+        Ok(Self { file, kind, offset: 0, holes })
     }
 
-    /// Bytes of a regular file.
+    /// Bytes of a regular file, where that is known before it is read.
     pub fn bytes(&self) -> Option<u64> {
-        self.before.as_ref().map(Metadata::len)
+        match &self.kind {
+            Kind::Sized(before) => Some(before.len()),
+            Kind::Pipe | Kind::Unsized(_) | Kind::MadeUp => None,
+        }
+    }
+
+    /// Of these, how many are not in holes.
+    pub fn data_bytes(&self) -> Option<u64> {
+        self.holes.as_ref().map_or_else(|| self.bytes(), |holes| Some(holes.data_bytes()))
     }
 
     pub const fn file(&self) -> &File {
         &self.file
     }
 
-    /// Fails unless a regular source is now what it was before and gave all of its bytes.
+    /// Fails unless the bytes of a regular source are those from before and all of them were read. Its mode, owner,
+    /// links and name are no bytes: a change of these, which the time of change (ctime) shows too, does not count.
     pub fn check_unchanged(&self, bytes: u64) -> Result<(), ImportError> {
-        let Some(before) = &self.before else { return Ok(()) };
+        let before = match &self.kind {
+            Kind::Pipe | Kind::MadeUp => return Ok(()),
+            Kind::Sized(before) if bytes != before.len() => return Err(ImportError::SourceChanged),
+            Kind::Sized(before) | Kind::Unsized(before) => before,
+        };
         let after = self.file.metadata().map_err(ImportError::Source)?;
-        let state = |of: &Metadata| (of.len(), of.mtime(), of.mtime_nsec(), of.ctime(), of.ctime_nsec());
-        if bytes == before.len() && state(before) == state(&after) { Ok(()) } else { Err(ImportError::SourceChanged) }
+        let state = |of: &Metadata| (of.len(), of.mtime(), of.mtime_nsec());
+        if state(before) == state(&after) { Ok(()) } else { Err(ImportError::SourceChanged) }
     }
 
     /// Fills `buffer` unless the source ends before; returns how much it gave. Asks `go_on` while it waits for a pipe.
@@ -141,9 +176,20 @@ impl Input {
     ) -> Result<usize, ImportError> {
         let mut filled = 0;
         while filled < buffer.len() {
-            let read = match &self.before {
-                Some(_) => self.file.read_at(&mut buffer[filled..], self.offset).map(Some),
-                None => {
+            let zeros = self.holes.as_mut().map_or(0, |holes| holes.zeros_at(self.offset));
+            if zeros > 0 {
+                // Not read: the kernel would keep zeros in memory.
+                let end = buffer.len().min(filled.saturating_add(usize::try_from(zeros).unwrap_or(usize::MAX)));
+                buffer[filled..end].fill(0);
+                self.offset += (end - filled) as u64;
+                filled = end;
+                continue;
+            }
+            let read = match &self.kind {
+                Kind::Sized(_) | Kind::Unsized(_) | Kind::MadeUp => {
+                    self.file.read_at(&mut buffer[filled..], self.offset).map(Some)
+                }
+                Kind::Pipe => {
                     go_on()?;
                     pipes::read(&self.file, &mut buffer[filled..])
                 }
@@ -159,11 +205,18 @@ impl Input {
                 Err(error) => return Err(ImportError::Source(error)),
             }
         }
-        // A file that grows as fast as it is read would never end.
-        if self.bytes().is_some_and(|bytes| self.offset > bytes) {
-            return Err(ImportError::SourceChanged);
-        }
+        self.check_length()?;
         Ok(filled)
+    }
+
+    /// A file that grows as fast as it is read would never end.
+    fn check_length(&self) -> Result<(), ImportError> {
+        let grows = match &self.kind {
+            Kind::Sized(before) => self.offset > before.len(),
+            Kind::Unsized(_) => self.offset > 0 && self.file.metadata().map_err(ImportError::Source)?.len() > 0,
+            Kind::Pipe | Kind::MadeUp => false,
+        };
+        if grows { Err(ImportError::SourceChanged) } else { Ok(()) }
     }
 }
 
@@ -183,7 +236,8 @@ pub(super) fn copy(
     if filled < first.len() {
         // All of it: not worth a thread.
         if let Some(target) = target {
-            target.write_at(&first[..filled], 0).map_err(write_error)?;
+            target.write_new_at(&first[..filled], 0).map_err(write_error)?;
+            target.extend_to(filled as u64).map_err(write_error)?;
         }
         buffers.put(first);
         return Ok(());
@@ -205,7 +259,8 @@ pub(super) fn copy(
         }
         to_fill.try_iter().for_each(|buffer| buffers.put(buffer));
         read
-    })
+    })?;
+    target.extend_to(sums.content_bytes()).map_err(write_error)
 }
 
 fn write_error(source: io::Error) -> ImportError {
@@ -275,7 +330,7 @@ fn write_all(
 ) -> io::Result<()> {
     let (mut written, mut asked) = (0, 0);
     for (buffer, filled) in to_write {
-        target.write_at(&buffer[..filled], written)?;
+        target.write_new_at(&buffer[..filled], written)?;
         written += filled as u64;
         // The reader may be done already.
         let _ = empty.send(buffer);

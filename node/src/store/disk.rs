@@ -17,6 +17,7 @@ use std::{
 
 use rustix::fs::{FallocateFlags, OFlags};
 
+use super::sparse;
 #[cfg(test)]
 use super::tests::disk::{SimulatedDisk, SimulatedFile};
 
@@ -239,11 +240,40 @@ impl DiskFile {
         }
     }
 
+    /// Writes; long runs of zeros become holes, whatever lay there. Zeros beyond the end leave the length as it is.
     pub fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         match &self.handle {
-            Handle::Real(file) => file.write_all_at(bytes, offset),
+            Handle::Real(file) => sparse::write_at(file, bytes, offset),
             #[cfg(test)]
             Handle::Simulated(file) => file.write_at(bytes, offset),
+        }
+    }
+
+    /// Writes where nothing was written before; long runs of zeros are left out. See [`DiskFile::extend_to`].
+    pub fn write_new_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        match &self.handle {
+            Handle::Real(file) => sparse::write_new_at(file, bytes, offset),
+            #[cfg(test)]
+            Handle::Simulated(file) => file.write_at(bytes, offset),
+        }
+    }
+
+    /// Gives the file this length if it is shorter, because its last bytes are zeros that were left out.
+    pub fn extend_to(&self, bytes: u64) -> io::Result<()> {
+        match &self.handle {
+            Handle::Real(file) if file.metadata()?.len() < bytes => file.set_len(bytes),
+            Handle::Real(_) => Ok(()),
+            #[cfg(test)]
+            Handle::Simulated(_) => Ok(()),
+        }
+    }
+
+    /// Bytes of a file of `bytes` that are not in holes.
+    pub fn data_bytes(&self, bytes: u64) -> u64 {
+        match &self.handle {
+            Handle::Real(file) => sparse::data_bytes(file, bytes),
+            #[cfg(test)]
+            Handle::Simulated(_) => bytes,
         }
     }
 

@@ -1,9 +1,13 @@
 //! Downloads: contents that arrive piece by piece, in any order, and survive a restart.
 
 use std::{
+    cmp::Ordering::{Equal, Greater, Less},
     collections::HashMap,
     fmt, io,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use damselfly_messages::{id::ContentId, manifest::Manifest, piece::PieceIndex};
@@ -16,6 +20,9 @@ use super::{
     read::read_verified,
     record::{Held, TaskRecord},
 };
+
+/// How often the free space is looked at where none was set aside.
+const SPACE_CHECK_BYTES: u64 = 64 << 20;
 
 /// A piece that has been verified. There is no other way to make one, so no other bytes reach the store.
 #[derive(Debug, Clone, Copy)]
@@ -51,6 +58,9 @@ pub struct Download {
     progress: Arc<Progress>,
     file: DiskFile,
     store: Arc<Inner>,
+    data_bytes: u64,
+    /// Bytes written to a file for which no space was set aside, since the free space was looked at.
+    unchecked: Option<AtomicU64>,
 }
 
 /// What others may know of a download.
@@ -76,6 +86,15 @@ impl Store {
     /// # Errors
     /// [`DownloadError::AlreadyUnderWay`]: share the one there is. No space is told here, not half-way.
     pub fn begin_download(&self, manifest: &Manifest) -> Result<Download, DownloadError> {
+        self.begin_download_with_holes(manifest, manifest.layout().content_bytes())
+    }
+
+    /// As [`Store::begin_download`], of a content with holes: only `data_bytes` of it are said to be data. Nothing is set
+    /// aside for it then, and the free-space floor is kept while it is written.
+    ///
+    /// # Errors
+    /// As [`Store::begin_download`].
+    pub fn begin_download_with_holes(&self, manifest: &Manifest, data_bytes: u64) -> Result<Download, DownloadError> {
         let inner = &self.inner;
         let id = manifest.content();
         let held = PieceMap::empty(&manifest.layout());
@@ -94,16 +113,23 @@ impl Store {
             Ok(())
         });
         begun.map_err(DownloadError::Store)??;
-        inner.begin(&progress).map(|file| Download { progress, file, store: inner.clone() }).map_err(|error| {
-            lock(&inner.under_way).remove(&id);
-            DownloadError::Store(error)
-        })
+        let data_bytes = data_bytes.min(manifest.layout().content_bytes());
+        match inner.begin(&progress, data_bytes) {
+            Ok(file) => {
+                let unchecked = (data_bytes < manifest.layout().content_bytes()).then(AtomicU64::default);
+                Ok(Download { progress, file, store: inner.clone(), data_bytes, unchecked })
+            }
+            Err(error) => {
+                lock(&inner.under_way).remove(&id);
+                Err(DownloadError::Store(error))
+            }
+        }
     }
 }
 
 impl Inner {
     /// Opens or makes the file of a download and finds out what it holds.
-    fn begin(&self, progress: &Progress) -> Result<DiskFile, StoreError> {
+    fn begin(&self, progress: &Progress, data_bytes: u64) -> Result<DiskFile, StoreError> {
         let manifest = &progress.manifest;
         let (id, bytes) = (manifest.content(), manifest.layout().content_bytes());
         let record = self.state().contents.get(&id).map(|content| content.record.clone());
@@ -115,9 +141,13 @@ impl Inner {
         let file = match self.disk.open(&at, true) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.check_space(bytes)?;
+                self.check_space(data_bytes)?;
                 let file = self.disk.create(&at).map_err(io_error("create", &at))?;
-                self.allocate(&file, bytes).inspect_err(|_| drop(self.disk.remove(&at)))?;
+                let sized = match data_bytes < bytes {
+                    true => file.set_len(bytes).map_err(io_error("set the length of", &at)),
+                    false => self.allocate(&file, bytes),
+                };
+                sized.inspect_err(|_| drop(self.disk.remove(&at)))?;
                 return Ok(file);
             }
             Err(error) => return Err(io_error("open", &at)(error)),
@@ -134,10 +164,12 @@ impl Inner {
         if !held.is_full() {
             self.check_space(bytes.saturating_sub(found))?;
         }
-        if found > bytes {
-            file.set_len(bytes).map_err(io_error("cut", &at))?;
+        match found.cmp(&bytes) {
+            Less => self.allocate(&file, bytes)?,
+            // It has what it was given before, and its holes.
+            Equal => {}
+            Greater => file.set_len(bytes).map_err(io_error("cut", &at))?,
         }
-        self.allocate(&file, bytes)?;
         *lock(&progress.held) = held;
         Ok(file)
     }
@@ -187,6 +219,11 @@ impl Download {
         &self.progress.manifest
     }
 
+    /// How much of the content is said not to be in holes.
+    pub const fn data_bytes(&self) -> u64 {
+        self.data_bytes
+    }
+
     /// Which pieces are held now, whether or not a checkpoint covers them.
     pub fn held(&self) -> PieceMap {
         lock(&self.progress.held).clone()
@@ -206,6 +243,13 @@ impl Download {
             return Err(StoreError::NotHeld(piece.content));
         }
         let at = Folder::Partial.of(piece.content);
+        if let Some(unchecked) = &self.unchecked {
+            let written = unchecked.fetch_add(piece.bytes.len() as u64, Ordering::Relaxed);
+            if written >= SPACE_CHECK_BYTES {
+                unchecked.store(0, Ordering::Relaxed);
+                self.store.check_space(0)?;
+            }
+        }
         self.file.write_at(piece.bytes, piece.offset).map_err(io_error("write", &at))?;
         // After the write: a piece that is held can be read.
         Ok(lock(&self.progress.held).insert(piece.index))

@@ -74,7 +74,7 @@ impl Import {
         let mut reserved = Reserved::new(file.store.clone());
         if let Some(bytes) = input.bytes() {
             reserved.grow_to(bytes)?;
-            file.store.check_space(bytes)?;
+            file.store.check_space(input.data_bytes().unwrap_or(bytes))?;
         }
         let mut sums = Sums::new(sha256);
         let mut checked = 0;

@@ -33,6 +33,7 @@ mod read;
 mod record;
 mod recover;
 mod salvage;
+mod sparse;
 mod state;
 mod tasks;
 #[cfg(test)]
@@ -82,6 +83,7 @@ pub use self::{
     read::Reader,
     record::{QueuedDelete, TaskRecord, TaskState},
     recover::Opened,
+    sparse::write_at as write_with_holes,
 };
 
 /// How a store behaves.

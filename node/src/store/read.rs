@@ -4,7 +4,7 @@ use std::{
     fmt,
     fs::File,
     io,
-    sync::{Arc, Weak},
+    sync::{Arc, OnceLock, Weak},
 };
 
 use damselfly_messages::{id::ContentId, manifest::Manifest, piece::PieceIndex};
@@ -25,6 +25,7 @@ pub struct Reader {
     file: DiskFile,
     serial: u64,
     store: Weak<Inner>,
+    data_bytes: OnceLock<u64>,
 }
 
 impl Store {
@@ -52,7 +53,13 @@ impl Store {
             }
             Err(error) => return Err(io_error("open", &at)(error)),
         };
-        let reader = Arc::new(Reader { manifest, file, serial, store: Arc::downgrade(&self.inner) });
+        let reader = Arc::new(Reader {
+            manifest,
+            file,
+            serial,
+            store: Arc::downgrade(&self.inner),
+            data_bytes: OnceLock::new(),
+        });
         let mut readers = lock(&self.inner.readers);
         // Checked with the lock held: what is dropped from now on also forgets this reader.
         if self.inner.complete_serial(id) == Some(serial) {
@@ -67,6 +74,11 @@ impl Reader {
     /// The manifest of the content.
     pub const fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// How many bytes of the content are not in holes of its file. Looks for them once, and blocks.
+    pub fn data_bytes(&self) -> u64 {
+        *self.data_bytes.get_or_init(|| self.file.data_bytes(self.manifest.layout().content_bytes()))
     }
 
     /// Makes the empty file `target` share the content's blocks; false where the file systems cannot.

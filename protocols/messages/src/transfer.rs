@@ -45,6 +45,9 @@ pub enum PieceResponse {
         content_bytes: u64,
         /// How many follow: what [`digests_of`] says for that length.
         digests: usize,
+        /// How many bytes are said not to be in holes, at most `content_bytes`. Nothing proves it: it only says how much
+        /// room to look for.
+        data_bytes: u64,
     },
     /// Ask again after so many milliseconds.
     Busy {
@@ -56,9 +59,11 @@ pub enum PieceResponse {
 }
 
 impl PieceResponse {
-    /// Announces the body of `manifest`.
-    pub fn manifest(manifest: &Manifest) -> Self {
-        Self::Manifest { content_bytes: manifest.layout().content_bytes(), digests: manifest.digests().len() }
+    /// Announces the body of `manifest`, of which so many bytes are not in holes.
+    pub fn manifest(manifest: &Manifest, data_bytes: u64) -> Self {
+        let content_bytes = manifest.layout().content_bytes();
+        let data_bytes = data_bytes.min(content_bytes);
+        Self::Manifest { content_bytes, digests: manifest.digests().len(), data_bytes }
     }
 }
 
@@ -92,9 +97,11 @@ impl Wire for PieceResponse {
         use piece_response::Body;
         let body = match *self {
             Self::Piece { bytes } => Body::PieceBytes(bytes as u64),
-            Self::Manifest { content_bytes, digests } => {
-                Body::Manifest(pb::ManifestHeader { content_bytes, digests: digests as u32 })
-            }
+            Self::Manifest { content_bytes, digests, data_bytes } => Body::Manifest(pb::ManifestHeader {
+                content_bytes,
+                digests: digests as u32,
+                data_bytes: (data_bytes < content_bytes).then_some(data_bytes),
+            }),
             Self::Busy { retry_millis } => Body::BusyMillis(retry_millis),
             Self::NotHeld => Body::NotHeld(pb::Nothing {}),
         };
@@ -112,7 +119,8 @@ impl Wire for PieceResponse {
                 if header.digests as usize != expected {
                     return Err(Invalid::new("piece answer", "a manifest with another number of digests than pieces"));
                 }
-                Self::Manifest { content_bytes: header.content_bytes, digests: expected }
+                let data_bytes = header.data_bytes.unwrap_or(u64::MAX).min(header.content_bytes);
+                Self::Manifest { content_bytes: header.content_bytes, digests: expected, data_bytes }
             }
             Body::BusyMillis(retry_millis) => Self::Busy { retry_millis },
             Body::NotHeld(_) => Self::NotHeld,

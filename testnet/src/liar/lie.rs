@@ -295,7 +295,7 @@ impl Held {
 
     fn manifest_of_length(&self, content_bytes: u64) -> Answer {
         let digests = self.manifest.digests();
-        let response = PieceResponse::Manifest { content_bytes, digests: digests.len() };
+        let response = PieceResponse::Manifest { content_bytes, digests: digests.len(), data_bytes: content_bytes };
         Answer { response, body: digests.as_flattened().to_vec(), pace: Pace::AtOnce }
     }
 }

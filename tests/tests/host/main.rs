@@ -2,13 +2,16 @@
 
 mod alone;
 mod digests;
+mod holes;
 mod input;
 mod interrupt;
 mod kills;
+mod limits;
 mod names;
 mod python;
 mod rot;
 mod sizes;
+mod sources;
 mod space;
 mod stdio;
 mod support;

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, OpenOptions},
     io::Write as _,
-    os::unix::fs::FileExt as _,
+    os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _},
     process::Command,
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -137,6 +137,99 @@ fn what_must_not_be_imported_leaves_nothing() {
     assert!(matches!(copy(shrinking, shrink), Err(ImportError::SourceChanged)), "it shrinks");
     assert!(store.inner.disk.list(Folder::Incoming).expect("lists").is_empty());
     assert!(store.contents().is_empty());
+}
+
+#[test]
+fn a_change_of_anything_but_the_bytes_is_none() {
+    let (directory, store) = fresh();
+    let (path, content) = (directory.path().join("source"), bytes(1, 4 << 20));
+    fs::write(&path, &content).expect("writes");
+    let mut times = 0;
+    let change = &mut |_| {
+        times += 1;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600 + times % 8)).expect("sets");
+        fs::hard_link(&path, directory.path().join(format!("link-{times}"))).expect("links");
+        ControlFlow::Continue(())
+    };
+    let import = store.begin_import(None).expect("begins");
+    let imported = import.copy_from(File::open(&path).expect("opens"), change).expect("copies");
+    assert!(times > 4 && imported.manifest() == &manifest_of(&content));
+}
+
+#[test]
+fn a_file_without_a_length_is_read_to_its_end() {
+    let (_directory, store) = fresh();
+    let expected = fs::read("/proc/version").expect("reads");
+    let import = store.begin_import(None).expect("begins");
+    let imported = import.copy_from(File::open("/proc/version").expect("opens"), &mut go_on).expect("copies");
+    assert_eq!(imported.manifest(), &manifest_of(&expected));
+    // An empty file that is written to is no such file.
+    let growing = source(b"");
+    let writer = growing.try_clone().expect("clones");
+    let grow = &mut |read| {
+        writer.write_all_at(b"more", read).expect("written");
+        ControlFlow::Continue(())
+    };
+    let changed = store.begin_import(None).expect("begins").copy_from(growing, grow);
+    assert!(matches!(changed, Err(ImportError::SourceChanged)), "{changed:?}");
+}
+
+/// Bytes that a file of the store takes.
+fn taken(directory: &tempfile::TempDir, folder: &str, manifest: &Manifest) -> u64 {
+    let path = directory.path().join("store").join(folder).join(manifest.content().to_string());
+    fs::metadata(path).expect("is there").blocks() * 512
+}
+
+#[test]
+fn zeros_take_no_room_however_they_come() {
+    const MIB: usize = 1 << 20;
+    let content = [vec![0; 6 * MIB], bytes(1, MIB), vec![0; 9 * MIB + 77]].concat();
+    let manifest = manifest_of(&content);
+    let sparse = || {
+        let file = source(b"");
+        file.set_len(content.len() as u64).expect("sized");
+        file.write_all_at(&content[6 * MIB..7 * MIB], 6 * MIB as u64).expect("writes");
+        file
+    };
+    for (file, reason) in [(sparse(), "a source with holes"), (source(&content), "a source full of zeros")] {
+        let (directory, store) = fresh();
+        let imported = store.begin_import(None).expect("begins").copy_from(file, &mut go_on).expect("copies");
+        assert_eq!(imported.manifest(), &manifest, "{reason}");
+        imported.commit(vec![record("a", &manifest, 1)]).expect("commits");
+        assert!(taken(&directory, "contents", &manifest) < 2 * MIB as u64, "{reason}");
+        assert!(read_all(&store, manifest.content()).expect("sound") == Some(content.clone()), "{reason}");
+        let reader = store.open_content(manifest.content()).expect("opens").expect("is held");
+        assert_eq!(reader.data_bytes(), MIB as u64, "{reason}");
+    }
+    for data_bytes in [MIB, content.len()] {
+        let (directory, store) = fresh();
+        let download = store.begin_download_with_holes(&manifest, data_bytes as u64).expect("begins");
+        let reserved = taken(&directory, "partial", &manifest);
+        assert_eq!(reserved > MIB as u64, data_bytes == content.len(), "{reserved} bytes are set aside");
+        fetch(&download, &content, |_| true).expect("writes");
+        assert!(taken(&directory, "partial", &manifest) < 2 * MIB as u64, "{data_bytes} bytes of data");
+        download.finish(vec![record("a", &manifest, 1)]).expect("finishes");
+        drop(download);
+        assert!(read_all(&store, manifest.content()).expect("sound") == Some(content.clone()));
+    }
+}
+
+#[test]
+fn a_piece_of_zeros_replaces_what_was_damaged() {
+    let (directory, store) = fresh();
+    let content = vec![0; 3 << 20];
+    let manifest = manifest_of(&content);
+    let download = store.begin_download(&manifest).expect("begins");
+    fetch(&download, &content, |_| true).expect("writes");
+    let path = directory.path().join("store/partial").join(manifest.content().to_string());
+    let file = OpenOptions::new().write(true).open(path).expect("opens");
+    file.write_all_at(b"rot", (1 << 20) + 5).expect("written");
+    let index = manifest.layout().index(1).expect("one of three");
+    assert!(matches!(download.read(index, &mut Vec::new()), Err(ReadError::Damaged { .. })));
+    assert_eq!(fetch(&download, &content, |piece| piece == 1).expect("writes"), 1);
+    download.finish(vec![record("a", &manifest, 1)]).expect("finishes");
+    drop(download);
+    assert!(read_all(&store, manifest.content()).expect("sound") == Some(content));
 }
 
 #[test]
