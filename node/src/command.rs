@@ -31,6 +31,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("http_tls_cert_file", "http.tls_cert_file"),
     ("http_tls_key_file", "http.tls_key_file"),
     ("http_tls_self_signed", "http.tls_self_signed"),
+    ("http_allowed_host", "http.allowed_hosts"),
     ("otlp_endpoint", "otlp_endpoint"),
 ];
 
@@ -92,6 +93,9 @@ struct Arguments {
     /// HTTPS with a certificate that is made once and kept in the data directory.
     #[arg(long)]
     http_tls_self_signed: bool,
+    /// A name with a dot under which clients reach HTTP, for requests' Host header; may be given several times.
+    #[arg(long, value_name = "NAME", env = "DFDAEMON_HTTP_ALLOWED_HOSTS", value_delimiter = ',')]
+    http_allowed_host: Vec<String>,
     /// The collector of traces, for OTLP/gRPC, such as http://127.0.0.1:4317: spans of exports go there.
     #[arg(long, value_name = "URL", env = trace::ENDPOINT)]
     otlp_endpoint: Option<String>,

@@ -21,6 +21,7 @@ pub mod program;
 pub mod protocol;
 pub mod reason;
 pub mod rpc;
+pub mod source;
 mod spoken;
 pub mod stdio;
 pub mod streams;

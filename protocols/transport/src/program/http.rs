@@ -10,46 +10,36 @@ use std::{
 
 use axum::{
     Extension, Router,
-    extract::{ConnectInfo, DefaultBodyLimit, Request},
+    extract::{DefaultBodyLimit, Request},
     http::{HeaderValue, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    service::TowerToHyperService,
-};
 use serde::{Deserialize, Serialize};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
-    task::JoinSet,
-    time::{sleep, timeout},
-};
-use tokio_util::{compat::FuturesAsyncReadCompatExt as _, sync::CancellationToken};
+use tokio::{net::TcpListener, task::JoinSet, time::timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::config::BadValue;
 
+mod activity;
 mod client;
+mod connections;
 mod exposition;
+mod host;
 mod monitoring;
+mod places;
 mod tls;
 
 pub use client::{Answer, AskError, Question, ask, check_ready};
 pub use monitoring::{Monitoring, monitoring};
 pub use tls::TlsError;
 
+use connections::Shared;
+use host::Names;
 use tls::Certificate;
 
-/// Connections at once; a further one waits in the system's queue.
-const CONNECTIONS_MAX: usize = 256;
-/// The longest head of a request, in bytes.
-const HEAD_BYTES_MAX: usize = 32 << 10;
 /// The longest body that a route without a limit of its own takes, in bytes.
 const BODY_BYTES_MAX: usize = 512 << 10;
-/// A connection that sends no complete request head within this time is closed.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// A request without an answer by then gets 408.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long answers under way may take after the server is told to stop.
@@ -69,6 +59,9 @@ pub struct HttpConfig {
     pub tls_key_file: Option<PathBuf>,
     /// HTTPS with a certificate that is made once, and kept in the data directory. Default false.
     pub tls_self_signed: bool,
+    /// Names with a dot under which clients reach this program; IP addresses, `localhost` and names without a dot are
+    /// always accepted. Default: none.
+    pub allowed_hosts: Vec<String>,
 }
 
 impl HttpConfig {
@@ -80,6 +73,7 @@ impl HttpConfig {
             tls_cert_file: None,
             tls_key_file: None,
             tls_self_signed: false,
+            allowed_hosts: Vec::new(),
         }
     }
 
@@ -171,8 +165,17 @@ impl HttpServer {
             }
             _ => routes,
         };
-        let (mut connections, is_encrypted) = (JoinSet::new(), certificate.is_some());
-        connections.spawn(accept(listener, certificate, routes, stop.clone()));
+        // A browser shows an operator's certificate to no page of another name, so there is nothing to check then.
+        let routes = match &certificate {
+            Some(certificate) if !certificate.is_self_signed() => routes,
+            _ => {
+                let names = Names::new(&config.allowed_hosts);
+                routes.layer(middleware::map_request(move |request| names.clone().check(request)))
+            }
+        };
+        let is_encrypted = certificate.is_some();
+        let mut connections = JoinSet::new();
+        connections.spawn(connections::accept(listener, Shared { certificate, routes, stop: stop.clone() }));
         Ok(Self { address, is_encrypted, stop, connections })
     }
 
@@ -206,77 +209,6 @@ async fn in_time(request: Request, next: Next) -> Response {
     match timeout(REQUEST_TIMEOUT, next.run(request)).await {
         Ok(response) => response,
         Err(_) => StatusCode::REQUEST_TIMEOUT.into_response(),
-    }
-}
-
-/// Accepts until `stop`, then waits for what is under way. Dropping the future ends all connections.
-async fn accept(listener: TcpListener, certificate: Option<Arc<Certificate>>, routes: Router, stop: CancellationToken) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let mut connections = JoinSet::new();
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => break,
-            Some(_) = connections.join_next() => {}
-            (accepted, place) = next(&listener, &places) => match (accepted, place) {
-                (Ok((stream, from)), Some(place)) => {
-                    let routes = routes.clone().layer(Extension(ConnectInfo(from)));
-                    connections.spawn(serve(stream, place, certificate.clone(), (routes, stop.clone())));
-                }
-                (Err(error), _) => {
-                    tracing::warn!(%error, "no HTTP connection accepted");
-                    // Out of descriptors, most likely: trying at once would spin.
-                    sleep(Duration::from_millis(100)).await;
-                }
-                (Ok(_), None) => break,
-            },
-        }
-    }
-    drop(listener);
-    while connections.join_next().await.is_some() {}
-}
-
-async fn next(
-    listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> (io::Result<(TcpStream, SocketAddr)>, Option<OwnedSemaphorePermit>) {
-    let place = Arc::clone(places).acquire_owned().await.ok();
-    (listener.accept().await, place)
-}
-
-/// In a task of its own, so that a client slow to shake hands keeps nobody waiting.
-async fn serve(
-    stream: TcpStream,
-    _place: OwnedSemaphorePermit,
-    certificate: Option<Arc<Certificate>>,
-    (routes, stop): (Router, CancellationToken),
-) {
-    let Some(certificate) = certificate else { return answer(stream, routes, stop).await };
-    let encrypted = tokio::select! {
-        encrypted = certificate.accept(stream) => encrypted,
-        () = stop.cancelled() => return,
-    };
-    match encrypted {
-        Ok(stream) => answer(stream.compat(), routes, stop).await,
-        Err(error) => tracing::debug!(%error, "no TLS with an HTTP client"),
-    }
-}
-
-async fn answer(stream: impl AsyncRead + AsyncWrite + Unpin, routes: Router, stop: CancellationToken) {
-    let connection = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
-    let mut connection = std::pin::pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "HTTP connection ended");
     }
 }
 

@@ -36,6 +36,9 @@ impl fmt::Debug for Monitoring {
     }
 }
 
+/// The routes of [`monitoring`].
+pub(super) const PATHS: [&str; 3] = ["/metrics", "/healthz", "/readyz"];
+
 /// `/metrics` for Prometheus, `/healthz` (the process is alive), `/readyz` (200, or 503 with a reason per line).
 pub fn monitoring(monitoring: Monitoring) -> Router {
     Router::new()

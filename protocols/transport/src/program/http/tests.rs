@@ -1,11 +1,17 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use axum::extract::ConnectInfo;
 use axum::routing::{get, post};
 use prometheus_client::{metrics::counter::Counter, registry::Registry};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::sleep,
+};
 
-use super::*;
+use super::{connections::HEAD_BYTES_MAX, *};
 
+mod crowded;
 mod encrypted;
 
 async fn started(config: &HttpConfig, routes: Router) -> Result<HttpServer, HttpError> {
@@ -84,4 +90,18 @@ async fn routes_learn_who_asks() {
     let server = started(&HttpConfig::default(), Router::new().route("/who", get(who))).await;
     let answer = ask(server.expect("started").address(), &head("/who")).await;
     assert!(answer.ends_with("127.0.0.1"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_page_of_another_name_is_refused() {
+    let config = HttpConfig { allowed_hosts: vec!["manager.example".to_owned()], ..HttpConfig::default() };
+    let server = started(&config, Router::new().route("/", get(async || "secret"))).await.expect("started");
+    let as_host = |host: &str| format!("GET / HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+    for host in [server.address().to_string(), "localhost".to_owned(), "manager.example:4401".to_owned()] {
+        let answer = ask(server.address(), &as_host(&host)).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{host}: {answer}");
+    }
+    let answer = ask(server.address(), &as_host("rebound.example")).await;
+    assert!(answer.starts_with("HTTP/1.1 421") && answer.contains("http.allowed_hosts"), "{answer}");
+    assert!(!answer.contains("secret"), "{answer}");
 }

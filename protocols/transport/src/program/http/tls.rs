@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::{AsyncRead, AsyncWrite};
 use futures_rustls::{TlsAcceptor, server::TlsStream};
 use rustls::{
     ServerConfig,
@@ -17,8 +18,7 @@ use rustls::{
         pem::{self, PemObject as _},
     },
 };
-use tokio::{net::TcpStream, time::timeout};
-use tokio_util::compat::{Compat, TokioAsyncReadCompatExt as _};
+use tokio::time::timeout;
 
 use super::HttpConfig;
 use crate::program::durable;
@@ -105,9 +105,9 @@ impl Certificate {
     ///
     /// # Errors
     /// [`io::Error`]: the client does not speak TLS, or not in time.
-    pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<Compat<TcpStream>>> {
+    pub(super) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) -> io::Result<TlsStream<S>> {
         let acceptor = self.acceptor();
-        timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream.compat())).await.map_err(|_| io::ErrorKind::TimedOut)?
+        timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await.map_err(|_| io::ErrorKind::TimedOut)?
     }
 
     /// As the files are now. Files that do not go together, as in the middle of a change, leave what there was.
