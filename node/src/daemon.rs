@@ -50,7 +50,7 @@ pub struct Daemon {
     network: network::Network,
     stop: CancellationToken,
     store: Store,
-    rpc: tokio::task::JoinHandle<()>,
+    rpc: tokio::task::JoinSet<Result<(), tonic::transport::Error>>,
     tasks: tokio::task::JoinSet<()>,
     keeper: tokio::task::JoinSet<Ended>,
 }
@@ -198,9 +198,10 @@ impl Daemon {
             peer: network.peer_id(),
         };
         let stop = CancellationToken::new();
-        let rpc = tokio::spawn(serve_rpc(local, rpc, stop.clone()));
+        let mut serving_rpc = tokio::task::JoinSet::new();
+        serving_rpc.spawn(serve_rpc(local, rpc, stop.clone()));
         tracing::info!(peer_id = %network.peer_id(), socket = %config.socket.display(), http = %http.address(), "dfdaemon is up");
-        Ok(Self { http, network, stop, store, rpc, tasks, keeper })
+        Ok(Self { http, network, stop, store, rpc: serving_rpc, tasks, keeper })
     }
 
     /// Returns when the daemon is of no use any more: the host is no member of its cluster, or a part of it has failed,
@@ -211,6 +212,12 @@ impl Daemon {
                 Some(ended) = self.keeper.join_next() => match ended {
                     Ok(ended) => return ended.into(),
                     Err(error) => tracing::error!(%error, "the membership is not kept"),
+                },
+                // Without it no command reaches the daemon, however well it serves peers.
+                Some(ended) = self.rpc.join_next() => return match ended {
+                    Ok(Ok(())) => anyhow::anyhow!("the local RPC has ended: its socket accepts no connection any more"),
+                    Ok(Err(error)) => anyhow::Error::new(error).context("the local RPC has ended"),
+                    Err(error) => anyhow::Error::new(error).context("the local RPC has failed"),
                 },
                 Some(ended) = self.tasks.join_next() => return match ended {
                     // In no cluster there is nobody to serve.
@@ -226,7 +233,7 @@ impl Daemon {
     /// Ends everything; returns when it has ended.
     pub async fn stop(mut self) {
         self.stop.cancel();
-        drop(tokio::time::timeout(std::time::Duration::from_secs(2), &mut self.rpc).await);
+        drop(tokio::time::timeout(std::time::Duration::from_secs(2), self.rpc.join_next()).await);
         self.tasks.shutdown().await;
         let store = self.store.clone();
         if let Err(error) = blocking(move || store.keep_last_used()).await {
@@ -290,19 +297,17 @@ async fn start_http(
     Ok(HttpServer::start(&config.http, &config.data_dir, routes).await?)
 }
 
-async fn serve_rpc(local: LocalServer, rpc: Rpc, stop: CancellationToken) {
+async fn serve_rpc(local: LocalServer, rpc: Rpc, stop: CancellationToken) -> Result<(), tonic::transport::Error> {
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
     reporter.set_service_status("damselfly.v1.Daemon", tonic_health::ServingStatus::Serving).await;
-    let served = tonic::transport::Server::builder()
+    tonic::transport::Server::builder()
         .max_concurrent_streams(CALLS_PER_CONNECTION)
+        .layer(local::CallsLayer)
         .add_service(health)
         .add_service(local::service(rpc))
         .serve_with_incoming_shutdown(local.incoming(), stop.cancelled_owned())
-        .await;
-    if let Err(error) = served {
-        tracing::error!(error = &error as &dyn std::error::Error, "the local RPC has ended");
-    }
+        .await
 }
 
 async fn watch_usage(store: Store, metrics: Metrics) {
@@ -320,5 +325,27 @@ async fn watch_usage(store: Store, metrics: Metrics) {
             Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "cannot look at the store's size"),
         }
         tokio::time::sleep(USAGE_EVERY).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_daemon_without_its_rpc_ends_with_the_reason() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = NodeConfig {
+            data_dir: folder.path().join("data"),
+            socket: folder.path().join("socket"),
+            http: damselfly_transport::program::http::HttpConfig::loopback(0),
+            ..NodeConfig::default()
+        };
+        let mut daemon = Daemon::start(config, None).await.expect("started");
+        daemon.rpc.abort_all();
+        let ended = tokio::time::timeout(std::time::Duration::from_secs(10), daemon.ended()).await;
+        let reason = format!("{:#}", ended.expect("it is noticed"));
+        assert!(reason.contains("local RPC"), "{reason}");
+        daemon.stop().await;
     }
 }

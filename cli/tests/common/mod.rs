@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use damselfly_transport::local::proto::daemon_server::Daemon;
 use damselfly_transport::local::proto::*;
-use damselfly_transport::local::{Code, Descriptors, Failure, LocalServer, PeerCredentials, service};
+use damselfly_transport::local::{CallsLayer, Code, Descriptors, Failure, LocalServer, PeerCredentials, service};
 use futures::stream::Empty;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -75,8 +75,10 @@ impl Served {
         let socket = dir.path().join("run/dfdaemon.sock");
         let server = LocalServer::bind(&socket).expect("binds");
         let descriptors = server.descriptors();
-        let serve =
-            tonic::transport::Server::builder().add_service(service(Stub)).serve_with_incoming(server.incoming());
+        let serve = tonic::transport::Server::builder()
+            .layer(CallsLayer)
+            .add_service(service(Stub))
+            .serve_with_incoming(server.incoming());
         let server = tokio::spawn(async move { serve.await.expect("serves") });
         Self { dir, socket, descriptors, server }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::{Channel, Endpoint};
 
 use super::descriptors::{Kind, Token, kind_of};
@@ -19,6 +19,8 @@ use super::{MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, handover};
 
 /// Until the socket is connected, and until a descriptor is taken.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// Between two tries to connect while the daemon's queue is full.
+const QUEUE_PAUSE: Duration = Duration::from_millis(20);
 /// A daemon that is stopped or stuck is noticed after twice this.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
@@ -97,10 +99,17 @@ pub fn passable(fd: impl AsFd) -> io::Result<Option<Kind>> {
 }
 
 async fn open(path: &Path) -> Result<UnixStream, Failure> {
-    match timeout(DEADLINE, UnixStream::connect(path)).await {
-        Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(error)) => Err(not_connected(path, &error)),
-        Err(_) => Err(stuck(path)),
+    let until = Instant::now() + DEADLINE;
+    loop {
+        match timeout(DEADLINE, UnixStream::connect(path)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            // Its queue is full. Nothing tells when there is room again.
+            Ok(Err(error)) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < until => {
+                sleep(QUEUE_PAUSE).await;
+            }
+            Ok(Err(error)) => return Err(not_connected(path, &error)),
+            Err(_) => return Err(stuck(path)),
+        }
     }
 }
 
@@ -114,7 +123,10 @@ fn not_connected(path: &Path, error: &io::Error) -> Failure {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
             Failure::new(Code::Unreachable, format!("no daemon listens at {shown}")).with_hint(how_to_reach(path))
         }
-        io::ErrorKind::WouldBlock => stuck(path),
+        io::ErrorKind::WouldBlock => {
+            Failure::new(Code::NoSpace, format!("the daemon at {shown} is busy: too many wait to connect"))
+                .with_hint("try again in a moment, or run fewer commands at a time")
+        }
         _ => {
             Failure::new(Code::Unreachable, format!("cannot connect to {shown}: {error}")).with_hint(how_to_reach(path))
         }

@@ -3,6 +3,8 @@
 use tokio::net::UnixStream;
 use tonic::{Request, Status};
 
+use super::calls::LocalConnection;
+
 /// User, group and process of a caller, as the kernel noted them when it connected.
 ///
 /// A service finds it in the extensions of every request; see [`PeerCredentials::of`].
@@ -22,7 +24,7 @@ impl PeerCredentials {
     /// # Errors
     /// The request did not come over a [`super::LocalStream`].
     pub fn of<T>(request: &Request<T>) -> Result<Self, Status> {
-        let found = request.extensions().get::<Self>().copied();
+        let found = request.extensions().get::<LocalConnection>().map(|connection| connection.peer);
         found.ok_or_else(|| Status::internal("the connection has no peer credentials"))
     }
 

@@ -21,8 +21,8 @@ pub type Token = [u8; TOKEN_BYTES];
 
 /// How long a descriptor waits for its RPC.
 const LIFETIME: Duration = Duration::from_secs(30);
-const MAX_PER_UID: usize = 32;
-const MAX_IN_ALL: usize = 512;
+pub(super) const MAX_PER_UID: usize = 32;
+pub(super) const MAX_IN_ALL: usize = 512;
 /// File system of pipes from `pipe(2)`; a fifo with a name lies on another.
 const PIPEFS_MAGIC: i64 = 0x5049_5045;
 

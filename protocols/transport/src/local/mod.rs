@@ -16,9 +16,10 @@
 //! open. The daemon closes the connection when the call has taken the descriptor.
 //!
 //! The daemon calls [`LocalServer::bind`], gives [`LocalServer::descriptors`] to its service and
-//! [`LocalServer::incoming`] to `tonic::transport::Server::serve_with_incoming_shutdown`. A client
-//! uses [`client`]. Both say what went wrong with [`Failure`].
+//! [`LocalServer::incoming`] to `tonic::transport::Server::serve_with_incoming_shutdown` of a server
+//! with [`CallsLayer`]. A client uses [`client`]. Both say what went wrong with [`Failure`].
 
+mod calls;
 pub mod client;
 mod credentials;
 mod descriptors;
@@ -26,10 +27,14 @@ mod error;
 mod filesystem;
 mod gate;
 mod handover;
+mod newcomers;
+mod places;
 mod server;
+mod shares;
 mod socket;
 mod target;
 
+pub use calls::{CallsLayer, CountCalls, LocalConnection};
 pub use client::HandedOver;
 pub use credentials::PeerCredentials;
 pub use descriptors::{Access, Descriptor, Descriptors, Kind, TOKEN_BYTES, Token};

@@ -15,15 +15,18 @@ use tokio::time::MissedTickBehavior;
 use tonic::transport::server::Connected;
 use tracing::warn;
 
+use super::calls::LocalConnection;
 use super::credentials::PeerCredentials;
 use super::descriptors::Descriptors;
 use super::error::Failure;
-use super::gate::{self, Connections, Place};
+use super::gate::{Admitted, Gate, PREFACE};
 use super::socket::{self, SocketFile};
 
 /// gRPC connections that wait for tonic to take them.
 const READY: usize = 16;
 const SWEEP: Duration = Duration::from_secs(5);
+/// A connection without a call is closed after this.
+const IDLE_MAX: Duration = Duration::from_secs(300);
 /// After an accept failed, most likely because the process is out of descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -54,7 +57,7 @@ impl LocalServer {
     }
 
     /// Accepts connections, and yields those that speak gRPC, for
-    /// `tonic::transport::Server::serve_with_incoming_shutdown`.
+    /// `tonic::transport::Server::serve_with_incoming_shutdown` of a server with [`super::CallsLayer`].
     pub fn incoming(self) -> Incoming {
         let (sender, ready) = mpsc::channel(READY);
         let accepting = tokio::spawn(accept(self.listener, self.descriptors, sender));
@@ -85,20 +88,15 @@ impl Stream for Incoming {
 }
 
 async fn accept(listener: UnixListener, descriptors: Descriptors, ready: mpsc::Sender<LocalStream>) {
-    let connections = Connections::default();
-    // Bounded by the places there are, but for those that are about to be turned away.
+    let gate = Gate::new(descriptors);
+    // Bounded by what the gate lets wait.
     let mut tasks = JoinSet::new();
     let mut sweep = tokio::time::interval(SWEEP);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
-                    let admitted = gate::admit(
-                        stream, descriptors.clone(), connections.clone(), ready.clone(),
-                    );
-                    tasks.spawn(admitted);
-                }
+                Ok((stream, _)) => drop(tasks.spawn(gate.clone().admit(stream, ready.clone()))),
                 Err(error) => {
                     warn!(%error, "cannot accept a local connection");
                     tokio::time::sleep(PAUSE).await;
@@ -106,7 +104,8 @@ async fn accept(listener: UnixListener, descriptors: Descriptors, ready: mpsc::S
             },
             Some(_) = tasks.join_next() => {}
             _ = sweep.tick() => {
-                let descriptors = descriptors.clone();
+                gate.places.close_idle(Instant::now(), IDLE_MAX);
+                let descriptors = gate.descriptors.clone();
                 tasks.spawn_blocking(move || descriptors.expire(Instant::now()));
             }
         }
@@ -114,24 +113,55 @@ async fn accept(listener: UnixListener, descriptors: Descriptors, ready: mpsc::S
 }
 
 /// A gRPC connection. Requests over it carry [`PeerCredentials`] in their extensions.
-#[derive(Debug)]
 pub struct LocalStream {
-    pub(super) stream: UnixStream,
-    pub(super) peer: PeerCredentials,
-    pub(super) _place: Place,
+    stream: UnixStream,
+    /// What has been read of the preface already, and is to be read once more by gRPC.
+    preface: &'static [u8],
+    connection: LocalConnection,
+    /// The connection fails when this ends.
+    closing: Pin<Box<dyn Future<Output = ()> + Send>>,
+    _admitted: Admitted,
+}
+
+impl LocalStream {
+    /// Of a stream whose preface has been read.
+    pub(super) fn new(stream: UnixStream, peer: PeerCredentials, admitted: Admitted) -> Self {
+        let calls = match &admitted {
+            Admitted::Place(place) => Some(place.calls.clone()),
+            Admitted::Busy { .. } => None,
+        };
+        let connection = LocalConnection { peer, calls };
+        Self { stream, preface: &PREFACE, connection, closing: admitted.closing(), _admitted: admitted }
+    }
+}
+
+impl std::fmt::Debug for LocalStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LocalStream").field("connection", &self.connection).finish_non_exhaustive()
+    }
 }
 
 impl Connected for LocalStream {
-    type ConnectInfo = PeerCredentials;
+    type ConnectInfo = LocalConnection;
 
-    fn connect_info(&self) -> PeerCredentials {
-        self.peer
+    fn connect_info(&self) -> LocalConnection {
+        self.connection.clone()
     }
 }
 
 impl AsyncRead for LocalStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let this = &mut *self;
+        if this.closing.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        if !this.preface.is_empty() {
+            let (now, later) = this.preface.split_at(this.preface.len().min(buf.remaining()));
+            buf.put_slice(now);
+            this.preface = later;
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut this.stream).poll_read(cx, buf)
     }
 }
 
