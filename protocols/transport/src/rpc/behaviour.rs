@@ -22,7 +22,10 @@ use libp2p::{
 };
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Answer, Frame, FrameBudget, Inbound, Outgoing, RequestError, codec::Codec};
+use super::{
+    Answer, Frame, FrameBudget, Inbound, Outgoing, RequestError,
+    codec::{Codec, Codecs},
+};
 use crate::{
     admission::Admission,
     muxer,
@@ -50,6 +53,7 @@ struct Asked {
 /// It handles all its events itself; the swarm's user sees none.
 pub struct Rpc<P: Protocol> {
     inner: Inner<P>,
+    codecs: Codecs,
     /// Where requests of peers go; `None` when this host does not serve the protocol.
     inbox: Option<mpsc::Sender<Inbound<P>>>,
     admission: Admission,
@@ -69,8 +73,10 @@ impl<P: Protocol> Rpc<P> {
         // More than a connection can have, because above it streams would be dropped without an answer.
         let config =
             rr::Config::default().with_request_timeout(P::TIMEOUT).with_max_concurrent_streams(2 * muxer::STREAMS_MAX);
+        let codecs = Codecs::new(budget);
         Self {
-            inner: Inner::<P>::with_codec(Codec::new(budget), [(StreamProtocol::new(P::NAME), support)], config),
+            inner: Inner::<P>::with_codec(codecs.codec(), [(StreamProtocol::new(P::NAME), support)], config),
+            codecs,
             inbox,
             admission,
             serving: HashMap::new(),
@@ -238,6 +244,7 @@ impl<P: Protocol> NetworkBehaviour for Rpc<P> {
         local: &Multiaddr,
         remote: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
+        self.codecs.next_is_for(peer);
         self.inner.handle_established_inbound_connection(connection, peer, local, remote)
     }
 
@@ -249,6 +256,7 @@ impl<P: Protocol> NetworkBehaviour for Rpc<P> {
         role: Endpoint,
         port: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
+        self.codecs.next_is_for(peer);
         self.inner.handle_established_outbound_connection(connection, peer, address, role, port)
     }
 

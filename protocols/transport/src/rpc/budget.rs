@@ -1,12 +1,19 @@
 //! How much memory the requests of peers may take, from their first bytes on the wire to their answer.
 //!
-//! Small frames are free: they are bounded by the streams of a connection. A larger one takes its length from a share of
-//! its connection and from the budget of the node, after its first bytes have arrived, and gives it back when the program
-//! has answered. While there is nothing left it is not read, and the peer's window fills.
+//! Small frames are free: they are bounded by the streams of a connection. A larger one takes its length from the share of
+//! its member, whatever connections and protocols it uses, and from the budget of the node, after its first bytes have
+//! arrived, and gives it back when the program has answered. While there is nothing left it is not read, and the peer's
+//! window fills.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    io,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
 
 use futures::{AsyncRead, AsyncReadExt as _};
+use libp2p::PeerId;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
@@ -20,8 +27,8 @@ const FREE_BYTES: usize = 16 * 1024;
 /// What large requests of all peers may take at once, in bytes.
 const NODE_BYTES: usize = 64 * 1024 * 1024;
 
-/// What those of one connection may take at once, in bytes: so one peer cannot take all of it.
-const CONNECTION_BYTES: usize = 4 * 1024 * 1024;
+/// What those of one member may take at once, in bytes: so a few members cannot take all of it.
+const MEMBER_BYTES: usize = 4 * 1024 * 1024;
 
 /// The budget is counted in these units, in bytes.
 const UNIT_BYTES: usize = 1024;
@@ -31,25 +38,36 @@ const ARRIVES_WITHIN: Duration = Duration::from_secs(10);
 
 /// What is left for large requests in this node; cheap to clone, every clone counts for the same node.
 #[derive(Debug, Clone)]
-pub struct FrameBudget(Arc<Semaphore>);
+pub struct FrameBudget {
+    node: Arc<Semaphore>,
+    /// Of members that have a connection.
+    members: Arc<Mutex<HashMap<PeerId, Weak<Semaphore>>>>,
+}
 
 impl Default for FrameBudget {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(NODE_BYTES / UNIT_BYTES)))
+        Self { node: Arc::new(Semaphore::new(NODE_BYTES / UNIT_BYTES)), members: Arc::default() }
     }
 }
 
 impl FrameBudget {
-    /// The share of one more connection.
-    pub(super) fn share(&self) -> Share {
-        Share { connection: Arc::new(Semaphore::new(CONNECTION_BYTES / UNIT_BYTES)), node: self.0.clone() }
+    /// The share of `peer`, the same for all of its connections and protocols.
+    pub(super) fn share(&self, peer: PeerId) -> Share {
+        let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+        let member = members.get(&peer).and_then(Weak::upgrade).unwrap_or_else(|| {
+            members.retain(|_, member| member.strong_count() > 0);
+            let member = Arc::new(Semaphore::new(MEMBER_BYTES / UNIT_BYTES));
+            members.insert(peer, Arc::downgrade(&member));
+            member
+        });
+        Share { member, node: Arc::clone(&self.node) }
     }
 }
 
-/// What is left for large requests of one connection.
+/// What is left for large requests of one member.
 #[derive(Debug, Clone)]
 pub(super) struct Share {
-    connection: Arc<Semaphore>,
+    member: Arc<Semaphore>,
     node: Arc<Semaphore>,
 }
 
@@ -72,13 +90,13 @@ impl Share {
         Ok(Frame { bytes: body, _taken: Some(taken) })
     }
 
-    /// The connection's part first: who waits for that takes nothing from others meanwhile.
+    /// The member's part first: who waits for that takes nothing from others meanwhile.
     async fn take(&self, bytes: usize) -> io::Result<[OwnedSemaphorePermit; 2]> {
         // No frame of any protocol is as long as a share, so this is the frame's own length.
-        let units = bytes.min(CONNECTION_BYTES).div_ceil(UNIT_BYTES) as u32;
-        let connection = self.connection.clone().acquire_many_owned(units).await.map_err(io::Error::other)?;
+        let units = bytes.min(MEMBER_BYTES).div_ceil(UNIT_BYTES) as u32;
+        let member = self.member.clone().acquire_many_owned(units).await.map_err(io::Error::other)?;
         let node = self.node.clone().acquire_many_owned(units).await.map_err(io::Error::other)?;
-        Ok([connection, node])
+        Ok([member, node])
     }
 }
 
@@ -123,31 +141,38 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_has_a_share_and_gets_it_back() {
+    async fn a_member_has_one_share_for_all_its_connections_and_gets_it_back() {
         let budget = FrameBudget::default();
-        let (one, other) = (budget.share(), budget.share());
+        let peer = PeerId::random();
+        let other = budget.share(PeerId::random());
+        let mut connections = Vec::new();
         let mut held = Vec::new();
         for _ in 0..4 {
-            held.push(frame(&one, 1 << 20).await);
+            let connection = budget.share(peer);
+            held.push(frame(&connection, 1 << 20).await);
+            connections.push(connection);
         }
-        assert!(read(&one, 1 << 20).await.is_none(), "the connection has its 4 MiB");
-        frame(&one, FREE_BYTES).await;
+        assert!(read(&budget.share(peer), 1 << 20).await.is_none(), "the member has its 4 MiB, on any connection");
+        frame(&connections[0], FREE_BYTES).await;
         frame(&other, 1 << 20).await;
         held.pop();
-        frame(&one, 1 << 20).await;
+        frame(&connections[0], 1 << 20).await;
+        drop((connections, held));
+        let _newcomer = budget.share(PeerId::random());
+        assert_eq!(budget.members.lock().expect("sound").len(), 2, "members without a connection are forgotten");
     }
 
     #[tokio::test]
-    async fn all_connections_together_are_bounded() {
+    async fn all_members_together_are_bounded() {
         let budget = FrameBudget::default();
         let mut held = Vec::new();
-        for _ in 0..NODE_BYTES / CONNECTION_BYTES {
-            let share = budget.share();
+        for _ in 0..NODE_BYTES / MEMBER_BYTES {
+            let share = budget.share(PeerId::random());
             for _ in 0..4 {
                 held.push(frame(&share, 1 << 20).await);
             }
         }
-        let late = budget.share();
+        let late = budget.share(PeerId::random());
         assert!(read(&late, 1 << 20).await.is_none(), "the node has its 64 MiB");
         frame(&late, FREE_BYTES).await;
         held.clear();
@@ -157,10 +182,10 @@ mod tests {
     #[tokio::test]
     async fn a_claim_without_bytes_takes_nothing() {
         let budget = FrameBudget::default();
-        let share = budget.share();
+        let share = budget.share(PeerId::random());
         let claim = (1_u32 << 20).to_be_bytes();
         assert!(share.read(&mut Cursor::new(claim), 1 << 20).await.is_err());
         assert!(share.read(&mut Cursor::new(framed(1 << 20)), 1000).await.is_err(), "longer than the protocol allows");
-        assert_eq!(share.connection.available_permits(), CONNECTION_BYTES / UNIT_BYTES);
+        assert_eq!(share.member.available_permits(), MEMBER_BYTES / UNIT_BYTES);
     }
 }

@@ -1,9 +1,14 @@
 //! Frames of control protocols: bounded, not decoded.
 
-use std::{io, marker::PhantomData, time::Duration};
+use std::{
+    io,
+    marker::PhantomData,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use futures::{AsyncRead, AsyncWrite};
-use libp2p::{StreamProtocol, request_response};
+use libp2p::{PeerId, StreamProtocol, request_response};
 
 use super::{Frame, FrameBudget, budget::Share};
 use crate::{frame, protocol::Protocol};
@@ -77,24 +82,45 @@ impl Answer {
 /// Reads and writes the frames of one protocol.
 ///
 /// The behaviour has one; a clone of that is for a connection, and a clone of a connection's is for one of its streams.
-/// This is how request-response uses them, and how a connection gets a share of the budget.
+/// This is how request-response uses them. It does not tell a codec whose connection it is for, so the behaviour's owner
+/// calls [`Codecs::next_is_for`] before each new connection.
 pub struct Codec<P> {
-    budget: FrameBudget,
+    codecs: Codecs,
     share: Option<Share>,
     protocol: PhantomData<fn() -> P>,
 }
 
-impl<P> Codec<P> {
+/// What tells the codecs of a behaviour whose connections they are for.
+#[derive(Debug, Clone)]
+pub(super) struct Codecs {
+    budget: FrameBudget,
+    next: Arc<Mutex<Option<Share>>>,
+}
+
+impl Codecs {
+    pub(super) fn new(budget: FrameBudget) -> Self {
+        Self { budget, next: Arc::default() }
+    }
+
     /// The behaviour's codec.
-    pub(super) const fn new(budget: FrameBudget) -> Self {
-        Self { budget, share: None, protocol: PhantomData }
+    pub(super) fn codec<P>(&self) -> Codec<P> {
+        Codec { codecs: self.clone(), share: None, protocol: PhantomData }
+    }
+
+    /// The next connection is one with `peer`, and counts for it.
+    pub(super) fn next_is_for(&self, peer: PeerId) {
+        *self.next.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.budget.share(peer));
+    }
+
+    fn next(&self) -> Option<Share> {
+        self.next.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
 impl<P> Clone for Codec<P> {
     fn clone(&self) -> Self {
-        let share = self.share.clone().unwrap_or_else(|| self.budget.share());
-        Self { budget: self.budget.clone(), share: Some(share), protocol: PhantomData }
+        let share = self.share.clone().or_else(|| self.codecs.next());
+        Self { codecs: self.codecs.clone(), share, protocol: PhantomData }
     }
 }
 
@@ -114,7 +140,7 @@ impl<P: Protocol> request_response::Codec for Codec<P> {
         _: &StreamProtocol,
         stream: &mut T,
     ) -> io::Result<Frame> {
-        let share = self.share.get_or_insert_with(|| self.budget.share());
+        let share = self.share.as_ref().ok_or_else(|| io::Error::other("a connection without a share"))?;
         share.read(stream, P::REQUEST_BYTES_MAX).await
     }
 
