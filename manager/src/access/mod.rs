@@ -26,7 +26,7 @@ pub use role::Role;
 pub use scope::{Scope, Scopes, scopes};
 pub use secret::Secret;
 
-use damselfly_transport::program::metrics::Labelled;
+use damselfly_transport::{program::metrics::Labelled, source::source_of};
 
 use crate::database::{
     Database, DatabaseError,
@@ -45,10 +45,17 @@ pub const SESSION_IDLE: Duration = Duration::from_secs(60 * 60);
 pub const SESSION_TOTAL: Duration = Duration::from_secs(12 * 60 * 60);
 /// That a session is used is noted so often at most.
 const TOUCH_INTERVAL: Duration = Duration::from_secs(60);
-/// Logins of one name: so many at once, and one more after each pause.
-const NAME_TRIES: (u32, Duration) = (10, Duration::from_secs(6));
+/// Logins of one name from one address: so many at once, and one more after each pause.
+const NAME_AND_ADDRESS_TRIES: (u32, Duration) = (10, Duration::from_secs(6));
+/// Logins of one name from all addresses; above it each is answered later, by [`NAME_DELAY`], but none is refused: else
+/// anybody could keep the user out.
+const NAME_TRIES: (u32, Duration) = (20, Duration::from_secs(6));
+/// How much later.
+const NAME_DELAY: Duration = Duration::from_secs(2);
 /// Logins from one address, of any name.
 const ADDRESS_TRIES: (u32, Duration) = (30, Duration::from_secs(2));
+/// Confirmations of the password by one user who is logged in.
+const CONFIRM_TRIES: (u32, Duration) = (10, Duration::from_secs(6));
 
 /// A handle to what knows who may do what.
 #[derive(Debug, Clone)]
@@ -62,11 +69,43 @@ struct Inner {
     data_dir: PathBuf,
     admin_token: AdminToken,
     passwords: Passwords,
-    names: Limiter<String>,
-    addresses: Limiter<IpAddr>,
+    limits: Limits,
     logins: Labelled,
     /// While there was no user when the manager started.
     setup: Option<Setup>,
+}
+
+/// How often passwords may be tried.
+#[derive(Debug)]
+struct Limits {
+    names_and_addresses: Limiter<(String, Option<IpAddr>)>,
+    names: Limiter<String>,
+    addresses: Limiter<IpAddr>,
+    confirmations: Limiter<String>,
+}
+
+impl Limits {
+    fn new() -> Self {
+        Self {
+            names_and_addresses: Limiter::new(NAME_AND_ADDRESS_TRIES.0, NAME_AND_ADDRESS_TRIES.1),
+            names: Limiter::new(NAME_TRIES.0, NAME_TRIES.1),
+            addresses: Limiter::new(ADDRESS_TRIES.0, ADDRESS_TRIES.1),
+            confirmations: Limiter::new(CONFIRM_TRIES.0, CONFIRM_TRIES.1),
+        }
+    }
+
+    /// Counts a login of `name` from `source`, and returns by how much its answer is delayed.
+    ///
+    /// # Errors
+    /// How long to wait before the next try.
+    fn log_in(&self, name: &str, source: Option<IpAddr>, now: Instant) -> Result<Duration, Duration> {
+        if let Some(source) = &source {
+            self.addresses.try_now(source, now)?;
+        }
+        self.names_and_addresses.try_now(&(name.to_owned(), source), now)?;
+        let is_slow = self.names.try_now(&name.to_owned(), now).is_err();
+        Ok(if is_slow { NAME_DELAY } else { Duration::ZERO })
+    }
 }
 
 /// Who asks.
@@ -168,13 +207,10 @@ impl Access {
             Setup::done(data_dir);
         }
         let passwords = Passwords::new().await.map_err(io::Error::other)?;
-        let names = Limiter::new(NAME_TRIES.0, NAME_TRIES.1);
-        let addresses = Limiter::new(ADDRESS_TRIES.0, ADDRESS_TRIES.1);
+        let limits = Limits::new();
         let data_dir = data_dir.to_owned();
         let logins = Labelled::new("result", &["failed", "limited", "ok", "wrong"]);
-        Ok(Self {
-            inner: Arc::new(Inner { database, data_dir, admin_token, passwords, names, addresses, logins, setup }),
-        })
+        Ok(Self { inner: Arc::new(Inner { database, data_dir, admin_token, passwords, limits, logins, setup }) })
     }
 
     /// Tells where the first admin is made, if there is none.
@@ -269,16 +305,15 @@ impl Access {
         password: String,
         address: Option<SocketAddr>,
     ) -> Result<Caller, LoginError> {
+        let source = address.map(|address| source_of(address.ip()));
         let limited = |retry_after| LoginError::Limited { retry_after };
-        if let Some(address) = address {
-            self.inner.addresses.try_now(&address.ip(), Instant::now()).map_err(limited)?;
-        }
-        self.inner.names.try_now(&name.to_owned(), Instant::now()).map_err(limited)?;
+        let delay = self.inner.limits.log_in(name, source, Instant::now()).map_err(limited)?;
+        tokio::time::sleep(delay).await;
         let known = self.database().user(name).await?.filter(|(user, _)| !user.is_disabled);
         let (user, hash) = known.map_or((None, None), |(user, hash)| (Some(user), Some(hash)));
         let is_right = self.passwords().is(password, hash).await?;
         let user = user.filter(|_| is_right).ok_or(LoginError::Wrong)?;
-        self.inner.names.forgive(&user.name);
+        self.inner.limits.names_and_addresses.forgive(&(user.name.clone(), source));
         let secret = Secret::generate("");
         let (hash, now) = (Secret::hash(secret.reveal()), now());
         let caller =
@@ -288,13 +323,13 @@ impl Access {
         Ok(caller)
     }
 
-    /// Whether `password` is that of `user`; counts as a login.
+    /// Whether `password` is that of `user`, who is logged in. Counted apart from logins, which strangers may try too.
     ///
     /// # Errors
     /// [`LoginError`].
     pub async fn confirm(&self, user: &str, password: String) -> Result<(), LoginError> {
         let limited = |retry_after| LoginError::Limited { retry_after };
-        self.inner.names.try_now(&user.to_owned(), Instant::now()).map_err(limited)?;
+        self.inner.limits.confirmations.try_now(&user.to_owned(), Instant::now()).map_err(limited)?;
         let hash = self.database().user(user).await?.map(|(_, hash)| hash);
         if self.passwords().is(password, hash).await? { Ok(()) } else { Err(LoginError::Wrong) }
     }
@@ -324,4 +359,50 @@ impl Access {
 
 fn before(now: UnixMillis, time: Duration) -> UnixMillis {
     UnixMillis(now.0.saturating_sub(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> Option<IpAddr> {
+        Some(source_of(text.parse().expect("an address")))
+    }
+
+    #[test]
+    fn a_stranger_who_guesses_keeps_no_user_out() {
+        let limits = Limits::new();
+        let start = Instant::now();
+        let (stranger, user) = (address("203.0.113.9"), address("10.0.0.5"));
+        let mut refused = 0;
+        for second in 0..600 {
+            let now = start + Duration::from_secs(second);
+            refused += usize::from(limits.log_in("ada", stranger, now).is_err());
+        }
+        let now = start + Duration::from_secs(600);
+        assert!(refused > 400, "the stranger has one try per six seconds: {refused} refused");
+        assert!(limits.log_in("ada", user, now).is_ok(), "the right user gets in from elsewhere");
+        assert_eq!(limits.log_in("bob", user, now), Ok(Duration::ZERO), "other names are as quick as ever");
+    }
+
+    #[test]
+    fn many_strangers_make_a_name_slow_and_refuse_nobody() {
+        let limits = Limits::new();
+        let now = Instant::now();
+        let mut slow = 0;
+        for host in 0..100 {
+            let delay = limits.log_in("ada", address(&format!("203.0.113.{host}")), now).expect("not refused");
+            slow += usize::from(delay == NAME_DELAY);
+        }
+        assert_eq!(slow, 80, "all but the first twenty wait for their answer");
+        assert_eq!(limits.log_in("ada", address("10.0.0.5"), now), Ok(NAME_DELAY), "the right user waits, and gets in");
+    }
+
+    #[test]
+    fn a_host_with_a_whole_ipv6_network_counts_once() {
+        let limits = Limits::new();
+        let now = Instant::now();
+        let tries = |host| limits.log_in("ada", address(&format!("2001:db8::{host:x}")), now);
+        assert_eq!((0..100).filter(|host| tries(*host).is_ok()).count(), NAME_AND_ADDRESS_TRIES.0 as usize);
+    }
 }

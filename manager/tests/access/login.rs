@@ -1,10 +1,30 @@
 //! The first admin, sessions, and guessing.
 
-use std::{fs, os::unix::fs::PermissionsExt as _};
+use std::{fs, net::SocketAddr, os::unix::fs::PermissionsExt as _};
 
 use serde_json::{Value, json};
 
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpSocket,
+};
+
 use super::{Manager, PASSWORD, Who, common::start, request};
+
+/// The answer to ada's login from this loopback address.
+async fn log_in_from(ip: [u8; 4], to: SocketAddr) -> String {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind(SocketAddr::from((ip, 0))).expect("bound");
+    let mut stream = socket.connect(to).await.expect("connected");
+    let body = json!({ "name": "ada", "password": PASSWORD }).to_string();
+    let length = body.len();
+    let head =
+        format!("POST /api/v1/session HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n");
+    stream.write_all((head + &body).as_bytes()).await.expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("answered");
+    answer
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_first_admin_is_made_once() {
@@ -94,6 +114,8 @@ async fn guessing_tells_nothing_and_is_slowed_down() {
     assert_eq!((answer.status, &answer.json["code"]), (429, &"too_many_tries".into()));
     assert!(answer.head.contains("retry-after: "), "{answer:?}");
     assert_eq!(guess("ada", PASSWORD).await.status, 429, "the right one is not found out either");
+    let elsewhere = log_in_from([127, 0, 0, 2], manager.server.http_address()).await;
+    assert!(elsewhere.starts_with("HTTP/1.1 200"), "who guesses keeps nobody out at another address: {elsewhere}");
     assert_eq!(guess("nobody", PASSWORD).await.status, 401, "other names are not slowed down");
     assert_eq!(manager.ask(&ada, "GET /api/v1/session", Value::Null).await.status, 200, "nor who is logged in");
 }
