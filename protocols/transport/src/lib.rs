@@ -11,6 +11,7 @@ pub mod admission;
 pub mod connection;
 pub mod dialing;
 pub mod frame;
+mod handshakes;
 pub mod join;
 mod liveness;
 pub mod local;

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use libp2p::{connection_limits, gossipsub, identify, identity::Keypair, ping, swarm::NetworkBehaviour};
+use damselfly_messages::membership::Roles;
+use libp2p::{PeerId, connection_limits, gossipsub, identify, identity::Keypair, ping, swarm::NetworkBehaviour};
 
 use super::{
     config::{ConnectionLimits, NetworkConfig, Serves, StartError},
@@ -12,6 +13,7 @@ use super::{
 };
 use crate::{
     admission::Admission,
+    handshakes::Handshakes,
     protocol::{self, ConfigProtocol, ControlKind, GOSSIP_BYTES_MAX, InfoProtocol, NotifyProtocol, SchedulerProtocol},
     rpc::{FrameBudget, Outgoing, Rpc},
     streams,
@@ -41,13 +43,13 @@ pub(super) struct Behaviour {
 }
 
 impl Behaviour {
-    pub(super) fn new(config: &NetworkConfig, outlets: &Outlets) -> Result<Self, StartError> {
+    pub(super) fn new(config: &NetworkConfig, outlets: &Outlets, handshakes: Handshakes) -> Result<Self, StartError> {
         let NetworkConfig { keypair, admission, serves, limits, .. } = config;
         let budget = FrameBudget::default();
         Ok(Self {
             gate: gate::Behaviour::new(admission.clone()),
             limits: connection_limits(limits),
-            pending: pending::Behaviour::new(limits.pending_per_ip),
+            pending: pending::Behaviour::new(limits, handshakes),
             ping: ping::Behaviour::new(ping::Config::new().with_interval(PING_INTERVAL).with_timeout(PING_TIMEOUT)),
             identify: identify(keypair),
             gossip: gossip(keypair, config.topic.as_deref())?,
@@ -57,6 +59,11 @@ impl Behaviour {
             info: Rpc::new(serves.info.then(|| outlets.info.clone()), admission.clone(), budget),
             streams: streams(serves, limits, admission, outlets),
         })
+    }
+
+    /// What a peer that is or was just connected was admitted as.
+    pub(super) fn roles(&self, peer: &PeerId) -> Roles {
+        self.gate.roles(peer)
     }
 
     pub(super) fn request(&mut self, kind: ControlKind, outgoing: Outgoing) {
@@ -69,10 +76,10 @@ impl Behaviour {
     }
 }
 
+/// Inbound connections that are being set up are bounded by [`pending`], which ends old ones instead of refusing new ones.
 fn connection_limits(limits: &ConnectionLimits) -> connection_limits::Behaviour {
     connection_limits::Behaviour::new(
         connection_limits::ConnectionLimits::default()
-            .with_max_pending_incoming(Some(limits.pending))
             .with_max_pending_outgoing(Some(limits.pending))
             .with_max_established(Some(limits.connections))
             .with_max_established_per_peer(Some(limits.connections_per_peer)),

@@ -52,10 +52,11 @@ pub struct ConnectionLimits {
     pub connections: u32,
     /// Connections with one peer at once; default 4.
     pub connections_per_peer: u32,
-    /// Connections being set up at once, each way; default 128.
+    /// Connections being set up at once, each way; default 128. Above it the oldest inbound one ends. Addresses at which
+    /// members were seen have half as many of their own.
     pub pending: u32,
-    /// Those of them that come from one IP address; default 32, and three times as many from loopback, where a whole
-    /// testnet may be.
+    /// Those of them that come from one IPv4 address or IPv6 /64; default 32, twice as many from one /24, and three times
+    /// as many from loopback, where a whole testnet may be.
     pub pending_per_ip: u32,
     /// Piece and have streams at once with one peer, each way; default 32.
     pub streams_per_peer: usize,

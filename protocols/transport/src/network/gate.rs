@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use damselfly_messages::membership::Roles;
 use futures::{Stream as _, StreamExt as _, stream::BoxStream};
 use libp2p::{
     Multiaddr, PeerId,
@@ -42,6 +43,11 @@ impl Behaviour {
         let changes = WatchStream::from_changes(admission.changes()).map(drop);
         let occasions = futures::stream::select(IntervalStream::new(ticks).map(drop), changes).boxed();
         Self { admission, occasions, closing: VecDeque::new() }
+    }
+
+    /// What a peer was admitted as.
+    pub(super) fn roles(&self, peer: &PeerId) -> Roles {
+        self.admission.roles(peer)
     }
 
     fn look(&mut self) {

@@ -1,7 +1,11 @@
-//! Keeps one address from taking all the room for connections that are being set up.
+//! Room for connections that are being set up, which is shared between those who may be strangers.
+//!
+//! There is always room for one more: the oldest handshake that has not proved anything ends for it, of the same address,
+//! of the same network (a /24 or /64), or of the network with the most. Addresses at which members were seen have room of
+//! their own, so a flood from elsewhere does not keep members out.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     convert::Infallible,
     net::IpAddr,
     task::{Context, Poll},
@@ -18,41 +22,124 @@ use libp2p::{
     },
 };
 
-use crate::connection::{LOOPBACK_FACTOR, ip_of};
+use super::config::ConnectionLimits;
+use crate::{
+    connection::{LOOPBACK_FACTOR, ip_of},
+    handshakes::Handshakes,
+    source::{network_of, source_of},
+};
 
-/// The address has as many connections under way as it may have.
-#[derive(Debug, Clone, Copy, thiserror::Error)]
-#[error("{ip} sets up {max} connections already")]
-struct TooMany {
-    ip: IpAddr,
-    max: u32,
-}
+/// What one network may have, in multiples of what one address may have.
+const PER_NETWORK_FACTOR: usize = 2;
+/// Addresses of members that are remembered; above it the one that was seen least lately is forgotten.
+const MEMBERS_MAX: usize = 4096;
 
-/// Counts the inbound connections under way by their IP address, and denies those above the limit.
+/// Counts the inbound connections under way, and ends the oldest ones that are too many.
 #[derive(Debug)]
 pub(super) struct Behaviour {
-    per_ip: u32,
-    /// Bounded by the limit for all of them together, which the field before this one checks.
-    pending: HashMap<ConnectionId, IpAddr>,
+    pending: Pending,
+    handshakes: Handshakes,
+}
+
+/// The connections under way. Pure: the caller ends what it is told to.
+#[derive(Debug)]
+struct Pending {
+    /// Of strangers; members have half of that for themselves.
+    all: usize,
+    per_source: usize,
+    /// Oldest first.
+    under_way: VecDeque<UnderWay>,
+    members: Members,
+}
+
+#[derive(Debug, Clone)]
+struct UnderWay {
+    connection: ConnectionId,
+    remote: Multiaddr,
+    source: IpAddr,
+    is_member: bool,
+}
+
+impl Pending {
+    fn new(all: u32, per_source: u32) -> Self {
+        let members = Members::default();
+        Self { all: all as usize, per_source: per_source as usize, under_way: VecDeque::new(), members }
+    }
+
+    /// Takes a connection in; returns the one that ends for it.
+    fn enter(&mut self, connection: ConnectionId, remote: &Multiaddr) -> Option<UnderWay> {
+        let source = source_of(ip_of(remote)?);
+        let is_member = self.members.contains(&source);
+        let evicted = self.too_many(source, is_member).and_then(|at| self.under_way.remove(at));
+        self.under_way.push_back(UnderWay { connection, remote: remote.clone(), source, is_member });
+        evicted
+    }
+
+    /// Which one there is no room for beside one more of `source`.
+    fn too_many(&self, source: IpAddr, is_member: bool) -> Option<usize> {
+        let factor = if source.is_loopback() { LOOPBACK_FACTOR as usize } else { 1 };
+        let per_source = self.per_source * factor;
+        if self.count(|known| known.source == source) >= per_source {
+            return self.oldest(|known| known.source == source);
+        }
+        let of_kind = |known: &UnderWay| known.is_member == is_member;
+        let network = network_of(source);
+        let is_near = |known: &UnderWay| of_kind(known) && network_of(known.source) == network;
+        if !is_member && self.count(is_near) >= per_source * PER_NETWORK_FACTOR {
+            return self.oldest(is_near);
+        }
+        let max = if is_member { self.all.div_ceil(2) } else { self.all };
+        if self.count(of_kind) < max {
+            return None;
+        }
+        let mut counts: HashMap<IpAddr, usize> = HashMap::new();
+        for known in self.under_way.iter().filter(|known| of_kind(known)) {
+            *counts.entry(network_of(known.source)).or_default() += 1;
+        }
+        let (largest, _) = counts.into_iter().max_by_key(|(_, count)| *count)?;
+        self.oldest(|known| of_kind(known) && network_of(known.source) == largest)
+    }
+
+    fn count(&self, is_counted: impl Fn(&UnderWay) -> bool) -> usize {
+        self.under_way.iter().filter(|known| is_counted(known)).count()
+    }
+
+    fn oldest(&self, is_meant: impl Fn(&UnderWay) -> bool) -> Option<usize> {
+        self.under_way.iter().position(is_meant)
+    }
+
+    fn leave(&mut self, connection: ConnectionId) {
+        self.under_way.retain(|known| known.connection != connection);
+    }
+}
+
+/// Where members were seen.
+#[derive(Debug, Default)]
+struct Members {
+    /// With the number of the occasion.
+    seen: HashMap<IpAddr, u64>,
+    occasions: u64,
+}
+
+impl Members {
+    fn contains(&self, source: &IpAddr) -> bool {
+        self.seen.contains_key(source)
+    }
+
+    fn note(&mut self, source: IpAddr) {
+        self.occasions += 1;
+        self.seen.insert(source, self.occasions);
+        if self.seen.len() > MEMBERS_MAX
+            && let Some(oldest) = self.seen.iter().min_by_key(|(_, occasion)| **occasion).map(|(source, _)| *source)
+        {
+            self.seen.remove(&oldest);
+        }
+    }
 }
 
 impl Behaviour {
-    pub(super) fn new(per_ip: u32) -> Self {
-        Self { per_ip, pending: HashMap::new() }
-    }
-
-    fn admit(&mut self, connection: ConnectionId, remote: &Multiaddr) -> Result<(), TooMany> {
-        let Some(ip) = ip_of(remote) else { return Ok(()) };
-        let max = if ip.is_loopback() { self.per_ip * LOOPBACK_FACTOR } else { self.per_ip };
-        if self.pending.values().filter(|known| **known == ip).count() >= max as usize {
-            return Err(TooMany { ip, max });
-        }
-        self.pending.insert(connection, ip);
-        Ok(())
-    }
-
-    fn forget(&mut self, connection: ConnectionId) {
-        self.pending.remove(&connection);
+    pub(super) fn new(limits: &ConnectionLimits, handshakes: Handshakes) -> Self {
+        Self { pending: Pending::new(limits.pending, limits.pending_per_ip), handshakes }
     }
 }
 
@@ -66,7 +153,11 @@ impl NetworkBehaviour for Behaviour {
         _: &Multiaddr,
         remote: &Multiaddr,
     ) -> Result<(), ConnectionDenied> {
-        self.admit(connection, remote).map_err(ConnectionDenied::new)
+        if let Some(evicted) = self.pending.enter(connection, remote) {
+            tracing::debug!(from = %evicted.remote, "a handshake that takes long is ended for a newer one");
+            self.handshakes.end(&evicted.remote);
+        }
+        Ok(())
     }
 
     fn handle_established_inbound_connection(
@@ -76,7 +167,7 @@ impl NetworkBehaviour for Behaviour {
         _: &Multiaddr,
         _: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        self.forget(connection);
+        self.pending.leave(connection);
         Ok(dummy::ConnectionHandler)
     }
 
@@ -93,8 +184,13 @@ impl NetworkBehaviour for Behaviour {
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
         match event {
-            FromSwarm::ConnectionEstablished(ConnectionEstablished { connection_id, .. })
-            | FromSwarm::ListenFailure(ListenFailure { connection_id, .. }) => self.forget(connection_id),
+            FromSwarm::ConnectionEstablished(ConnectionEstablished { connection_id, endpoint, .. }) => {
+                self.pending.leave(connection_id);
+                if let Some(ip) = ip_of(endpoint.get_remote_address()) {
+                    self.pending.members.note(source_of(ip));
+                }
+            }
+            FromSwarm::ListenFailure(ListenFailure { connection_id, .. }) => self.pending.leave(connection_id),
             _ => {}
         }
     }
@@ -112,28 +208,100 @@ impl NetworkBehaviour for Behaviour {
 mod tests {
     use super::*;
 
-    #[test]
-    fn one_address_leaves_room_for_others() {
-        let address = |text: &str| text.parse::<Multiaddr>().expect("an address");
-        // (the address, how many are admitted, why)
-        let table = [
-            ("/ip4/10.0.0.1/tcp/1", 2, "the limit"),
-            ("/ip6/::ffff:10.0.0.2/tcp/1", 2, "another address has its own"),
-            ("/ip4/10.0.0.2/tcp/1", 0, "the same address, mapped"),
-            ("/ip4/127.0.0.1/tcp/1", 6, "a testnet"),
-        ];
-        let mut pending = Behaviour::new(2);
-        let mut id = 0;
-        let mut admit = |pending: &mut Behaviour, from: &str| {
-            id += 1;
-            pending.admit(ConnectionId::new_unchecked(id), &address(from)).is_ok()
-        };
-        for (from, expected, why) in table {
-            let admitted = (0..20).filter(|_| admit(&mut pending, from)).count();
-            assert_eq!(admitted, expected, "{from}: {why}");
+    /// The connections of a test, numbered as they come.
+    struct Arrivals {
+        pending: Pending,
+        next: usize,
+    }
+
+    impl Arrivals {
+        fn new() -> Self {
+            Self { pending: Pending::new(128, 32), next: 0 }
         }
-        pending.forget(ConnectionId::new_unchecked(1));
-        assert!(admit(&mut pending, "/ip4/10.0.0.1/tcp/2"), "one has ended");
-        assert!(!admit(&mut pending, "/ip4/10.0.0.1/tcp/3"));
+
+        /// One connection from `ip`; the address of the one that ended for it.
+        fn arrive(&mut self, ip: &str) -> Option<IpAddr> {
+            self.next += 1;
+            let ip: IpAddr = ip.parse().expect("an address");
+            let remote = Multiaddr::from(ip).with(libp2p::multiaddr::Protocol::Tcp(self.next as u16));
+            self.pending.enter(ConnectionId::new_unchecked(self.next), &remote).map(|evicted| evicted.source)
+        }
+
+        fn from(&self, ip: &str) -> usize {
+            let ip: IpAddr = ip.parse().expect("an address");
+            self.pending.count(|known| known.source == ip)
+        }
+    }
+
+    #[test]
+    fn one_address_replaces_its_own_oldest() {
+        for (ip, most, reason) in
+            [("10.0.0.1", 32, "the limit"), ("2001:db8::", 32, "a /64 is one host"), ("127.0.0.1", 96, "a testnet")]
+        {
+            let mut arrivals = Arrivals::new();
+            arrivals.arrive("192.0.2.1");
+            for _ in 0..most {
+                assert_eq!(arrivals.arrive(ip), None, "{ip}: {reason}");
+            }
+            assert_eq!(arrivals.arrive(ip), Some(ip.parse().expect("an address")), "{ip}: {reason}");
+            assert_eq!((arrivals.from(ip), arrivals.from("192.0.2.1")), (most, 1), "{ip}: {reason}");
+        }
+        let mut arrivals = Arrivals::new();
+        for host in 0..40 {
+            arrivals.arrive(&format!("2001:db8::{host:x}"));
+            arrivals.arrive("::ffff:10.0.0.1");
+        }
+        assert_eq!((arrivals.from("2001:db8::"), arrivals.from("10.0.0.1")), (32, 32));
+    }
+
+    #[test]
+    fn one_network_does_not_take_all_the_room() {
+        let mut arrivals = Arrivals::new();
+        for host in 0..=255 {
+            arrivals.arrive(&format!("203.0.113.{host}"));
+        }
+        assert_eq!(arrivals.pending.under_way.len(), 64, "a /24 has twice what an address has");
+        assert_eq!(arrivals.arrive("10.0.0.1"), None);
+    }
+
+    #[test]
+    fn a_flood_from_everywhere_ends_its_own_and_keeps_no_member_out() {
+        let mut arrivals = Arrivals::new();
+        arrivals.pending.members.note("10.0.0.5".parse().expect("an address"));
+        arrivals.arrive("10.0.0.5");
+        arrivals.arrive("192.0.2.1");
+        for round in 0..10_000 {
+            arrivals.arrive(&format!("203.0.{}.1", round % 200));
+            arrivals.arrive(&format!("198.51.100.{}", round % 200));
+        }
+        assert_eq!(arrivals.from("10.0.0.5"), 1, "a member's address has room of its own");
+        assert_eq!(arrivals.pending.under_way.len(), 128 + 1);
+        assert_eq!(arrivals.arrive("10.0.0.5"), None, "also for one more");
+    }
+
+    #[test]
+    fn a_flood_from_member_addresses_is_bounded_too() {
+        let mut arrivals = Arrivals::new();
+        for host in 0..200 {
+            let ip = format!("10.0.{host}.1");
+            arrivals.pending.members.note(ip.parse().expect("an address"));
+            arrivals.arrive(&ip);
+        }
+        assert_eq!(arrivals.pending.under_way.len(), 64);
+        assert_eq!(arrivals.arrive("192.0.2.1"), None, "newcomers have theirs");
+        let first = arrivals.pending.under_way[0].connection;
+        arrivals.pending.leave(first);
+        assert_eq!(arrivals.arrive("10.0.0.1"), None, "one has ended");
+    }
+
+    #[test]
+    fn members_are_remembered_within_bounds() {
+        let mut members = Members::default();
+        let ip = |number: u32| IpAddr::from(number.to_be_bytes());
+        for number in 0..=MEMBERS_MAX as u32 {
+            members.note(ip(number));
+            members.note(ip(0));
+        }
+        assert!(members.contains(&ip(0)) && !members.contains(&ip(1)) && members.contains(&ip(2)));
     }
 }

@@ -31,6 +31,7 @@ use super::{
 use crate::{
     connection::{READ_BYTES, READ_BYTES_OF_HUBS, transport},
     dialing::DialPolicy,
+    handshakes::Handshakes,
     muxer::GrowthBudget,
 };
 
@@ -118,7 +119,9 @@ fn swarm(
 ) -> Result<Swarm<Behaviour>, StartError> {
     let read_bytes = if config.serves.piece { READ_BYTES } else { READ_BYTES_OF_HUBS };
     let transport = transport(&config.keypair, config.admission.clone(), policy, growth, read_bytes)?;
-    let behaviour = Behaviour::new(config, outlets)?;
+    let handshakes = Handshakes::default();
+    let transport = handshakes.watch(transport);
+    let behaviour = Behaviour::new(config, outlets, handshakes)?;
     let peer = config.keypair.public().to_peer_id();
     let swarm_config = Config::with_tokio_executor().with_idle_connection_timeout(IDLE_TIMEOUT);
     Ok(Swarm::new(transport, behaviour, peer, swarm_config))

@@ -118,6 +118,30 @@ async fn who_says_nothing_after_its_key_is_dropped_in_time() {
 }
 
 #[tokio::test]
+async fn half_open_handshakes_keep_no_member_out() {
+    let (host, _inbox) = started();
+    let port = host.listeners()[0].iter().find_map(|part| match part {
+        multiaddr::Protocol::Tcp(port) => Some(port),
+        _ => None,
+    });
+    let to = std::net::SocketAddr::from(([127, 0, 0, 1], port.expect("a port")));
+    // Six addresses, and many more handshakes than there is room for. Each says something, but not who it is.
+    let half_open = async |last: u8| {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        socket.bind(std::net::SocketAddr::from(([127, 0, 0, last], 0))).expect("bound");
+        let mut stream = socket.connect(to).await.expect("connected");
+        tokio::io::AsyncWriteExt::write_all(&mut stream, b"\x13").await.expect("sent");
+        stream
+    };
+    let flood = join_all((0..600).map(|number| half_open(2 + (number % 6) as u8))).await;
+    let begun = Instant::now();
+    let (member, _member_inbox) = started();
+    connect(&member, &host).await;
+    assert!(begun.elapsed() < crate::connection::INBOUND_SETUP_TIMEOUT, "it did not wait for them to time out");
+    drop(flood);
+}
+
+#[tokio::test]
 async fn each_protocol_is_for_its_roles() {
     let (host, _inbox) = started();
     let (node, _node_inbox) = start(config_of([Role::Node])).expect("started");
@@ -426,6 +450,51 @@ async fn gossip_goes_on_only_when_accepted() {
     assert_eq!(first.publish(vec![0; 1 << 20]).await, Err(PublishError::TooLarge));
     let (alone, _inbox) = start(NetworkConfig { topic: None, ..config() }).expect("started");
     assert_eq!(alone.publish(b"x".to_vec()).await, Err(PublishError::NoTopic));
+}
+
+#[tokio::test]
+async fn who_gossips_what_is_rejected_is_disconnected_and_heard_no_more() {
+    let ((hub, mut hub_inbox), (bad, _bad_inbox)) = (started(), started());
+    connect(&bad, &hub).await;
+    hub.set_explicit_peers(vec![bad.peer_id()]).await;
+    bad.set_explicit_peers(vec![hub.peer_id()]).await;
+    publish(&bad, b"0").await;
+    hub_inbox.gossip.recv().await.expect("heard").reject();
+    for number in 1..gossip::REJECTED_MAX {
+        bad.publish(vec![number as u8]).await.expect("published");
+        hub_inbox.gossip.recv().await.expect("heard").reject();
+    }
+    let mut connected = hub.connected();
+    let gone = timeout(WITHIN, connected.wait_for(|peers| peers.is_empty())).await;
+    drop(gone.expect("disconnected").expect("alive"));
+    connect(&bad, &hub).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    // It is told of no subscription, so it may have nobody to publish to.
+    drop(bad.publish(b"again".to_vec()).await);
+    assert!(timeout(Duration::from_secs(1), hub_inbox.gossip.recv()).await.is_err(), "what it says is not looked at");
+}
+
+#[tokio::test]
+async fn only_managers_author_gossip() {
+    let (hub, mut hub_inbox) = started();
+    let (node, _node_inbox) = start(config_of([Role::Node])).expect("started");
+    let (manager, _manager_inbox) = start(config_of([Role::Manager])).expect("started");
+    for side in [&node, &manager] {
+        connect(side, &hub).await;
+        side.set_explicit_peers(vec![hub.peer_id()]).await;
+    }
+    hub.set_explicit_peers(vec![node.peer_id(), manager.peer_id()]).await;
+    publish(&node, b"forged").await;
+    let rejected = || hub.gossip_counts().received.get("rejected").copied();
+    let counted = async {
+        while rejected() != Some(1) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(WITHIN, counted).await.expect("rejected");
+    publish(&manager, b"signed").await;
+    let gossip = timeout(WITHIN, hub_inbox.gossip.recv()).await.expect("in time").expect("heard");
+    assert_eq!((&gossip.bytes[..], gossip.author), (&b"signed"[..], manager.peer_id()));
 }
 
 /// Publishes as soon as the subscriptions of the neighbours have arrived.

@@ -4,8 +4,10 @@ use std::{
     collections::{HashMap, HashSet},
     ops::ControlFlow,
     sync::Arc,
+    time::Instant,
 };
 
+use damselfly_messages::membership::{Role, Roles};
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use libp2p::{
     Multiaddr, PeerId, Swarm,
@@ -23,7 +25,7 @@ use super::{
     PeerEvent, Peers,
     behaviour::{Behaviour, BehaviourEvent},
     command::{Command, ConnectError, PublishError},
-    gossip::GossipCounters,
+    gossip::{GossipCounters, Offenders},
     inbox::Gossip,
 };
 use crate::{
@@ -68,6 +70,7 @@ pub(super) struct Worker {
     dials: HashMap<PeerId, Dial>,
     dialling: HashMap<ConnectionId, PeerId>,
     explicit: HashSet<PeerId>,
+    offenders: Offenders,
 }
 
 impl Worker {
@@ -93,6 +96,7 @@ impl Worker {
             dials: HashMap::new(),
             dialling: HashMap::new(),
             explicit: HashSet::new(),
+            offenders: Offenders::default(),
         }
     }
 
@@ -224,6 +228,7 @@ impl Worker {
 
     fn on_connected(&mut self, peer: PeerId, endpoint: &ConnectedPoint, first: bool) {
         if first {
+            self.hear_again();
             let address = endpoint.get_remote_address().clone();
             tracing::debug!(%peer, %address, "connected");
             self.views.peers.send_modify(|peers| drop(Arc::make_mut(peers).insert(peer, address)));
@@ -280,6 +285,13 @@ impl Worker {
     }
 
     fn on_gossip(&mut self, from: PeerId, id: MessageId, message: gossipsub::Message) {
+        self.hear_again();
+        // Not connected here, it may be anything; what it says is judged by its signature then.
+        let author_roles = message.source.map_or(Roles::NONE, |author| self.swarm.behaviour().roles(&author));
+        if !author_roles.is_empty() && !author_roles.contains(Role::Manager) {
+            tracing::debug!(%from, author = ?message.source, "gossip rejected: only managers author it");
+            return self.report((id, from, MessageAcceptance::Reject));
+        }
         let (verdict, judged) = oneshot::channel();
         // Strict validation: a message without an author does not get here.
         let author = message.source.unwrap_or(from);
@@ -295,9 +307,22 @@ impl Worker {
 
     fn report(&mut self, (id, from, verdict): Verdict) {
         self.views.gossip.on_verdict(&verdict);
+        let is_rejected = matches!(verdict, MessageAcceptance::Reject);
         let known = self.swarm.behaviour_mut().gossip.report_message_validation_result(&id, &from, verdict);
         if !known {
             tracing::debug!(%id, "the verdict came too late");
+        }
+        if is_rejected && self.offenders.on_rejected(from, Instant::now()) {
+            tracing::warn!(peer = %from, "disconnected, and its gossip is not heard for ten minutes: too much was rejected");
+            self.swarm.behaviour_mut().gossip.blacklist_peer(&from);
+            // It may have left by itself.
+            let _ = self.swarm.disconnect_peer_id(from);
+        }
+    }
+
+    fn hear_again(&mut self) {
+        for peer in self.offenders.expire(Instant::now()) {
+            self.swarm.behaviour_mut().gossip.remove_blacklisted_peer(&peer);
         }
     }
 }

@@ -97,6 +97,7 @@ struct Shared {
     current: watch::Sender<Option<Arc<Accepted>>>,
     /// Schedulers that have been asked and had nothing newer, or whose newer one was taken over.
     heard: Mutex<HashSet<PeerId>>,
+    warnings: gossip::Warnings,
 }
 
 impl Follower {
@@ -119,6 +120,7 @@ impl Follower {
             stored,
             current: watch::Sender::new(None),
             heard: Mutex::default(),
+            warnings: gossip::Warnings::default(),
         });
         shared.restore()?;
         let stop = CancellationToken::new();

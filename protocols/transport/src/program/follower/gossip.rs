@@ -1,14 +1,42 @@
 //! Judging the messages of the topic.
 
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use damselfly_messages::{
     config::{ConfigurationRefused, Gossip as Message},
     wire::Wire as _,
 };
 
+use libp2p::PeerId;
+
 use super::{Shared, pulls};
 use crate::network::{Gossip, Network};
+
+/// A peer is warned of this often at most.
+const WARN_EVERY: Duration = Duration::from_secs(60);
+/// Peers that are remembered; a further one is not warned of.
+const WARNED_MAX: usize = 256;
+
+/// Keeps peers from filling the log.
+#[derive(Debug, Default)]
+pub(super) struct Warnings(Mutex<HashMap<PeerId, Instant>>);
+
+impl Warnings {
+    /// Whether a warning about `peer` may be logged; if so, it counts.
+    fn is_due(&self, peer: PeerId, now: Instant) -> bool {
+        let mut warned = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        warned.retain(|_, last| now.saturating_duration_since(*last) < WARN_EVERY);
+        if warned.contains_key(&peer) || warned.len() >= WARNED_MAX {
+            return false;
+        }
+        warned.insert(peer, now);
+        true
+    }
+}
 
 /// Takes over what a message carries, or pulls what it speaks of; passes on only what has proved true.
 pub(super) async fn judge(gossip: Gossip, network: Network, shared: Arc<Shared>) {
@@ -30,8 +58,31 @@ pub(super) async fn judge(gossip: Gossip, network: Network, shared: Arc<Shared>)
         Ok(()) => gossip.accept(),
         Err(ConfigurationRefused::Older { .. }) => drop(gossip),
         Err(error) => {
-            tracing::warn!(author = %gossip.author, from = %gossip.from, %error, "gossiped configuration refused");
+            let (author, from) = (gossip.author, gossip.from);
+            if shared.warnings.is_due(from, Instant::now()) {
+                tracing::warn!(%author, %from, %error, "gossiped configuration refused");
+            } else {
+                tracing::debug!(%author, %from, %error, "gossiped configuration refused");
+            }
             gossip.reject();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_is_warned_of_once_a_minute() {
+        let warnings = Warnings::default();
+        let start = Instant::now();
+        let peer = PeerId::random();
+        let due = (0..10_000).filter(|number| warnings.is_due(peer, start + Duration::from_millis(*number))).count();
+        assert_eq!(due, 1, "10,000 messages in 10 s");
+        assert!(warnings.is_due(PeerId::random(), start), "another peer");
+        assert!(warnings.is_due(peer, start + WARN_EVERY));
+        let many = (0..2 * WARNED_MAX).filter(|_| warnings.is_due(PeerId::random(), start + WARN_EVERY)).count();
+        assert!(many < WARNED_MAX, "bounded");
     }
 }
