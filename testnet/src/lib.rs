@@ -5,6 +5,7 @@
 
 pub mod args;
 pub mod bench;
+pub mod cargo;
 pub mod cluster;
 mod config;
 pub mod demo;

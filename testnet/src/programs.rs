@@ -3,18 +3,15 @@
 use std::{
     env,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
-    thread,
-    time::Duration,
+    process::Stdio,
 };
 
 use anyhow::{Context as _, bail};
 
+use crate::cargo;
+
 /// What a cluster consists of.
 const NAMES: [&str; 4] = ["dfmanager", "dfscheduler", "dfdaemon", "dfcache"];
-
-/// A build that takes no longer is not worth a line.
-const QUIET: Duration = Duration::from_millis(1500);
 
 /// The folder with the programs, all there.
 #[derive(Debug, Clone)]
@@ -69,35 +66,21 @@ fn manifest(folder: &Path) -> Option<PathBuf> {
 }
 
 fn build(manifest: &Path, folder: &Path, missing: &[&str]) -> anyhow::Result<()> {
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let target = folder.parent().context("no target folder")?;
     let profile = match folder.file_name().and_then(|name| name.to_str()) {
         Some("debug") | None => "dev",
         Some(profile) => profile,
     };
-    let mut command = Command::new(&cargo);
-    command.arg("build").arg("--quiet").arg("--manifest-path").arg(manifest);
-    command.arg("--target-dir").arg(target).arg("--profile").arg(profile);
-    command.args(NAMES.iter().flat_map(|name| ["--bin", *name]));
-    let started = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
-    let mut child = match started {
-        Ok(child) => child,
+    eprintln!("testnet: building {} …", NAMES.join(", "));
+    // Not quiet: a first build takes minutes, and cargo shows how far it is.
+    let mut command = cargo::command();
+    command.arg("build").arg("--manifest-path").arg(manifest).arg("--target-dir").arg(target);
+    command.args(["--profile", profile]).args(NAMES.iter().flat_map(|name| ["--bin", *name]));
+    match command.stdout(Stdio::null()).status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => bail!("cargo could not build the programs ({status})"),
         // No cargo, but nothing is missing: then take what is there.
-        Err(_) if missing.is_empty() => return Ok(()),
-        Err(error) => return Err(error).with_context(|| format!("cannot run {}", Path::new(&cargo).display())),
-    };
-    thread::sleep(Duration::from_millis(100));
-    let mut waited = Duration::from_millis(100);
-    let mut told = false;
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return if status.success() { Ok(()) } else { bail!("cargo could not build the programs ({status})") };
-        }
-        if waited >= QUIET && !told {
-            eprintln!("testnet: building {} (some minutes the first time) …", NAMES.join(", "));
-            told = true;
-        }
-        thread::sleep(Duration::from_millis(50));
-        waited += Duration::from_millis(50);
+        Err(_) if missing.is_empty() => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("cannot run {}", cargo::program(&command).display())),
     }
 }

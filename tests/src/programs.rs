@@ -4,11 +4,11 @@ use std::{
     env,
     fs::File,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
     sync::OnceLock,
 };
 
 use anyhow::{Context as _, bail, ensure};
+use damselfly_testnet::cargo;
 use rustix::fs::{FlockOperation, flock};
 
 /// Names a folder with programs to test; nothing is built then.
@@ -54,18 +54,12 @@ impl Programs {
             Some(profile) => profile,
         };
         let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml");
-        let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        let mut cargo = cargo::command();
         cargo.args(["build", "--quiet", "--profile", profile, "--manifest-path"]).arg(manifest);
         cargo.arg("--target-dir").arg(target);
         // All in one, as `cargo test --workspace` does: then they share every dependency with it.
         cargo.args(NAMES.iter().flat_map(|name| ["--bin", *name]));
-        // What cargo tells tests of their own package is not for the build scripts that look at it: they would run again,
-        // and what depends on them be built again, at each turn of the two.
-        for (name, _) in env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"CARGO_PKG_")) {
-            cargo.env_remove(name);
-        }
-        cargo.env_remove("CARGO_MANIFEST_DIR").env_remove("CARGO_MANIFEST_PATH").env_remove("CARGO_MANIFEST_LINKS");
-        let output = cargo.stdin(Stdio::null()).output().context("cannot run cargo")?;
+        let output = cargo.output().context("cannot run cargo")?;
         ensure!(output.status.success(), "cannot build the programs:\n{}", String::from_utf8_lossy(&output.stderr));
         Self { folder: folder.to_owned() }.complete()
     }

@@ -4,12 +4,13 @@ use std::{
     env, fs, io,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Stdio,
 };
 
 use anyhow::{Context as _, bail};
 
 use super::engine;
+use crate::cargo;
 
 /// The image that compose.yaml names when nobody says otherwise.
 const IMAGE: &str = concat!("damselfly:", env!("CARGO_PKG_VERSION"));
@@ -90,20 +91,13 @@ fn build(workspace: &Path) -> anyhow::Result<PathBuf> {
     if !program.is_file() {
         eprintln!("testnet: building a static program for the image (several minutes the first time) …");
     }
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(&cargo);
-    command.current_dir(workspace).args(["build", "--locked", "--quiet", "--package", "damselfly-image"]);
+    let mut command = cargo::command();
+    command.current_dir(workspace).args(["build", "--locked", "--package", "damselfly-image"]);
     command.args(["--profile", "image", "--target", TARGET, "--target-dir"]).arg(&target);
-    command.env("RUSTFLAGS", "-C target-feature=+crt-static").stdin(Stdio::null()).stdout(Stdio::null());
-    // What `cargo run` says of this program: build scripts would take it for a change, and everything would be built anew.
-    for (name, _) in env::vars_os() {
-        let of_this = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_NAME", "CARGO_BIN_NAME", "CARGO_PRIMARY_PACKAGE"];
-        if name.to_str().is_some_and(|name| of_this.iter().any(|start| name.starts_with(start))) {
-            command.env_remove(name);
-        }
-    }
+    command.env("RUSTFLAGS", "-C target-feature=+crt-static").stdout(Stdio::null());
     let status = command.status();
-    let status = status.with_context(|| format!("cannot run {}, which builds it", cargo.display()))?;
+    let status =
+        status.with_context(|| format!("cannot run {}, which builds it", cargo::program(&command).display()))?;
     if !status.success() {
         bail!("cargo could not build the static program ({status}); with linker errors: is there a static C library?");
     }
