@@ -18,7 +18,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use sqlx::{
     Any, AnyConnection, AnyPool, Connection as _, Executor as _, Row as _, Transaction,
     any::{AnyPoolOptions, AnyRow},
-    migrate::{MigrateError, Migrator},
+    migrate::MigrateError,
 };
 use tokio::time::timeout;
 
@@ -31,6 +31,7 @@ pub mod join_tokens;
 pub mod leader;
 pub mod managers;
 pub mod members;
+mod migrations;
 mod page;
 mod patience;
 pub mod prune;
@@ -41,9 +42,6 @@ pub mod users;
 
 pub use page::{LIMIT_MAX, Page, Paged};
 pub use url::DatabaseUrl;
-
-static SQLITE: Migrator = sqlx::migrate!("migrations/sqlite");
-static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
 
 /// Connections of this process.
 const CONNECTIONS_MAX: u32 = 8;
@@ -118,9 +116,9 @@ impl Database {
         install_drivers();
         let (url, setup, migrations): (String, &'static [&'static str], _) = match &place {
             Place::Sqlite(path) => {
-                (url::of_file(path), &["PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL"], &SQLITE)
+                (url::of_file(path), &["PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL"], &migrations::SQLITE)
             }
-            Place::Postgres(url) => (url.reveal().to_owned(), &[STATEMENT_TIMEOUT], &POSTGRES),
+            Place::Postgres(url) => (url.reveal().to_owned(), &[STATEMENT_TIMEOUT], &migrations::POSTGRES),
         };
         if let Place::Sqlite(path) = &place {
             make_private(path).map_err(|source| OpenError::File { path: path.clone(), source })?;
