@@ -16,6 +16,7 @@ pub mod breaking;
 pub(crate) mod change;
 mod members;
 pub(crate) mod parting;
+mod probe;
 
 use crate::{
     layout::{ClusterFile, Layout},
@@ -121,6 +122,7 @@ impl Cluster {
         }
         layout.write(&file)?;
         ready::cluster(layout, &file, programs, 1).await?;
+        probe::schedulers(layout, &file, programs).await?;
         Ok(file)
     }
 
@@ -266,9 +268,33 @@ pub async fn up(dir: &Path, mut options: Options, detach: bool) -> anyhow::Resul
 /// # Errors
 /// When there is no cluster.
 pub async fn down(dir: &Path) -> anyhow::Result<()> {
-    let (layout, _) = Layout::open(dir)?;
-    process::end(&configs_in(&layout)).await;
+    let (layout, file) = Layout::open(dir)?;
+    let configs = configs_in(&layout);
+    let ran = configs.iter().filter(|config| !process::running(config).is_empty()).count();
+    process::end(&configs).await;
+    let ended = match ran {
+        0 => "nothing ran any more".to_owned(),
+        1 => "ended 1 program".to_owned(),
+        ran => format!("ended {ran} programs"),
+    };
+    if layout.is_default() {
+        remove(&layout, &file)?;
+        eprintln!("testnet: {ended}; removed {}", layout.dir().display());
+    } else {
+        eprintln!("testnet: {ended}; data and logs stay in {}", layout.dir().display());
+    }
     Ok(())
+}
+
+/// Removes a cluster's folder, and sockets for which its path was too long.
+fn remove(layout: &Layout, file: &ClusterFile) -> anyhow::Result<()> {
+    let outside = file.nodes.iter().map(|node| &node.socket).filter(|socket| !socket.starts_with(layout.dir()));
+    for socket in outside {
+        // A daemon that ended well has removed its own.
+        drop(fs::remove_file(socket));
+    }
+    let dir = layout.dir();
+    fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))
 }
 
 /// Ends what runs in `dir`, whether or not it is a whole cluster.

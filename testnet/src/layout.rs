@@ -128,6 +128,11 @@ impl Layout {
         }
     }
 
+    /// Whether it is the folder of commands without `--dir`.
+    pub(crate) fn is_default(&self) -> bool {
+        fs::canonicalize(default_dir()).is_ok_and(|dir| dir == self.dir)
+    }
+
     /// The folder.
     pub fn dir(&self) -> &Path {
         &self.dir

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail, ensure};
 
-use super::{MANAGER, change};
+use super::{MANAGER, change, probe};
 use crate::{
     layout::{ClusterFile, Layout},
     links::{control::Links, hub::Order, wire::Shape},
@@ -39,7 +39,7 @@ pub async fn reset(dir: &Path, ones: &str, others: &str) -> anyhow::Result<()> {
     links.order(&Order::Reset { a, b }).map(drop)
 }
 
-/// `testnet heal`: mends all links, and waits until the cluster is ready.
+/// `testnet heal`: mends all links, and waits until nodes export from each other again.
 ///
 /// # Errors
 /// What did not get ready again.
@@ -47,7 +47,9 @@ pub async fn heal(dir: &Path) -> anyhow::Result<()> {
     let (layout, file) = Layout::open(dir)?;
     links(&layout)?.order(&Order::Heal)?;
     let epoch = change::epoch(&file.manager).await?;
-    ready::cluster(&layout, &file, &Programs::find()?, epoch).await
+    let programs = Programs::find()?;
+    ready::cluster(&layout, &file, &programs, epoch).await?;
+    probe::exports(&layout, &file, &programs).await
 }
 
 fn links(layout: &Layout) -> anyhow::Result<Links> {

@@ -6,6 +6,7 @@ mod conflict;
 mod console;
 mod delete;
 mod eyes;
+mod healthy;
 mod limits;
 mod manager;
 mod membership;

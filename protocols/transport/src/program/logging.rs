@@ -1,10 +1,14 @@
 //! Logs on standard error, and spans to a collector of traces.
 
-use std::io;
+use std::{env, io};
 
 use tracing_subscriber::{EnvFilter, Layer as _, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 use crate::trace::{Collector, TARGET};
+
+/// The library of gossip warns of what is usual here: only one side of a connection names the other as an explicit peer, and
+/// the other one offers itself all the same.
+const GOSSIP: &str = "libp2p_gossipsub";
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -21,6 +25,10 @@ pub enum LogFormat {
 /// Call it once; a second call has no effect.
 pub fn init(format: LogFormat, collector: Option<&Collector>) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,libp2p_swarm=warn"));
+    let filter = match env::var(EnvFilter::DEFAULT_ENV) {
+        Ok(wanted) if wanted.contains(GOSSIP) => filter,
+        _ => filter.add_directive(format!("{GOSSIP}=error").parse().expect("a directive")),
+    };
     let no_spans = format!("{TARGET}=off").parse().expect("a directive");
     let lines = fmt::layer().with_writer(io::stderr).with_ansi(false);
     let lines = match format {
