@@ -66,6 +66,30 @@ fn dockerfiles_pin_what_they_begin_with_and_end_as_an_unprivileged_user() {
     assert_eq!(variables("Dockerfile"), variables("Dockerfile.scratch"), "both make the same image");
 }
 
+/// All that are to run are started again, after a crash and after a start of Docker; the one that does its work once is not.
+#[test]
+fn every_service_of_compose_says_when_it_is_started_again() {
+    let compose = read("compose.yaml");
+    let (_, services) = compose.split_once("\nservices:\n").expect("services");
+    let (services, _) = services.split_once("\nnetworks:\n").expect("networks");
+    let begins = |line: &&str| line.starts_with("  ") && !line.starts_with("   ") && line.trim_end().ends_with(':');
+    let names: Vec<_> = lines(services).filter(begins).map(|line| line.trim().trim_end_matches(':')).collect();
+    assert!(names.len() >= 10, "{names:?}");
+    let templates = compose.split_once("\nservices:\n").map_or("", |(before, _)| before);
+    assert_eq!(values(templates, "restart"), ["unless-stopped"], "that of the template");
+    for name in names {
+        let (_, rest) = services.split_once(&format!("  {name}:\n")).expect("the service");
+        let own: Vec<_> = rest.lines().take_while(|line| line.starts_with("    ") || line.trim().is_empty()).collect();
+        let own = own.join("\n");
+        let is_program = ["*program", "*scheduler", "*node"].iter().any(|one| own.contains(&format!("<<: {one}")));
+        match (name, values(&own, "restart").as_slice()) {
+            ("init", ["\"no\""]) | (_, ["unless-stopped"]) => {}
+            (name, []) if name != "init" && is_program => {}
+            (name, other) => panic!("{name}: restart is {other:?}"),
+        }
+    }
+}
+
 #[test]
 fn every_setting_of_compose_is_explained() {
     let (compose, example) = (read("compose.yaml"), read(".env.example"));
@@ -129,5 +153,48 @@ fn every_alert_has_its_line_in_the_handbook() {
     for alert in alerts {
         let row = handbook.lines().find(|line| line.starts_with('|') && line.contains(alert));
         assert!(row.is_some(), "docs/operations.md does not say what to do about {alert}");
+    }
+}
+
+/// The sources of the whole workspace.
+fn sources(folder: &Path, found: &mut Vec<String>) {
+    for entry in fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let is_built = path.join("CACHEDIR.TAG").exists();
+        if path.is_dir() && !is_built && !name.starts_with('.') {
+            sources(&path, found);
+        } else if name.ends_with(".rs") {
+            found.push(fs::read_to_string(&path).expect("a source file"));
+        }
+    }
+}
+
+#[test]
+fn every_attack_has_its_answer_and_tests_that_there_are() {
+    let document = read("../docs/security.md");
+    let rows: Vec<Vec<&str>> = document
+        .lines()
+        .filter(|line| line.starts_with("| ") && !line.starts_with("| #"))
+        .map(|line| line.trim_matches('|').split(" | ").map(str::trim).collect())
+        .collect();
+    let numbers: Vec<_> = rows.iter().map(|row| row[0].to_owned()).collect();
+    assert_eq!(numbers, (1..=rows.len()).map(|number| number.to_string()).collect::<Vec<_>>());
+    assert!(rows.len() >= 40, "{} attacks", rows.len());
+    let mut texts = Vec::new();
+    sources(&folder().join(".."), &mut texts);
+    for row in rows {
+        assert_eq!(row.len(), 4, "{row:?}");
+        let tests: Vec<_> = row[3].split('`').skip(1).step_by(2).collect();
+        assert!(!tests.is_empty() || row[3].starts_with("by decision"), "attack {} has no test and no reason", row[0]);
+        for test in tests {
+            let is_there = texts.iter().any(|text| {
+                text.match_indices(&format!("fn {test}()")).any(|(at, _)| {
+                    let before: Vec<_> = text[..at].lines().rev().take(4).collect();
+                    before.iter().any(|line| line.contains("test]") || line.contains("test("))
+                })
+            });
+            assert!(is_there, "attack {}: there is no test {test}", row[0]);
+        }
     }
 }

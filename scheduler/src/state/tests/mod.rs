@@ -26,6 +26,7 @@ mod deletes;
 mod downloads;
 mod records;
 mod ring;
+mod senders;
 mod simulation;
 
 const MIB: u64 = 1 << 20;
