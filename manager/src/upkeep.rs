@@ -1,4 +1,4 @@
-//! What is done once a day.
+//! Removes from the database what need not be kept, every hour.
 
 use std::time::Duration;
 
@@ -10,15 +10,16 @@ use crate::{
     state::State,
 };
 
-const EVERY: Duration = Duration::from_secs(24 * 3600);
+/// Deletes of hosts come fast, so an hour must not bring too many.
+const EVERY: Duration = Duration::from_secs(3600);
 
-/// Removes what the database need not hold any more, at the start and every day, as the manager that publishes.
+/// Removes what the database need not hold any more, at the start and every hour, as the manager that publishes.
 pub async fn keep_pruned(state: State) {
-    let mut days = interval(EVERY);
-    days.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut hours = interval(EVERY);
+    hours.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut is_publisher = state.is_publisher();
     loop {
-        days.tick().await;
+        hours.tick().await;
         if is_publisher.wait_for(|is| *is).await.is_err() {
             return;
         }

@@ -336,6 +336,40 @@ async fn pruning(database: &Database) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deletes_of_hosts_do_not_fill_the_audit() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let database = sqlite(folder.path()).await;
+    let deletes: Vec<_> = (0..40u64)
+        .map(|number| Deletion {
+            number,
+            peer: PeerId::random(),
+            uid: Some(1000),
+            name: None,
+            tombstone: Tombstone {
+                task: Name::parse(&format!("file {number}"), "").expect("a name").task_id(),
+                generation: 1,
+                deleted: UnixMillis(number),
+            },
+        })
+        .collect();
+    database.create_join_token(token(1, 1, 2_000_000), &actor(), UnixMillis(1)).await.expect("made");
+    for (at, delete) in deletes.iter().enumerate() {
+        database.note_deletions(std::slice::from_ref(delete), UnixMillis(at as u64)).await.expect("noted");
+    }
+    let mut writing = database.write().await.expect("begun");
+    let change = audit::Change { action: "task.delete", target: "of a user", ..audit::Change::default() };
+    audit::append(&mut writing, UnixMillis(50), &actor(), change).await.expect("noted");
+    assert_eq!(prune::prune_deletes(&mut writing, 100, 100).await.expect("pruned"), 0, "there are fewer");
+    assert_eq!(prune::prune_deletes(&mut writing, 10, 20).await.expect("pruned"), 30, "the latest ten stay");
+    writing.commit().await.expect("committed");
+    let left = database.audit(&Page::new(99, None), &Filter::default()).await.expect("read").items;
+    let by_hosts: Vec<_> = left.iter().filter(|entry| entry.actor.contains(" on ")).map(|entry| entry.at.0).collect();
+    assert_eq!(by_hosts, (30..40).rev().collect::<Vec<_>>());
+    assert_eq!(left.len(), 12, "what users of the manager did stays: {left:?}");
+    assert_eq!(database.note_deletions(&deletes[25..], UnixMillis(60)).await.expect("asked"), 0, "known to be noted");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sqlite_does_what_is_asked() {
     let folder = tempfile::tempdir().expect("a folder");
     let database = sqlite(folder.path()).await;
