@@ -24,6 +24,8 @@ mod copy;
 mod disk;
 mod download;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 mod import;
 mod index;
 mod kept;

@@ -13,7 +13,7 @@ impl Settings {
     ///
     /// # Errors
     /// [`Invalid`]: what is known cannot be read, or is out of its range.
-    pub(super) fn from_signed(json: &[u8]) -> Result<Self, Invalid> {
+    pub fn from_signed(json: &[u8]) -> Result<Self, Invalid> {
         let unreadable = |error: serde_json::Error| Invalid::new("settings", error.to_string());
         let mut value: Value = serde_json::from_slice(json).map_err(unreadable)?;
         if let Value::Object(fields) = &mut value {
