@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgGroup, CommandFactory, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 use damselfly_transport::local::{Code, Failure};
@@ -16,6 +16,9 @@ const MAX_CID_BYTES: usize = 1024;
 const MAX_TAG_BYTES: usize = 256;
 /// Of a message that repeats a long argument, so much is shown of its beginning and of its end.
 const SHOWN_CHARS: (usize, usize) = (80, 160);
+
+/// An option that differs by more letters is another one.
+const MISSPELLED_MAX: usize = 2;
 
 /// Import files on one host, export them on any other.
 #[derive(Debug, Parser)]
@@ -49,7 +52,7 @@ pub struct Global {
     #[arg(long, global = true)]
     pub json: bool,
     /// Total time, such as 90s [default: none; but 30 s without progress end a transfer]
-    #[arg(long, global = true, value_name = "DUR", value_parser = parse_duration)]
+    #[arg(long, global = true, value_name = "DUR", value_parser = parse_duration, allow_hyphen_values = true)]
     pub timeout: Option<Duration>,
     /// No progress bar and no summary
     #[arg(short, long, global = true)]
@@ -58,7 +61,7 @@ pub struct Global {
     #[arg(long, global = true)]
     pub no_progress: bool,
     /// Transfer at most this fast, such as 64MiB/s
-    #[arg(long, global = true, value_name = "SIZE/s", value_parser = parse_rate)]
+    #[arg(long, global = true, value_name = "SIZE/s", value_parser = parse_rate, allow_hyphen_values = true)]
     pub rate_limit: Option<u64>,
 }
 
@@ -120,7 +123,7 @@ pub struct Import {
     pub tag: String,
     /// Every host that has not pinned it forgets it after this time, such as 2days; imported again under the same name,
     /// it stays until the later end
-    #[arg(long, value_name = "DUR", value_parser = parse_duration)]
+    #[arg(long, value_name = "DUR", value_parser = parse_duration, allow_hyphen_values = true)]
     pub ttl: Option<Duration>,
     /// Keep it on this host, past its --ttl and when room is short
     #[arg(long)]
@@ -257,13 +260,34 @@ fn wrong_usage(error: &clap::Error) -> Failure {
     let paragraph = page.split("\n\n").next().unwrap_or_default();
     let line = paragraph.lines().map(str::trim).collect::<Vec<_>>().join(" ");
     let message = line.strip_prefix("error: ").unwrap_or(&line);
-    let tip = page.lines().find_map(|line| line.trim().strip_prefix("tip: "));
+    // A misspelled option is hardly ever meant as a value.
+    let is_of_use = |tip: &&str| !tip.starts_with("to pass '");
+    let tip = page.lines().find_map(|line| line.trim().strip_prefix("tip: ")).filter(is_of_use);
     // "Usage: dfcache export [OPTIONS] …"
     let usage = page.lines().find_map(|line| line.strip_prefix("Usage: ")).unwrap_or("dfcache");
     let words = usage.split(' ').take_while(|word| word.starts_with(|c: char| c.is_ascii_lowercase()));
-    let see = || format!("see `{} --help`", words.collect::<Vec<_>>().join(" "));
-    let hint = tip.map_or_else(see, str::to_owned);
+    let command = words.collect::<Vec<_>>().join(" ");
+    let hint = tip.map(str::to_owned).or_else(|| unexpected(error, &command));
+    let hint = hint.unwrap_or_else(|| format!("see `{command} --help`"));
     Failure::new(Code::Usage, shortened(message)).with_hint(hint)
+}
+
+/// What was probably meant by an argument that `command` does not have: a name without `-i`, or a misspelled option.
+fn unexpected(error: &clap::Error, command: &str) -> Option<String> {
+    let Some(ContextValue::String(argument)) = error.get(ContextKind::InvalidArg) else { return None };
+    if error.kind() != ErrorKind::UnknownArgument {
+        return None;
+    }
+    let of = command.strip_prefix("dfcache ").unwrap_or_default();
+    let Some(option) = argument.strip_prefix("--") else {
+        let is_name = !argument.starts_with('-') && matches!(of, "stat" | "delete" | "export");
+        return is_name.then(|| format!("a name is given with -i: `{command} -i {}`", shortened(argument)));
+    };
+    let all = Args::command();
+    let commands = std::iter::once(&all).chain(all.find_subcommand(of));
+    let options = commands.flat_map(|command| command.get_arguments()).filter_map(|argument| argument.get_long());
+    let near = options.map(|long| (strsim::damerau_levenshtein(option, long), long)).min()?;
+    (near.0 <= MISSPELLED_MAX).then(|| format!("did you mean --{}? see `{command} --help`", near.1))
 }
 
 /// Clap repeats the argument first and says what is wrong with it last.

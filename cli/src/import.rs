@@ -1,5 +1,6 @@
 //! `dfcache import`.
 
+use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::path::Path;
 
@@ -11,7 +12,7 @@ use serde::Serialize;
 
 use crate::args::Import;
 use crate::client::Context;
-use crate::output::{Outcome, Stop, TaskKeys, print, required};
+use crate::output::{Outcome, Stop, TaskKeys, print, printable, required};
 use crate::progress::{Update, follow};
 use crate::source::Source;
 use crate::units;
@@ -107,7 +108,9 @@ fn tell(context: &Context, args: &Import, result: ImportResult) -> Outcome {
             seconds: result.seconds,
         });
     }
-    print(&format!("{cid}\n"))?;
+    // For programs it is the name byte by byte; a terminal would obey what may be in it.
+    let shown = if io::stdout().is_terminal() { printable(cid) } else { cid.into() };
+    print(&format!("{shown}\n"))?;
     let seconds = context.seconds();
     let rate = units::rate(task.bytes, seconds).map(|rate| format!(" ({rate})")).unwrap_or_default();
     let (size, time) = (units::size(task.bytes), units::seconds(seconds));

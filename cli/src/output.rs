@@ -164,12 +164,17 @@ fn eprint_ignoring(text: &str) {
     let _ = io::stderr().lock().write_all(text.as_bytes());
 }
 
-/// Text from elsewhere without control characters, which a terminal would obey.
+/// Characters that a terminal would obey, or that make it show a text in another order than it is.
+fn is_steering(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Text from elsewhere without characters that steer a terminal.
 pub fn printable(text: &str) -> Cow<'_, str> {
-    if !text.contains(char::is_control) {
+    if !text.contains(is_steering) {
         return Cow::Borrowed(text);
     }
-    let escape = |c: char| match c.is_control() {
+    let escape = |c: char| match is_steering(c) {
         true => c.escape_default().to_string(),
         false => c.to_string(),
     };
@@ -205,7 +210,8 @@ mod tests {
     #[test]
     fn names_cannot_steer_the_terminal() {
         assert_eq!(printable("a\u{1b}[31mb\n"), "a\\u{1b}[31mb\\n");
-        assert_eq!(printable("häß"), "häß");
+        assert_eq!(printable("a\u{202e}txt.exe\u{9b}2J"), "a\\u{202e}txt.exe\\u{9b}2J");
+        assert_eq!(printable("häß עברית"), "häß עברית");
     }
 
     #[test]

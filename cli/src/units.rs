@@ -7,13 +7,14 @@ use bytesize::ByteSize;
 /// The last second of the year 9999: what RFC 3339 can say.
 const LAST_UNIX_MS: u64 = 253_402_300_799_000;
 
-/// Reads a rate such as `64MiB/s`; the `/s` may be left out.
+/// Reads a rate such as `64MiB/s`; the `/s` may be left out, the unit may not.
 pub fn parse_rate(text: &str) -> Result<u64, String> {
     let size = text.strip_suffix("/s").unwrap_or(text);
+    let has_unit = size.ends_with(|last: char| last.is_ascii_alphabetic());
     match size.parse::<ByteSize>() {
         Ok(ByteSize(0)) => Err("the rate must be more than 0".into()),
-        Ok(ByteSize(bytes)) => Ok(bytes),
-        Err(_) => Err("expected a size per second, such as 64MiB/s".into()),
+        Ok(ByteSize(bytes)) if has_unit => Ok(bytes),
+        Ok(_) | Err(_) => Err("expected a size with its unit per second, such as 64MiB/s".into()),
     }
 }
 
@@ -68,7 +69,9 @@ mod tests {
             ("64MiB", Some(64 << 20), "without /s"),
             ("10MB/s", Some(10_000_000), "decimal units"),
             ("1.5KiB/s", Some(1536), "fractions"),
-            ("500", Some(500), "bytes"),
+            ("500B/s", Some(500), "bytes"),
+            ("500", None, "without a unit it could be anything"),
+            ("500/s", None, "the same"),
             ("0", None, "nothing would ever arrive"),
             ("-1MiB/s", None, "negative"),
             ("64MiB/h", None, "another time"),

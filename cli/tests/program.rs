@@ -100,6 +100,36 @@ fn bad_files_are_refused_before_the_daemon_is_asked() {
 }
 
 #[test]
+fn wrong_usage_says_what_was_probably_meant() {
+    let dir = tempfile::tempdir().expect("a directory");
+    fs::write(dir.path().join("file"), "x").expect("writes");
+    let file = dir.path().join("file");
+    let file = file.to_str().expect("text");
+    let rows: [(&[&str], &str); 10] = [
+        (&["stat", "models/7b"], "`dfcache stat -i models/7b`"),
+        (&["delete", "models/7b"], "`dfcache delete -i models/7b`"),
+        (&["export", "-i", "a", "out", "more"], "hint: "),
+        (&["import", "--ttl", "-5s", file], "such as 90s"),
+        (&["import", "--ttl", "5", file], "such as 90s"),
+        (&["import", "--cdi", "x", file], "--cid"),
+        (&["stat", "--josn", "-i", "x"], "--json"),
+        (&["import", "--rate-limit", "10", file], "such as 64MiB/s"),
+        (&["import", "--unheard-of", file], "see `dfcache import --help`"),
+        (&["statt"], "'stat'"),
+    ];
+    for (args, expected) in rows {
+        let output = dfcache(Path::new("/nonexistent/sock"), args).output().expect("runs");
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
+        assert!(stderr.contains(expected), "{args:?}: {stderr}");
+        assert!(!stderr.contains("as a value"), "{args:?}: {stderr}");
+    }
+    let output = dfcache(Path::new(file), &["ls"]).output().expect("runs");
+    assert_eq!(output.status.code(), Some(4));
+    assert!(text(&output.stderr).contains("is not a socket"), "{}", text(&output.stderr));
+}
+
+#[test]
 fn what_may_not_be_read_or_written_is_not_permitted() {
     if !rustix::process::geteuid().is_root() {
         return; // Only root can become somebody without rights.

@@ -4,11 +4,14 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use damselfly_transport::program::{
-    config::{self, Override},
-    http::check_ready,
-    lifecycle::{self, Signals},
-    logging::{self, LogFormat},
+use damselfly_transport::{
+    program::{
+        config::{self, Override},
+        http::check_ready,
+        lifecycle::{self, Signals},
+        logging::{self, LogFormat},
+    },
+    reason,
 };
 
 use crate::{
@@ -126,7 +129,7 @@ pub fn main() -> ExitCode {
     match ended {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("dfmanager: {error:#}");
+            eprintln!("dfmanager: {}", reason::report(error.as_ref()));
             ExitCode::FAILURE
         }
     }

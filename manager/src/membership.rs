@@ -365,7 +365,8 @@ fn refusal(error: NotLetIn, uses: u32) -> Refusal {
         NotLetIn::Revoked => (RefusalCode::Withdrawn, "the token was withdrawn".to_owned()),
         NotLetIn::Expired => (RefusalCode::Expired, "the token has expired".to_owned()),
         NotLetIn::UsedUp => {
-            (RefusalCode::UsedUp, format!("the token was good for {uses} hosts, and so many have used it"))
+            let hosts = if uses == 1 { "1 host, which has".to_owned() } else { format!("{uses} hosts, which have") };
+            (RefusalCode::UsedUp, format!("the token was good for {hosts} used it; make another one"))
         }
         NotLetIn::MemberRevoked => (RefusalCode::Revoked, PUT_OUT.to_owned()),
         NotLetIn::Database(error) => return unavailable(error),

@@ -11,6 +11,7 @@ use damselfly_transport::{
         logging::{self, LogFormat},
         membership::read_token,
     },
+    reason,
     trace::{self, Collector},
 };
 
@@ -107,7 +108,7 @@ pub fn main() -> ExitCode {
     match run(arguments, overrides) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("dfdaemon: {error:#}");
+            eprintln!("dfdaemon: {}", reason::report(error.as_ref()));
             ExitCode::FAILURE
         }
     }

@@ -13,6 +13,7 @@ use damselfly_transport::{
         logging::{self, LogFormat},
         membership::{has_joined, read_token},
     },
+    reason,
     trace::{self, Collector},
 };
 
@@ -99,7 +100,7 @@ pub fn main() -> ExitCode {
     match run(&arguments, &overrides) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("dfscheduler: {error:#}");
+            eprintln!("dfscheduler: {}", reason::report(error.as_ref()));
             ExitCode::FAILURE
         }
     }

@@ -5,13 +5,23 @@ use std::error::Error;
 /// Longer texts are cut, in characters: a person reads one line.
 pub const REASON_CHARS_MAX: usize = 200;
 
-/// An error and its sources, outermost first, without empty and repeated parts.
+/// An error and its sources on one line, outermost first, without empty and repeated parts.
 pub fn chain(error: &dyn Error) -> String {
+    joined(error, one_line)
+}
+
+/// Like [`chain`], with the lines of each part as they are: for an error that ends a program.
+pub fn report(error: &dyn Error) -> String {
+    joined(error, |text| text.trim_end().to_owned())
+}
+
+/// Many errors say in their own text what their source says again.
+fn joined(error: &dyn Error, shape: impl Fn(&str) -> String) -> String {
     let mut text = String::new();
     let mut next = Some(error);
     while let Some(error) = next {
-        let part = one_line(&error.to_string());
-        if !part.is_empty() && !text.ends_with(&part) {
+        let part = shape(&error.to_string());
+        if !part.is_empty() && !text.contains(&part) {
             if !text.is_empty() {
                 text.push_str(": ");
             }
@@ -74,6 +84,18 @@ mod tests {
         assert_eq!(chain(&TransportError::Other(inner)), "connection refused");
         let list = io::Error::other("Multiple dial errors occurred:\n - connection refused\n - too late");
         assert_eq!(chain(&list), "connection refused; too late", "one line");
+    }
+
+    #[test]
+    fn a_source_that_is_in_the_text_already_is_not_repeated() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot listen at 127.0.0.1:4501: {0} (is another program there?)")]
+        struct Taken(#[source] io::Error);
+        let error = Taken(io::Error::other("Address already in use"));
+        let once = "cannot listen at 127.0.0.1:4501: Address already in use (is another program there?)";
+        assert_eq!(chain(&error), once);
+        assert_eq!(report(&error), once);
+        assert_eq!(report(&io::Error::other("line 1\n  ^ here")), "line 1\n  ^ here", "lines are kept");
     }
 
     #[test]

@@ -113,7 +113,7 @@ async fn a_token_lets_in_whom_it_says_and_nobody_else() -> anyhow::Result<()> {
         let file = cluster.path("missing");
         // (token, exit code, what it says)
         let table = [
-            (text(&good).to_owned(), 1, "good for 1 hosts, and so many have used it"),
+            (text(&good).to_owned(), 1, "good for 1 host, which has used it"),
             (text(&withdrawn).to_owned(), 1, "withdrawn"),
             (text(&scheduler).to_owned(), 1, "makes a host scheduler, not node"),
             (guessed, 1, "no such token, or this is not its secret"),

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -116,6 +117,10 @@ async fn open(path: &Path) -> Result<UnixStream, Failure> {
 fn not_connected(path: &Path, error: &io::Error) -> Failure {
     let shown = path.display();
     match error.kind() {
+        // The kernel refuses a connection to any file in this way.
+        io::ErrorKind::ConnectionRefused if is_no_socket(path) => {
+            Failure::new(Code::Unreachable, format!("{shown} is not a socket")).with_hint(how_to_reach(path))
+        }
         io::ErrorKind::PermissionDenied => {
             Failure::new(Code::Permission, format!("not permitted to connect to {shown}"))
                 .with_hint("join the group of the socket, or run this as its owner")
@@ -131,6 +136,10 @@ fn not_connected(path: &Path, error: &io::Error) -> Failure {
             Failure::new(Code::Unreachable, format!("cannot connect to {shown}: {error}")).with_hint(how_to_reach(path))
         }
     }
+}
+
+fn is_no_socket(path: &Path) -> bool {
+    path.metadata().is_ok_and(|there| !there.file_type().is_socket())
 }
 
 fn how_to_reach(path: &Path) -> String {

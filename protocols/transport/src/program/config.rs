@@ -12,6 +12,7 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 use toml::{Table, Value};
 
+mod expected;
 mod overrides;
 mod print;
 
@@ -151,7 +152,8 @@ pub fn load<C: Config>(file: Option<&Path>, overrides: &[Override]) -> Result<Lo
 /// The text and the table of the file, which is a good configuration by itself: only here errors know their line.
 fn read<C: Config>(path: &Path) -> Result<(String, Table), ConfigError> {
     let text = fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
-    let wrong = |error: toml::de::Error| ConfigError::File { path: path.into(), problem: error.to_string() };
+    let wrong =
+        |error: toml::de::Error| ConfigError::File { path: path.into(), problem: expected::in_file(&text, &error) };
     toml::from_str::<C>(&text).map_err(wrong)?;
     let table = toml::from_str(&text).map_err(wrong)?;
     Ok((text, table))

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use clap::{ArgMatches, Command, Parser, parser::ValueSource};
 use toml::{Table, Value};
 
-use super::{Config, ConfigError, Source};
+use super::{Config, ConfigError, Source, expected};
 
 /// One value that replaces what the file says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,9 +43,9 @@ impl Override {
                 Err(error) => problem = problem.or(Some(error)),
             }
         }
-        let problem =
+        let message =
             problem.map_or_else(|| "no value".to_owned(), |error: toml::de::Error| error.message().to_owned());
-        let problem = format!("{:?}: {problem}", self.texts.join(" "));
+        let problem = expected::problem(&self.key, &self.texts.join(" "), &message);
         Err(ConfigError::Override { origin: self.source.clone(), problem })
     }
 

@@ -99,6 +99,11 @@ fn what_is_wrong_is_named_with_its_place_and_what_is_allowed() {
             assert!(message.contains(part), "{part:?} is not in {message}");
         }
     }
+    let told = load_text("", &["--tag", "zone"]).expect_err("no value");
+    assert_eq!(told, "flag --tag: \"zone\" is not NAME=VALUE, such as zone=a", "no word of a library");
+    let over = Override::new("http.port", vec!["eighty".into()], Source::Env("PORT".into()));
+    let told = load::<Example>(None, &[over]).expect_err("no number").to_string();
+    assert_eq!(told, "env PORT: \"eighty\" is not a whole number");
     let over = Override::new("http.open", vec!["maybe".into()], Source::Env("OPEN".into()));
     let message = load::<Example>(None, &[over]).expect_err("no truth value").to_string();
     assert!(message.contains("env OPEN") && message.contains("maybe"), "{message}");
