@@ -11,6 +11,7 @@ use futures::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use crate::frame::{self, FrameError};
 
 mod client;
+mod guests;
 mod server;
 #[cfg(test)]
 mod tests;

@@ -19,22 +19,19 @@ use damselfly_messages::{
 use libp2p::{PeerId, core::upgrade::InboundConnectionUpgrade as _, identity::Keypair};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
     task::JoinSet,
     time::timeout,
 };
 use tokio_util::{compat::TokioAsyncReadCompatExt as _, sync::CancellationToken, sync::DropGuard};
 
+use super::guests::{Guests, HasAsked};
 use super::{ANSWER_BYTES_MAX, GREETING_BYTES_MAX, REQUEST_BYTES_MAX, TLS, WITHIN, receive, send};
 use crate::{
     reason::chain,
+    source::source_of,
     tls::{CertificateError, Tls},
 };
 
-/// Connections at once; more wait in the system's queue.
-const CONCURRENT: usize = 64;
-/// Of these, connections of one address; of loopback, where a whole testnet may be, all.
-const CONCURRENT_PER_IP: u32 = 8;
 /// Refused requests of one address within [`FAILURES_WITHIN`]; above it nothing is looked at.
 const FAILURES_MAX: u32 = 20;
 const FAILURES_WITHIN: Duration = Duration::from_secs(60);
@@ -112,46 +109,55 @@ impl JoinServer {
 }
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {
-    let places = Arc::new(Semaphore::new(CONCURRENT));
+    let mut guests = Guests::default();
     let mut meetings = JoinSet::new();
-    let present = Present::default();
     loop {
-        // Never closed.
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let (socket, from) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::warn!(%error, "the join listener fails");
-                tokio::time::sleep(PAUSE).await;
-                continue;
+        tokio::select! {
+            Some(ended) = meetings.join_next_with_id() => {
+                guests.leave(ended.map_or_else(|error| error.id(), |(id, ())| id));
             }
-        };
-        while meetings.try_join_next().is_some() {}
-        let Some(guest) = present.enter(from.ip().to_canonical()) else {
-            tracing::debug!(%from, "too many connections of one address");
-            continue;
-        };
-        let shared = Arc::clone(&shared);
-        meetings.spawn(async move {
-            let met = timeout(WITHIN, shared.meet(socket, from)).await;
-            match met {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::debug!(%from, reason = chain(&*error), "a newcomer was lost"),
-                Err(_) => tracing::debug!(%from, "a newcomer took too long"),
-            }
-            drop((place, guest));
-        });
+            accepted = listener.accept() => match accepted {
+                Ok((socket, from)) => {
+                    let source = source_of(from.ip());
+                    if !guests.make_room(source) {
+                        tracing::debug!(%from, "too many hosts ask at once");
+                        continue;
+                    }
+                    let has_asked = HasAsked::default();
+                    let task = meetings.spawn(meet(Arc::clone(&shared), socket, from, has_asked.clone()));
+                    guests.enter(source, has_asked, task);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the join listener fails");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            },
+        }
+    }
+}
+
+async fn meet(shared: Arc<Shared>, socket: TcpStream, from: SocketAddr, has_asked: HasAsked) {
+    match timeout(WITHIN, shared.meet(socket, from, has_asked)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%from, reason = chain(&*error), "a newcomer was lost"),
+        Err(_) => tracing::debug!(%from, "a newcomer took too long"),
     }
 }
 
 impl Shared {
-    async fn meet(&self, socket: TcpStream, from: SocketAddr) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    async fn meet(
+        &self,
+        socket: TcpStream,
+        from: SocketAddr,
+        has_asked: HasAsked,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let (peer, mut stream) = self.tls.clone().upgrade_inbound(socket.compat(), TLS).await?;
         let nonce = rand::random();
         let greeting = Greeting { issuer: self.authority.certificate(), nonce };
         send(&mut stream, &greeting, GREETING_BYTES_MAX).await?;
         let request = Request::from_bytes(&receive(&mut stream, REQUEST_BYTES_MAX).await?);
-        let ip = from.ip().to_canonical();
+        has_asked.set();
+        let ip = source_of(from.ip());
         let decided = match request {
             _ if self.failures.are_too_many(ip) => Err(Refusal::new(
                 RefusalCode::TooMany,
@@ -176,38 +182,6 @@ impl Shared {
         };
         send(&mut stream, &answer, ANSWER_BYTES_MAX).await?;
         Ok(futures::AsyncWriteExt::close(&mut stream).await?)
-    }
-}
-
-/// How many are there, per address.
-#[derive(Debug, Clone, Default)]
-struct Present(Arc<Mutex<HashMap<IpAddr, u32>>>);
-
-/// One of them; leaves when it is dropped.
-#[derive(Debug)]
-struct Guest(Present, IpAddr);
-
-impl Present {
-    fn enter(&self, ip: IpAddr) -> Option<Guest> {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(ip).or_default();
-        if *count >= CONCURRENT_PER_IP && !ip.is_loopback() {
-            return None;
-        }
-        *count += 1;
-        Some(Guest(self.clone(), ip))
-    }
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        let mut counts = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.1) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.1);
-            }
-        }
     }
 }
 
@@ -236,21 +210,5 @@ impl Failures {
             (*count, *since) = (0, Instant::now());
         }
         *count += 1;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_address_does_not_take_every_place() {
-        let (present, ip) = (Present::default(), IpAddr::from([10, 0, 0, 1]));
-        let mut guests: Vec<_> = (0..CONCURRENT_PER_IP).filter_map(|_| present.enter(ip)).collect();
-        assert!(guests.len() == 8 && present.enter(ip).is_none() && present.enter([10, 0, 0, 2].into()).is_some());
-        guests.pop();
-        assert!(present.enter(ip).is_some(), "a place became free");
-        drop(guests);
-        assert!(present.0.lock().expect("sound").is_empty(), "nobody is remembered");
     }
 }

@@ -103,3 +103,14 @@ async fn guessing_ends_soon() {
     let Err(JoinError::Refused(refusal)) = join(&token).await else { panic!("joined") };
     assert_eq!(refusal.code, RefusalCode::TooMany, "{refusal}");
 }
+
+#[tokio::test]
+async fn silent_connections_keep_nobody_from_joining() {
+    let (_manager, server, token) = manager().await;
+    let mut silent = Vec::new();
+    for _ in 0..200 {
+        silent.push(tokio::net::TcpStream::connect(server.address()).await.expect("connected"));
+    }
+    let joined = tokio::time::timeout(WITHIN / 2, join(&token)).await;
+    joined.expect("at once").expect("joined");
+}
