@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use damselfly_messages::config::Settings;
+use damselfly_transport::dialing::DialConfig;
 use damselfly_transport::program::{
     config::{BadValue, Config, default_data_dir},
     http::HttpConfig,
@@ -39,6 +40,8 @@ pub struct ManagerConfig {
     pub join_advertise: Vec<Multiaddr>,
     /// Allows to dial loopback addresses, for several programs on one host. Default false.
     pub allow_loopback: bool,
+    /// Which addresses are dialled. Default: all that other hosts can have.
+    pub dial: DialConfig,
     /// HTTP. Default `127.0.0.1:4401`.
     pub http: HttpConfig,
     /// What the cluster begins with; of no effect once there is an epoch. Default: no schedulers.
@@ -55,6 +58,7 @@ impl Default for ManagerConfig {
             join_listen: SocketAddr::from(([0, 0, 0, 0], JOIN_PORT)),
             join_advertise: Vec::new(),
             allow_loopback: false,
+            dial: DialConfig::default(),
             http: HttpConfig::loopback(HTTP_PORT),
             settings: None,
         }

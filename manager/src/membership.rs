@@ -283,7 +283,7 @@ impl Membership {
     /// Where the host can be dialled.
     fn seen(&self, asked: &Asked) -> Vec<Multiaddr> {
         let observed = Multiaddr::from(asked.from.ip()).with(Protocol::Tcp(asked.from.port()));
-        reachable(asked.request.addresses.clone(), Some(&observed), self.inner.policy)
+        reachable(asked.request.addresses.clone(), Some(&observed), &self.inner.policy)
     }
 
     /// Puts a scheduler that has joined into the ring as soon as it answers.
@@ -385,7 +385,7 @@ fn unavailable(error: impl std::error::Error + 'static) -> Refusal {
 }
 
 /// Where the join listener at `port` is reached by others, if nothing is said: at the IP addresses of `listeners`.
-pub fn join_addresses(ip: IpAddr, port: u16, listeners: &[Multiaddr], policy: DialPolicy) -> Vec<Multiaddr> {
+pub fn join_addresses(ip: IpAddr, port: u16, listeners: &[Multiaddr], policy: &DialPolicy) -> Vec<Multiaddr> {
     let of = |ip: Multiaddr| ip.with(Protocol::Tcp(port));
     if !ip.is_unspecified() {
         return vec![of(Multiaddr::from(ip))];

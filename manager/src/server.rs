@@ -146,7 +146,7 @@ impl Server {
         let listener = listener.map_err(|source| ServerError::JoinListener { address: join_listen, source })?;
         let port = listener.local_addr().map_or(join_listen.port(), |address| address.port());
         let join_at = match join_advertise.is_empty() {
-            true => join_addresses(join_listen.ip(), port, &network.listeners(), policy),
+            true => join_addresses(join_listen.ip(), port, &network.listeners(), &policy),
             false => join_advertise,
         };
         let membership = Membership::new((state.clone(), network.clone()), policy, join_at);
@@ -222,8 +222,8 @@ pub(crate) fn lock(data_dir: &Path) -> Result<File, ServerError> {
     }
 }
 
-const fn policy(config: &ManagerConfig) -> DialPolicy {
-    if config.allow_loopback { DialPolicy::Local } else { DialPolicy::Routable }
+fn policy(config: &ManagerConfig) -> DialPolicy {
+    DialPolicy::new(config.allow_loopback, &config.dial)
 }
 
 /// Starts the network of this manager, whose key is certified.
@@ -236,7 +236,7 @@ fn start_network(config: &ManagerConfig, key: Keypair, issuer: &Issuer) -> Resul
         serves: Serves { config: true, ..Serves::default() },
         topic: Some(follower::topic(&issuer.cluster())),
         limits: Default::default(),
-        dial_loopback: config.allow_loopback,
+        dial: policy(config),
     })?)
 }
 

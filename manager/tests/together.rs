@@ -28,6 +28,7 @@ async fn start(data_dir: &Path, url: &str) -> Result<Server, ServerError> {
         join_listen: std::net::SocketAddr::from(([127, 0, 0, 1], 0)),
         join_advertise: Vec::new(),
         allow_loopback: true,
+        dial: damselfly_transport::dialing::DialConfig::default(),
         http: HttpConfig::loopback(0),
         settings: None,
     };

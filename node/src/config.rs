@@ -7,6 +7,7 @@ use damselfly_messages::{
     membership, units,
 };
 use damselfly_transport::{
+    dialing::DialConfig,
     local::socket_path,
     program::{
         config::{BadValue, Config, default_data_dir},
@@ -53,6 +54,8 @@ pub struct NodeConfig {
     pub store_quota_bytes: u64,
     /// Allows to dial loopback addresses, for several programs on one host. Default false.
     pub allow_loopback: bool,
+    /// Which addresses of other hosts are dialled. Default: all that hosts can have, and no names of hosts.
+    pub dial: DialConfig,
     /// HTTP. Default `127.0.0.1:4501`.
     pub http: HttpConfig,
     /// The collector of traces that spans of exports go to, over OTLP/gRPC, such as `http://127.0.0.1:4317`. Default none.
@@ -95,6 +98,7 @@ impl Default for NodeConfig {
             free_space_floor_bytes: crate::store::Options::default().free_space_floor,
             store_quota_bytes: 0,
             allow_loopback: false,
+            dial: DialConfig::default(),
             http: HttpConfig::loopback(HTTP_PORT),
             otlp_endpoint: None,
             tags: BTreeMap::new(),

@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use damselfly_messages::{config::Settings, membership::JoinToken};
 use damselfly_transport::{
     admission::Admission,
+    dialing::DialPolicy,
     local::{self, LocalServer},
     network::{self, ConnectionLimits, NetworkConfig, Serves},
     program::{
@@ -94,7 +95,7 @@ impl Daemon {
             },
             topic: membership.as_ref().map(|membership| follower::topic(&membership.cluster)),
             limits: ConnectionLimits::default(),
-            dial_loopback: config.allow_loopback,
+            dial: DialPolicy::new(config.allow_loopback, &config.dial),
         })
         .context("cannot start the network")?;
         let follower = match &membership {

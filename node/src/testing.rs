@@ -88,7 +88,7 @@ fn network() -> Network {
         serves: Serves::default(),
         topic: None,
         limits: ConnectionLimits::default(),
-        dial_loopback: true,
+        dial: damselfly_transport::dialing::DialPolicy::local(),
     });
     started.expect("starts").0
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use damselfly_transport::{
+    dialing::DialConfig,
     program::{
         config::{BadValue, Config, default_data_dir},
         http::HttpConfig,
@@ -29,6 +30,8 @@ pub struct SchedulerConfig {
     pub identity_file: Option<PathBuf>,
     /// Whether hosts may be at loopback and link-local addresses: only in tests and testnets. Default false.
     pub allow_loopback: bool,
+    /// Which addresses of hosts are dialled, and given to others. Default: all that hosts can have, and no names of hosts.
+    pub dial: DialConfig,
     /// Connections at once. Default 20,480; the limit of open files may lower it.
     pub connections: u32,
     /// Metrics and health. Default `127.0.0.1:4601`.
@@ -49,6 +52,7 @@ impl Default for SchedulerConfig {
             data_dir: default_data_dir("damselfly-scheduler"),
             identity_file: None,
             allow_loopback: false,
+            dial: DialConfig::default(),
             connections: 20_480,
             http: HttpConfig::loopback(4601),
             otlp_endpoint: None,

@@ -92,7 +92,7 @@ impl Notifier {
 async fn tell(network: Network, notification: Notification) -> Option<Outcome> {
     let Notification { peer, addresses, request, delete } = notification;
     let told = timeout(WITHIN, async {
-        network.connect(peer, addresses.to_vec(), WITHIN).await.map_err(|error| error.to_string())?;
+        network.connect_host(peer, addresses.to_vec(), WITHIN).await.map_err(|error| error.to_string())?;
         network.request::<NotifyProtocol>(peer, &request, WITHIN).await.map_err(|error| error.to_string())
     });
     let answered = match told.await {

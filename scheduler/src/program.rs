@@ -58,6 +58,7 @@ impl Scheduler {
         let membership = Membership::enter(&joining).await?.context(NO_CLUSTER)?;
         let cluster = membership.cluster;
         let limits = ConnectionLimits { connections: config.connections, inbox: INBOX, ..ConnectionLimits::default() };
+        let policy = DialPolicy::new(config.allow_loopback, &config.dial);
         let (network, inbox) = network::start(NetworkConfig {
             admission: membership.admission()?,
             keypair: keypair.clone(),
@@ -65,7 +66,7 @@ impl Scheduler {
             serves: Serves { scheduler: true, config: true, info: true, ..Serves::default() },
             topic: Some(follower::topic(&cluster)),
             limits,
-            dial_loopback: config.allow_loopback,
+            dial: policy.clone(),
         })?;
         let follower_config = FollowerConfig {
             cluster,
@@ -80,7 +81,6 @@ impl Scheduler {
         let metrics = Metrics::register(&mut registry);
         let http =
             HttpServer::start(&config.http, &config.data_dir, monitoring(ready(registry, &network, &follower))).await?;
-        let policy = if config.allow_loopback { DialPolicy::Local } else { DialPolicy::Routable };
         let state = State::new(network.peer_id(), Limits::default(), rand::random());
         let service = Service::new(state, network.clone(), follower.clone(), policy, metrics);
         let mut running = JoinSet::new();

@@ -158,7 +158,8 @@ impl Service {
         if let RequestBody::AnnounceHost(host) = body {
             let observed = self.network.remote_address(&peer);
             let announced = std::mem::take(&mut host.addresses);
-            host.addresses = reachable(announced, observed.as_ref(), self.policy);
+            host.addresses = reachable(announced, observed.as_ref(), &self.policy);
+            host.addresses.retain(|address| self.policy.allows_of_member(address));
             host.seed &= self.network.admission().roles(&peer).contains(Role::Seed);
         }
     }

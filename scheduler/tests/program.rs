@@ -60,7 +60,7 @@ fn member(serves: Serves) -> (Network, Inbox) {
         serves,
         topic: Some(topic(&ClusterId::of_root(&root().public()))),
         limits: Default::default(),
-        dial_loopback: true,
+        dial: damselfly_transport::dialing::DialPolicy::local(),
     })
     .expect("started")
 }
@@ -111,6 +111,7 @@ async fn a_host_announces_another_finds_and_deletes() {
         listen: vec![loopback()],
         data_dir: folder.path().join("data"),
         allow_loopback: true,
+        dial: damselfly_transport::dialing::DialConfig::default(),
         http: HttpConfig::loopback(0),
         ..SchedulerConfig::default()
     };

@@ -115,7 +115,7 @@ async fn join(config: &Config) -> anyhow::Result<Joined> {
         serves: Serves { scheduler: false, notify: true, config: true, info: false, piece: true, have: true },
         topic: Some(follower::topic(&membership.cluster)),
         limits: ConnectionLimits::default(),
-        dial_loopback: true,
+        dial: damselfly_transport::dialing::DialPolicy::local(),
     })?;
     let Inbox { gossip, config: requests, notify, piece, have, .. } = inbox;
     let following = FollowerConfig {

@@ -39,7 +39,7 @@ fn scheduler(key: &Keypair, listen: Multiaddr, root: &Keypair, stored: &Path) ->
         serves: Serves { config: true, ..Serves::default() },
         topic: Some(topic(&cluster)),
         limits: Default::default(),
-        dial_loopback: true,
+        dial: damselfly_transport::dialing::DialPolicy::local(),
     })
     .expect("started");
     let config =

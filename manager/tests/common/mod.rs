@@ -20,6 +20,7 @@ pub async fn start(data_dir: &Path) -> Server {
         join_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
         join_advertise: Vec::new(),
         allow_loopback: true,
+        dial: damselfly_transport::dialing::DialConfig::default(),
         http: HttpConfig::loopback(0),
         settings: Some(Settings { replicas: 3, ..Settings::default() }),
     };

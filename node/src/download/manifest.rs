@@ -129,7 +129,7 @@ impl Shared {
 
     async fn manifest_from(&self, wanted: &Wanted, parent: &Parent) -> Result<Given, ParentError> {
         let content = wanted.binding.content;
-        let connected = self.network.connect(parent.peer, parent.addresses.clone(), CONNECT_WITHIN).await;
+        let connected = self.network.connect_host(parent.peer, parent.addresses.clone(), CONNECT_WITHIN).await;
         connected.map_err(|error| ParentError::Unreachable(error.to_string()))?;
         if let Some(stream) = self.pool.take(&parent.peer) {
             match self.manifest_on(stream, content, parent.peer).await {

@@ -353,6 +353,6 @@ impl Supervisor {
 }
 
 async fn connect(download: &Download, parent: &Parent) -> Result<(), ParentError> {
-    let connected = download.shared.network.connect(parent.peer, parent.addresses.clone(), CONNECT_WITHIN).await;
+    let connected = download.shared.network.connect_host(parent.peer, parent.addresses.clone(), CONNECT_WITHIN).await;
     connected.map_err(|error| ParentError::Unreachable(error.to_string()))
 }

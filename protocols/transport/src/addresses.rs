@@ -13,7 +13,7 @@ const DEFAULT_PORT: u16 = 4500;
 ///
 /// An unspecified IP (`0.0.0.0`, `::`) stands for *the one you see me at*: containers and hosts behind them do not know
 /// their own.
-pub fn reachable(announced: Vec<Multiaddr>, observed: Option<&Multiaddr>, policy: DialPolicy) -> Vec<Multiaddr> {
+pub fn reachable(announced: Vec<Multiaddr>, observed: Option<&Multiaddr>, policy: &DialPolicy) -> Vec<Multiaddr> {
     let seen = observed.and_then(ip_of);
     let announced = match (announced.is_empty(), seen) {
         (true, Some(seen)) => vec![Multiaddr::from(seen).with(Protocol::Tcp(DEFAULT_PORT))],
@@ -42,33 +42,34 @@ mod tests {
 
     #[test]
     fn what_others_can_dial() {
-        type Row = (&'static [&'static str], Option<&'static str>, DialPolicy, &'static [&'static str], &'static str);
+        type Row = (&'static [&'static str], Option<&'static str>, bool, &'static [&'static str], &'static str);
         let table: [Row; 8] = [
-            (&["/ip4/10.0.0.7/tcp/1"], None, DialPolicy::Routable, &["/ip4/10.0.0.7/tcp/1"], "as announced"),
+            (&["/ip4/10.0.0.7/tcp/1"], None, false, &["/ip4/10.0.0.7/tcp/1"], "as announced"),
             (
                 &["/ip4/0.0.0.0/tcp/1"],
                 Some("/ip4/10.0.0.7/tcp/999"),
-                DialPolicy::Routable,
+                false,
                 &["/ip4/10.0.0.7/tcp/1"],
                 "the observed IP with the announced port",
             ),
-            (&["/ip4/0.0.0.0/tcp/1"], None, DialPolicy::Routable, &[], "unknown"),
-            (&[], Some("/ip4/10.0.0.7/tcp/9"), DialPolicy::Routable, &["/ip4/10.0.0.7/tcp/4500"], "the default port"),
-            (&["/ip4/127.0.0.1/tcp/1"], None, DialPolicy::Routable, &[], "loopback is nobody else's"),
-            (&["/ip4/127.0.0.1/tcp/1"], None, DialPolicy::Local, &["/ip4/127.0.0.1/tcp/1"], "but for a testnet"),
+            (&["/ip4/0.0.0.0/tcp/1"], None, false, &[], "unknown"),
+            (&[], Some("/ip4/10.0.0.7/tcp/9"), false, &["/ip4/10.0.0.7/tcp/4500"], "the default port"),
+            (&["/ip4/127.0.0.1/tcp/1"], None, false, &[], "loopback is nobody else's"),
+            (&["/ip4/127.0.0.1/tcp/1"], None, true, &["/ip4/127.0.0.1/tcp/1"], "but for a testnet"),
             (
                 &["/ip6/::/tcp/1", "/ip4/0.0.0.0/tcp/1"],
                 Some("/ip6/::ffff:10.0.0.7/tcp/9"),
-                DialPolicy::Routable,
+                false,
                 &["/ip4/10.0.0.7/tcp/1"],
                 "both listeners of one host, seen through a mapped address",
             ),
-            (&["/dns4/a.example/tcp/1"], None, DialPolicy::Routable, &["/dns4/a.example/tcp/1"], "a name"),
+            (&["/dns4/a.example/tcp/1"], None, false, &["/dns4/a.example/tcp/1"], "a name"),
         ];
         let parse = |text: &&str| text.parse::<Multiaddr>().expect("an address");
-        for (announced, observed, policy, expected, reason) in table {
+        for (announced, observed, allow_loopback, expected, reason) in table {
+            let policy = if allow_loopback { DialPolicy::local() } else { DialPolicy::routable() };
             let observed = observed.as_ref().map(parse);
-            let reachable = reachable(announced.iter().map(parse).collect(), observed.as_ref(), policy);
+            let reachable = reachable(announced.iter().map(parse).collect(), observed.as_ref(), &policy);
             assert_eq!(reachable, expected.iter().map(parse).collect::<Vec<_>>(), "{reason}");
         }
     }

@@ -128,7 +128,7 @@ impl Host {
             serves: Serves { config: true, ..Serves::default() },
             topic: Some(follower::topic(&membership.cluster)),
             limits: Default::default(),
-            dial_loopback: true,
+            dial: damselfly_transport::dialing::DialPolicy::local(),
         };
         let (network, inbox) = spawn_blocking(move || network::start(config)).await??;
         let follow = FollowerConfig {

@@ -4,7 +4,7 @@ use std::{io, time::Duration};
 
 use libp2p::{Multiaddr, identity::Keypair};
 
-use crate::{admission::Admission, connection::TransportError};
+use crate::{admission::Admission, connection::TransportError, dialing::DialPolicy};
 
 /// A connection without streams is closed after this time.
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
@@ -24,8 +24,8 @@ pub struct NetworkConfig {
     pub topic: Option<String>,
     /// How much remote parties may take.
     pub limits: ConnectionLimits,
-    /// Whether loopback and link-local addresses may be dialled: only in tests and testnets.
-    pub dial_loopback: bool,
+    /// What may be dialled.
+    pub dial: DialPolicy,
 }
 
 /// Which protocols a program answers.

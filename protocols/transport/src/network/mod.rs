@@ -29,6 +29,7 @@ pub use start::start;
 
 use crate::{
     admission::Admission,
+    dialing::DialPolicy,
     protocol::Control,
     rpc::{self, Outgoing, RequestError},
     streams::{OpenError, Stream},
@@ -48,6 +49,7 @@ const WORKER_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 pub struct Network {
     peer: PeerId,
+    dial: DialPolicy,
     admission: Admission,
     commands: mpsc::Sender<Command>,
     peers: watch::Receiver<Arc<Peers>>,
@@ -105,6 +107,28 @@ impl Network {
         }
         let ask = self.ask(|reply| Command::Connect { peer, addresses, reply });
         timeout(within, ask).await.map_err(|_| ConnectError::Timeout)?.unwrap_or(Err(ConnectError::Shutdown))
+    }
+
+    /// The same for a host, at addresses that are its own word: names among them are dialled only if that is configured.
+    ///
+    /// # Errors
+    /// [`ConnectError`], with one reason per address.
+    pub async fn connect_host(
+        &self,
+        peer: PeerId,
+        addresses: Vec<Multiaddr>,
+        within: Duration,
+    ) -> Result<(), ConnectError> {
+        let (allowed, refused): (Vec<_>, Vec<_>) =
+            addresses.into_iter().partition(|address| self.dial.allows_of_member(address));
+        if allowed.is_empty()
+            && let Some(first) = refused.first()
+            && !self.is_connected(&peer)
+        {
+            let reason = format!("the dial policy refuses {first}: see [dial] in the configuration");
+            return Err(ConnectError::NoAddress { reason });
+        }
+        self.connect(peer, allowed, within).await
     }
 
     /// Asks `peer` and waits for its response; the peer must be connected.

@@ -56,6 +56,7 @@ pub fn start(config: NetworkConfig) -> Result<(Network, Inbox), StartError> {
     let (observed, observed_view) = watch::channel(None);
     let gossip = Arc::<GossipCounters>::default();
     let network = Network {
+        dial: config.dial.clone(),
         peer: config.keypair.public().to_peer_id(),
         admission: config.admission.clone(),
         commands,
@@ -101,10 +102,10 @@ async fn listening_worker(
     commands: mpsc::Receiver<Command>,
     views: Views,
 ) -> Result<Worker, StartError> {
-    let policy = if config.dial_loopback { DialPolicy::Local } else { DialPolicy::Routable };
+    let policy = config.dial.clone();
     let programs = (outlets.peers.clone(), outlets.gossip.clone());
     let growth = GrowthBudget::default();
-    let swarm = swarm(config, outlets, policy, growth.clone())?;
+    let swarm = swarm(config, outlets, policy.clone(), growth.clone())?;
     let mut worker = Worker::new(swarm, commands, policy, growth, config.topic.as_deref(), views, programs);
     let listening = listen(&mut worker, &config.listen);
     tokio::time::timeout(LISTEN_TIMEOUT, listening).await.map_err(|_| StartError::Timeout(LISTEN_TIMEOUT))??;

@@ -31,7 +31,7 @@ fn config_of(roles: impl IntoIterator<Item = Role>) -> NetworkConfig {
         serves: Serves { scheduler: false, notify: true, config: true, info: false, piece: true, have: true },
         topic: Some("test".into()),
         limits: ConnectionLimits::default(),
-        dial_loopback: true,
+        dial: crate::dialing::DialPolicy::local(),
     }
 }
 
@@ -276,15 +276,21 @@ async fn a_failed_dial_says_why_in_one_line() {
 #[tokio::test]
 async fn the_dial_policy_refuses_loopback_even_by_name() {
     let (right, _inbox) = started();
-    let (left, _left_inbox) = start(NetworkConfig { dial_loopback: false, ..config() }).expect("started");
+    let (left, _left_inbox) =
+        start(NetworkConfig { dial: crate::dialing::DialPolicy::routable(), ..config() }).expect("started");
     let error = left.connect(right.peer_id(), right.listeners(), WITHIN).await.expect_err("refused");
     assert!(matches!(error, ConnectError::NoAddress { .. }), "{error:?}");
     let listeners = right.listeners();
     let port = listeners[0].iter().nth(1).expect("port");
     let by_name = "/dns4/localhost".parse::<Multiaddr>().expect("address").with(port);
-    let error = left.connect(right.peer_id(), vec![by_name], WITHIN).await.expect_err("refused");
+    let error = left.connect(right.peer_id(), vec![by_name.clone()], WITHIN).await.expect_err("refused");
     assert!(matches!(error, ConnectError::Failed { .. }), "{error:?}");
     assert!(left.connect(right.peer_id(), vec![], WITHIN).await.is_err());
+    // Names of hosts are not even resolved.
+    let (local, _local_inbox) = started();
+    let error = local.connect_host(right.peer_id(), vec![by_name.clone()], WITHIN).await.expect_err("refused");
+    assert!(matches!(&error, ConnectError::NoAddress { reason } if reason.contains("[dial]")), "{error:?}");
+    local.connect(right.peer_id(), vec![by_name], WITHIN).await.expect("of a scheduler it is dialled");
 }
 
 #[tokio::test]

@@ -55,7 +55,7 @@ fn swarm<P: Protocol>(rpc: impl FnOnce(Admission) -> Rpc<P>) -> Swarm<Rpc<P>> {
     let admission = testing::member(&keypair);
     let rpc = rpc(admission.clone());
     let transport =
-        transport(&keypair, admission, DialPolicy::Local, GrowthBudget::default(), READ_BYTES).expect("transport");
+        transport(&keypair, admission, DialPolicy::local(), GrowthBudget::default(), READ_BYTES).expect("transport");
     let config = Config::with_tokio_executor().with_idle_connection_timeout(Duration::from_secs(60));
     Swarm::new(transport, rpc, keypair.public().to_peer_id(), config)
 }

@@ -43,7 +43,7 @@ fn network() -> (Network, Inbox) {
         serves: Serves { config: true, ..Serves::default() },
         topic: Some(topic(&cluster())),
         limits: Default::default(),
-        dial_loopback: true,
+        dial: crate::dialing::DialPolicy::local(),
     })
     .expect("started")
 }
