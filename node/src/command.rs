@@ -9,7 +9,7 @@ use damselfly_transport::{
         http::check_ready,
         lifecycle::{self, Signals},
         logging::{self, LogFormat},
-        membership::read_token,
+        membership::given_token,
     },
     reason,
     trace::{self, Collector},
@@ -115,10 +115,6 @@ pub fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments, overrides: Vec<Override>) -> anyhow::Result<ExitCode> {
-    let token = match arguments.join.as_deref().map(read_token).transpose() {
-        Ok(token) => token,
-        Err(reason) => return Ok(unusable(&reason)),
-    };
     let loaded = match config::load::<NodeConfig>(arguments.config.as_deref(), &overrides) {
         Ok(loaded) => loaded,
         Err(error) => return Ok(unusable(&error)),
@@ -131,15 +127,20 @@ fn run(arguments: Arguments, overrides: Vec<Override>) -> anyhow::Result<ExitCod
         let NodeConfig { http, data_dir, .. } = &loaded.config;
         return Ok(tokio::runtime::Runtime::new()?.block_on(check_ready("dfdaemon", http, data_dir)));
     }
+    let given = match given_token(arguments.join.as_deref(), &loaded.config.data_dir) {
+        Ok(given) => given,
+        Err(reason) => return Ok(unusable(&reason)),
+    };
     lifecycle::raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let inside = runtime.enter();
     let collector = Collector::configured("dfdaemon", loaded.config.otlp_endpoint.as_deref())?;
     logging::init(arguments.log_format, collector.as_ref());
+    given.warn();
     drop(inside);
     let ended = runtime.block_on(async {
         let mut signals = Signals::catch()?;
-        let mut daemon = Daemon::start(loaded.config, token).await?;
+        let mut daemon = Daemon::start(loaded.config, given.token).await?;
         lifecycle::ready();
         let ended = tokio::select! {
             signal = signals.recv() => {

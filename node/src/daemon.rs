@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use damselfly_messages::{config::Settings, membership::JoinToken};
 use damselfly_transport::{
     admission::Admission,
+    clock::Clock,
     dialing::DialPolicy,
     local::{self, LocalServer},
     network::{self, ConnectionLimits, NetworkConfig, Serves},
@@ -63,6 +64,7 @@ impl Daemon {
     /// What a person has to put right first.
     pub async fn start(config: NodeConfig, token: Option<JoinToken>) -> anyhow::Result<Self> {
         identity::prepare_data_dir(&config.data_dir)?;
+        let clock = Clock::open(&config.data_dir);
         let keypair = identity::load_or_create(&config.data_dir.join(KEY_FILE))?;
         let store = open_store(&config).await?;
         let local = LocalServer::bind(&config.socket)?;
@@ -74,13 +76,20 @@ impl Daemon {
         let joining = Joining {
             data_dir: &config.data_dir,
             keypair: &keypair,
+            clock: &clock,
             token: token.as_ref(),
             role: config.role.into(),
             addresses,
         };
         let membership = Membership::enter(&joining).await?;
         let member = membership.is_some();
-        let admission = membership.as_ref().map_or_else(|| Ok(Admission::closed()), Membership::admission)?;
+        let admission = match &membership {
+            Some(membership) => {
+                clock.require_confirmation();
+                membership.admission(clock)?
+            }
+            None => Admission::closed_by(clock),
+        };
         let (network, inbox) = network::start(NetworkConfig {
             admission,
             keypair: keypair.clone(),
@@ -289,7 +298,7 @@ async fn start_http(
 ) -> anyhow::Result<HttpServer> {
     let ready = move || {
         let health = health(follower.as_ref(), &announcer, &store);
-        match health.member {
+        match health.member && announcer.standing().is_ok() {
             true => Ok(()),
             false => Err(health.problems.into_iter().map(|problem| problem.message).collect()),
         }

@@ -1,6 +1,7 @@
 //! What a person should know about this daemon.
 
-use damselfly_transport::program::follower::Follower;
+use damselfly_messages::membership::Refused;
+use damselfly_transport::{clock::ClockProblem, program::follower::Follower};
 use libp2p::{Multiaddr, PeerId};
 
 use crate::{
@@ -51,6 +52,7 @@ pub struct Problem {
 /// Looks at membership, schedulers and the store.
 pub fn health(follower: Option<&Follower>, announcer: &Announcer, store: &Store) -> Health {
     let mut health = membership(follower, announcer);
+    health.problems.extend(announcer.clock().problem().map(wrong_clock));
     health.problems.extend(store.stuck().map(store_full));
     health
 }
@@ -80,10 +82,10 @@ fn membership(follower: Option<&Follower>, announcer: &Announcer) -> Health {
             }
         })
         .collect();
-    let problems = match schedulers.iter().filter(|scheduler| scheduler.reachable).count() {
-        0 => vec![no_scheduler(schedulers.len())],
-        _ => Vec::new(),
-    };
+    let mut problems: Vec<_> = announcer.standing().err().map(not_valid).into_iter().collect();
+    if !schedulers.iter().any(|scheduler| scheduler.reachable) {
+        problems.push(no_scheduler(schedulers.len()));
+    }
     let cluster = configuration.cluster.to_string();
     Health { member: true, cluster, epoch: configuration.epoch, schedulers, problems }
 }
@@ -93,6 +95,23 @@ fn not_a_member() -> Problem {
         code: "not_a_member",
         message: "this host is not a member of a cluster: only local import and export work".to_owned(),
         hint: "to join others, start the daemon once with --join and a token of the manager: dfdaemon --join TOKEN",
+    }
+}
+
+fn not_valid(refused: Refused) -> Problem {
+    Problem {
+        code: "credential",
+        message: format!("this host's credential is not valid now, and others refuse it: {refused}"),
+        hint: "check that the host's clock is right and that a manager can be reached, which renews the credential; local \
+               import and export work meanwhile",
+    }
+}
+
+fn wrong_clock(problem: ClockProblem) -> Problem {
+    Problem {
+        code: "clock",
+        message: problem.to_string(),
+        hint: "set the host's clock, best by a time service such as chrony or systemd-timesyncd",
     }
 }
 

@@ -11,7 +11,7 @@ use damselfly_transport::{
         http::check_ready,
         lifecycle::{self, Signals},
         logging::{self, LogFormat},
-        membership::{has_joined, read_token},
+        membership::{given_token, has_joined},
     },
     reason,
     trace::{self, Collector},
@@ -107,10 +107,6 @@ pub fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments, overrides: &[Override]) -> anyhow::Result<ExitCode> {
-    let token = match arguments.join.as_deref().map(read_token).transpose() {
-        Ok(token) => token,
-        Err(reason) => return Ok(unusable(&reason)),
-    };
     let loaded = match config::load::<SchedulerConfig>(arguments.config.as_deref(), overrides) {
         Ok(loaded) => loaded,
         Err(error) => return Ok(unusable(&error)),
@@ -123,7 +119,11 @@ fn run(arguments: &Arguments, overrides: &[Override]) -> anyhow::Result<ExitCode
         let SchedulerConfig { http, data_dir, .. } = &loaded.config;
         return Ok(tokio::runtime::Runtime::new()?.block_on(check_ready("dfscheduler", http, data_dir)));
     }
-    if token.is_none() && !has_joined(&loaded.config.data_dir) {
+    let given = match given_token(arguments.join.as_deref(), &loaded.config.data_dir) {
+        Ok(given) => given,
+        Err(reason) => return Ok(unusable(&reason)),
+    };
+    if given.token.is_none() && !has_joined(&loaded.config.data_dir) {
         return Ok(unusable(&NO_CLUSTER));
     }
     let mut config = loaded.config;
@@ -132,8 +132,9 @@ fn run(arguments: &Arguments, overrides: &[Override]) -> anyhow::Result<ExitCode
     let inside = runtime.enter();
     let collector = Collector::configured("dfscheduler", config.otlp_endpoint.as_deref())?;
     logging::init(arguments.log_format, collector.as_ref());
+    given.warn();
     drop(inside);
-    let ended = runtime.block_on(serve(config, token));
+    let ended = runtime.block_on(serve(config, given.token));
     collector.into_iter().for_each(Collector::stop);
     // Looking up the name of a collector must not keep the scheduler.
     runtime.shutdown_background();

@@ -2,6 +2,7 @@
 
 mod broken;
 mod browser;
+mod clocks;
 mod conflict;
 mod console;
 mod delete;

@@ -110,6 +110,29 @@ fn who_is_revoked_is_out() {
     assert_eq!(trust.admit(&host(), &issue(&issuer(1)), NOW), Err(Refused::Revoked));
 }
 
+#[test]
+fn a_revoked_manager_makes_no_members() {
+    let manager = key(50).public().to_peer_id();
+    let issued_at = |seconds| {
+        let granted = (Roles::NODES, &Tags::new());
+        issuer(1).issue(host(), granted, 1, (at(seconds), 14 * DAY)).expect("issued").0
+    };
+    let mut trust = Trust::new(cluster());
+    let before = issued_at(3600);
+    let admitted = trust.admit(&host(), &issued_at(3602), at(3602)).expect("nobody is revoked");
+    trust.follow(&configuration(Settings::default(), vec![Revocation { peer: manager, at: at(3601) }]));
+    trust.admit(&host(), &before, at(7200)).expect("it could sign then");
+    for shown in [issued_at(3602), issued_at(86_400)] {
+        assert_eq!(trust.admit(&host(), &shown, at(90_000)), Err(Refused::IssuerRevoked));
+        assert_eq!(trust.own_standing(&shown, at(90_000)), Err(Refused::IssuerRevoked));
+    }
+    assert_eq!(
+        trust.standing(&admitted, at(7200)),
+        Err(Refused::IssuerRevoked),
+        "nor does who was admitted before stay"
+    );
+}
+
 fn token() -> JoinToken {
     let manager = key(50).public().to_peer_id();
     let address = format!("/ip4/10.0.0.1/tcp/4700/p2p/{manager}").parse().expect("an address");
