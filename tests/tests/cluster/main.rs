@@ -20,6 +20,7 @@ mod restore;
 mod ring;
 mod roots;
 mod schedulers;
+mod slow;
 mod support;
 mod traces;
 mod ttl;
