@@ -6,7 +6,6 @@ use std::time::Duration;
 mod common;
 mod configuration;
 mod history;
-mod renewed;
 mod restored;
 
 use common::{admin, ask, body, start};

@@ -2,10 +2,7 @@
 
 use std::{fs, os::unix::fs::FileExt as _};
 
-use damselfly_messages::{
-    manifest::Manifest,
-    record::{Record, UnixMillis},
-};
+use damselfly_messages::{manifest::Manifest, record::Record};
 use tempfile::TempDir;
 
 use super::*;

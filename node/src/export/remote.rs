@@ -86,7 +86,7 @@ impl Exporter {
             parents: candidate.parents,
             sequential: target.kind == Kind::Pipe,
             limiter: target.limiter.clone(),
-            record: unproved.is_none().then(|| record(name, binding, self.announcer.clock().now())),
+            record: unproved.is_none().then(|| record(name, binding)),
         };
         let (mut lost, mut liars) = (0, 0);
         loop {
@@ -166,7 +166,7 @@ impl Exporter {
             Some(Err(ReadFailed::Other(failure))) => return Err(failure.into()),
             None => return Err(dropped()),
         };
-        let (store, record) = (self.store.clone(), record(&wanted.name, wanted.binding, self.announcer.clock().now()));
+        let (store, record) = (self.store.clone(), record(&wanted.name, wanted.binding));
         let task = record.task_id();
         blocking(move || store.bind(record)).await.or_failure()?;
         let announcer = self.announcer.clone();
@@ -204,7 +204,8 @@ impl Exporter {
 }
 
 /// The record of a host that has fetched a task.
-fn record(name: &Name, binding: Binding, now: UnixMillis) -> TaskRecord {
+fn record(name: &Name, binding: Binding) -> TaskRecord {
+    let now: UnixMillis = SystemTime::now().into();
     TaskRecord {
         name: name.clone(),
         binding,

@@ -2,7 +2,6 @@
 
 mod broken;
 mod browser;
-mod clocks;
 mod conflict;
 mod console;
 mod delete;
@@ -20,7 +19,6 @@ mod restore;
 mod ring;
 mod roots;
 mod schedulers;
-mod slow;
 mod support;
 mod traces;
 mod ttl;
