@@ -17,7 +17,7 @@ use tokio::task::{JoinError, spawn_blocking};
 use crate::{
     access::ADMIN_TOKEN,
     config::{DATABASE, ManagerConfig},
-    database::{Database, DatabaseError, OpenError, Place, now},
+    database::{Database, DatabaseError, OpenError, Place},
     keys::ROOT_KEY,
     server::{self, ServerError},
     store::{Store, StoreError},
@@ -119,7 +119,7 @@ pub async fn restore(config: &ManagerConfig, from: &Path) -> Result<Restored, Ba
     })
     .await??;
     let database = Database::open(Place::Sqlite(file)).await?;
-    let opened = Store::open(&config.data_dir, database.clone(), Default::default(), now()).await;
+    let opened = Store::open(&config.data_dir, database.clone(), Default::default(), database.now()).await;
     database.close().await;
     let store = opened?;
     Ok(Restored { cluster: store.cluster(), epoch: store.newest().epoch() })

@@ -22,7 +22,7 @@ use damselfly_transport::{
     reason::chain,
 };
 use libp2p::{Multiaddr, PeerId, multiaddr::Protocol};
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::MissedTickBehavior;
 
 use crate::{
     database::{
@@ -30,7 +30,6 @@ use crate::{
         audit::Actor,
         join_tokens::{JoinToken as Made, NewJoinToken, Refused as NotLetIn},
         members::{Joining, RenewError},
-        now,
     },
     keys::ISSUER_LIFETIME,
     state::{ChangeError, State},
@@ -41,12 +40,13 @@ const PUT_OUT: &str = "this host was put out of the cluster";
 /// How often a manager says that it is there, and after which time it is forgotten.
 const SEEN_EVERY: Duration = Duration::from_secs(60);
 const GONE_AFTER: Duration = Duration::from_secs(24 * 3600);
+/// A credential that has expired is renewed for this long, or for the cluster's grace if that is longer. Afterwards a host
+/// needs a new token: a disk that was thrown away is no member for ever.
+const RENEWED_UNTIL: Duration = Duration::from_secs(30 * 24 * 3600);
 const CERTIFIED_EVERY: Duration = Duration::from_secs(24 * 3600);
 /// A scheduler that joined is dialled for so long before it is given up.
 const HEALTHY_WITHIN: Duration = Duration::from_secs(120);
 const DIAL_WITHIN: Duration = Duration::from_secs(5);
-/// A scheduler that joins begins to listen right after; when it is not reached by then, the log says so.
-const REPORTED_AFTER: Duration = Duration::from_secs(10);
 const DIAL_PAUSE: Duration = Duration::from_millis(250);
 
 /// The cluster's membership; cheap to clone.
@@ -89,7 +89,7 @@ impl Membership {
                     }
                     Err(_) => return,
                 },
-                () = tokio::time::sleep(CERTIFIED_EVERY) => keys.certify(now()),
+                () = tokio::time::sleep(CERTIFIED_EVERY) => keys.certify(self.inner.database.now()),
             };
             if let Err(error) = renewed {
                 tracing::error!(%error, "this manager is not certified anew");
@@ -100,7 +100,7 @@ impl Membership {
     async fn show_certified(&self, issuer: &Issuer) -> Result<(), Invalid> {
         let Inner { state, network, .. } = &*self.inner;
         let granted = (Roles::just(Role::Manager), &Tags::new());
-        let (own, _) = issuer.issue(network.peer_id(), granted, 0, (now(), ISSUER_LIFETIME))?;
+        let (own, _) = issuer.issue(network.peer_id(), granted, 0, (self.inner.database.now(), ISSUER_LIFETIME))?;
         network.admission().present(own);
         state.follower().show_renewed().await;
         Ok(())
@@ -114,7 +114,9 @@ impl Membership {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let now = now();
+            let clock = self.inner.database.clock().clone();
+            drop(tokio::task::spawn_blocking(move || clock.keep()).await);
+            let now = self.inner.database.now();
             let gone = UnixMillis(now.0.saturating_sub(GONE_AFTER.as_millis() as u64));
             if let Err(error) = self.inner.database.see_manager(&us, &addresses, (now, gone)).await {
                 tracing::warn!(reason = chain(&error), "other managers do not hear of this one; it is tried again");
@@ -157,7 +159,7 @@ impl Membership {
         lifetime: Duration,
         actor: &Actor,
     ) -> Result<(JoinToken, Made), DatabaseError> {
-        let now = now();
+        let now = self.inner.database.now();
         let token = JoinToken {
             roots: self.roots(),
             id: TokenId(rand::random::<[u8; TOKEN_ID_BYTES]>()),
@@ -192,7 +194,8 @@ impl Membership {
     pub async fn revoke(&self, peer: PeerId, because: String, actor: Actor) -> Result<u64, ChangeError> {
         let epoch = self.inner.state.revoke(peer, actor.clone(), because.clone()).await?;
         // It is out already; only the reason may be missing.
-        let noted = self.inner.database.revoke_member(&peer.to_string(), &because, &actor, now()).await;
+        let noted =
+            self.inner.database.revoke_member(&peer.to_string(), &because, &actor, self.inner.database.now()).await;
         noted.map_err(ChangeError::Store)?;
         tracing::info!(%peer, epoch, "revoked");
         Ok(epoch)
@@ -209,6 +212,11 @@ impl Membership {
         current.map_or(Duration::ZERO, |accepted| Duration::from_millis(accepted.configuration.settings.credential_ms))
     }
 
+    fn grace(&self) -> Duration {
+        let current = self.inner.state.current();
+        current.map_or(Duration::ZERO, |accepted| Duration::from_millis(accepted.configuration.settings.grace_ms))
+    }
+
     async fn join(&self, asked: &Asked) -> Result<(SignedCredential, Roles), Refusal> {
         let RequestBody::Join { token: TokenId(id), proof, role } = &asked.request.body else {
             return Err(Refusal::new(RefusalCode::Malformed, "it is no request to join"));
@@ -220,9 +228,11 @@ impl Membership {
         let token = known
             .ok_or_else(|| Refusal::new(RefusalCode::Unknown, "there is no such token, or this is not its secret"))?;
         let granted = roles(&token.roles);
-        let now = now();
+        let now = self.inner.database.now();
         // Why it is of no use at all comes before for what it is of no use.
-        let is_good = token.revoked.is_none() && token.expires > now && token.uses_left > 0;
+        let member = database.member(&asked.peer.to_string()).await.map_err(unavailable)?;
+        let is_again = member.is_some_and(|member| member.token_id == *id);
+        let is_good = token.revoked.is_none() && token.expires > now && (token.uses_left > 0 || is_again);
         if is_good && !granted.contains(*role) {
             return Err(Refusal::new(RefusalCode::Role, format!("the token makes a host {granted}, not {role}")));
         }
@@ -237,16 +247,24 @@ impl Membership {
         let RequestBody::Renew(shown) = &asked.request.body else {
             return Err(Refusal::new(RefusalCode::Malformed, "it is no renewal"));
         };
-        // Whether it has expired is of no account: the key is proved, and the host is not revoked.
-        let trust = Trust::new(self.inner.state.cluster());
+        // Whether it has expired is decided below: a host may have been off for some time.
+        let mut trust = Trust::new(self.inner.state.cluster());
+        trust.revoke(&self.revoked());
         let at = shown.claim().map(|claim| claim.not_before);
         let admitted = at.map_err(Refused::from).and_then(|at| trust.admit(&asked.peer, shown, at));
         let admitted = admitted.map_err(|refused| Refusal::new(RefusalCode::Malformed, refused.to_string()))?;
-        let now = now();
+        let now = self.inner.database.now();
+        let expired_ms = now.0.saturating_sub(admitted.credential.not_after.0);
+        let grace = self.grace();
+        if expired_ms > RENEWED_UNTIL.max(grace).as_millis() as u64 {
+            return Err(too_late(expired_ms));
+        }
         let serial = self.inner.database.next_serial().await.map_err(unavailable)?;
         match self.inner.database.renew_member(self.joining(asked, serial, now), now).await {
             Ok(member) => self.issue(asked.peer, (roles(&member.roles), &member.tags), serial, now),
             // The database was restored from before it joined; its credential proves that it did.
+            // Its revocation, if there was one, is in the configuration only as long as its credential may hold.
+            Err(RenewError::Unknown) if expired_ms > grace.as_millis() as u64 => Err(too_late(expired_ms)),
             Err(RenewError::Unknown) if self.roots().accepts(&admitted.root) => {
                 tracing::warn!(peer = %asked.peer, "a member is renewed that the database does not know");
                 let credential = &admitted.credential;
@@ -290,22 +308,9 @@ impl Membership {
 
     /// Puts a scheduler that has joined into the ring as soon as it answers.
     async fn put_into_ring(self, peer: PeerId, addresses: Vec<Multiaddr>) {
-        if addresses.is_empty() {
-            return tracing::warn!(
-                %peer,
-                "the scheduler that joined is not in the ring: it names no address that others can dial, and does not listen \
-                 at the one that it is seen at; add it to `schedulers` of the configuration with an address, or let it join anew with `advertise`. \
-                 Addresses on loopback are dialled with `allow_loopback` (--allow-loopback) only"
-            );
-        }
         let healthy = async {
-            let begun = Instant::now();
-            let mut is_reported = false;
             while let Err(error) = self.inner.network.connect(peer, addresses.clone(), DIAL_WITHIN).await {
-                if !is_reported && begun.elapsed() >= REPORTED_AFTER {
-                    is_reported = true;
-                    tracing::warn!(%peer, ?addresses, %error, "the scheduler that joined cannot be reached yet");
-                }
+                tracing::debug!(%peer, %error, "the new scheduler does not answer yet");
                 tokio::time::sleep(DIAL_PAUSE).await;
             }
         };
@@ -347,6 +352,9 @@ impl Membership {
         let current = self.inner.state.current();
         let current = current.ok_or_else(|| Refusal::new(RefusalCode::Unavailable, "the manager is starting"))?;
         let peer = asked.peer;
+        if current.configuration.revoked.iter().any(|revoked| revoked.peer == self.inner.network.peer_id()) {
+            return Err(Refusal::new(RefusalCode::Unavailable, "this manager is revoked: ask another one"));
+        }
         if current.configuration.revoked.iter().any(|revoked| revoked.peer == peer) {
             return Err(Refusal::new(RefusalCode::Revoked, PUT_OUT));
         }
@@ -372,6 +380,15 @@ fn in_turn(managers: &[Vec<(PeerId, Multiaddr)>]) -> Vec<(PeerId, Multiaddr)> {
     let rounds = managers.iter().map(Vec::len).max().unwrap_or(0);
     let addresses = (0..rounds).flat_map(|round| managers.iter().filter_map(move |of_one| of_one.get(round)));
     addresses.take(MANAGERS_MAX).cloned().collect()
+}
+
+/// A host that was off for too long must be let in by somebody.
+fn too_late(expired_ms: u64) -> Refusal {
+    let days = expired_ms / (24 * 3_600_000);
+    let reason = format!(
+        "the credential has expired {days} days ago, too long for a renewal: start the host once with --join and a new token"
+    );
+    Refusal::new(RefusalCode::Expired, reason)
 }
 
 fn refusal(error: NotLetIn, uses: u32) -> Refusal {

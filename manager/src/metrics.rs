@@ -18,7 +18,7 @@ use tokio::time::sleep;
 
 use crate::{
     access::{Access, SESSION_IDLE, SESSION_TOTAL},
-    database::{Database, DatabaseError, now},
+    database::{Database, DatabaseError},
     membership::Membership,
     picture::Eyes,
     state,
@@ -93,7 +93,7 @@ impl Metrics {
     }
 
     async fn look_once(&self, database: &Database) -> Result<(), DatabaseError> {
-        let before = |time: Duration| UnixMillis(now().0.saturating_sub(time.as_millis() as u64));
+        let before = |time: Duration| UnixMillis(database.now().0.saturating_sub(time.as_millis() as u64));
         let counts = database.counts(before(SESSION_IDLE), before(SESSION_TOTAL)).await?;
         self.members.set(counts.members);
         self.revoked.set(counts.revoked);

@@ -31,7 +31,6 @@ use crate::{
     database::{
         DatabaseError,
         audit::{self, Actor, Change},
-        now,
     },
     rates::{Meter, Rates},
     state::State,
@@ -278,7 +277,7 @@ impl Eyes {
             let change = Change { action: "task.delete", target: &target, before: None, after: Some(after) };
             let database = self.state.database();
             let mut writing = database.write().await?;
-            audit::append(&mut writing, now(), actor, change).await?;
+            audit::append(&mut writing, database.now(), actor, change).await?;
             writing.commit().await.map_err(DatabaseError::from)?;
         }
         Ok(answer)

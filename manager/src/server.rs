@@ -17,6 +17,7 @@ use damselfly_messages::{
 };
 use damselfly_transport::{
     admission::Admission,
+    clock::Clock,
     dialing::DialPolicy,
     join::JoinServer,
     network::{self, Inbox, Network, NetworkConfig, Serves, StartError},
@@ -24,16 +25,19 @@ use damselfly_transport::{
         follower::{self, Follower, FollowerConfig, Role},
         http::{self, HttpError, HttpServer, Monitoring},
         identity::{self, IdentityError},
-        listener, metrics,
+        metrics,
     },
 };
 use libp2p::identity::Keypair;
-use tokio::task::{JoinError, JoinHandle, spawn_blocking};
+use tokio::{
+    net::TcpListener,
+    task::{JoinError, JoinHandle, spawn_blocking},
+};
 
 use crate::{
     access::Access,
     config::ManagerConfig,
-    database::{Database, OpenError, now},
+    database::{Database, OpenError},
     http::{App, Watchers},
     keys::ISSUER_LIFETIME,
     membership::{Membership, join_addresses},
@@ -41,7 +45,7 @@ use crate::{
     picture::Eyes,
     reach::keep_ring,
     state::State,
-    store::{Store, StoreError, check_key_not_alone},
+    store::{Store, StoreError, check_key_not_alone, learn_time},
     upkeep::keep_pruned,
 };
 
@@ -124,22 +128,25 @@ impl Server {
     pub async fn start(config: ManagerConfig) -> Result<Self, ServerError> {
         let lock = lock(&config.data_dir)?;
         check_key_not_alone(&config.data_dir, &config.place())?;
-        let database = Database::open_when_ready(config.place(), DATABASE_WITHIN).await?;
+        let clock = Clock::open(&config.data_dir);
+        let database = Database::open_when_ready(config.place(), DATABASE_WITHIN).await?.with_clock(clock.clone());
         let first = config.settings.clone().unwrap_or_default();
-        let store = Store::open(&config.data_dir, database, first, now()).await?;
+        learn_time(&database).await?;
+        let now = database.now();
+        let store = Store::open(&config.data_dir, database, first, now).await?;
         let (http_config, data_dir, policy) = (config.http.clone(), config.data_dir.clone(), policy(&config));
         let (join_listen, join_advertise) = (config.join_listen, config.join_advertise.clone());
         let access = Access::open(&config.data_dir, store.database().clone()).await.map_err(ServerError::Access)?;
         let (key, issuer) = (store.keys().own().clone(), store.keys().issuer());
         let own = key.clone();
-        let (network, inbox) = spawn_blocking(move || start_network(&config, own, &issuer)).await??;
+        let (network, inbox) = spawn_blocking(move || start_network(&config, own, &issuer, clock)).await??;
         let followed =
             FollowerConfig { cluster: store.cluster(), role: Role::Manager, bootstrap: Vec::new(), stored: None };
         let follower =
             Follower::start(followed, network.clone(), inbox.gossip, inbox.config).map_err(ServerError::Follower)?;
         follower.offer(store.newest().as_bytes(), network.peer_id()).await?;
         let state = State::new(store, network.clone(), follower.clone());
-        let listener = listener::bind(join_listen);
+        let listener = TcpListener::bind(join_listen).await;
         let listener = listener.map_err(|source| ServerError::JoinListener { address: join_listen, source })?;
         let port = listener.local_addr().map_or(join_listen.port(), |address| address.port());
         let join_at = match join_advertise.is_empty() {
@@ -224,10 +231,15 @@ fn policy(config: &ManagerConfig) -> DialPolicy {
 }
 
 /// Starts the network of this manager, whose key is certified.
-fn start_network(config: &ManagerConfig, key: Keypair, issuer: &Issuer) -> Result<(Network, Inbox), ServerError> {
+fn start_network(
+    config: &ManagerConfig,
+    key: Keypair,
+    issuer: &Issuer,
+    clock: Clock,
+) -> Result<(Network, Inbox), ServerError> {
     let us = key.public().to_peer_id();
     Ok(network::start(NetworkConfig {
-        admission: Admission::issued(issuer, us, [membership::Role::Manager], ISSUER_LIFETIME)?,
+        admission: Admission::issued_by(clock, issuer, us, [membership::Role::Manager], ISSUER_LIFETIME)?,
         keypair: key,
         listen: config.listen.clone(),
         serves: Serves { config: true, ..Serves::default() },
@@ -247,10 +259,13 @@ fn monitored(network: &Network, follower: &Follower, counting: &Counting<'_>) ->
         let missing = [
             (network.listeners().is_empty(), "no listener for peers"),
             (follower.epoch() == 0, "no configuration is in force"),
+            (network.admission().is_revoked(&network.peer_id()), "this manager is revoked"),
             (state.unsettled().is_some(), "members are asked whether they know a newer configuration"),
         ];
-        let reasons: Vec<_> =
+        let mut reasons: Vec<_> =
             missing.into_iter().filter(|(missing, _)| *missing).map(|(_, reason)| reason.to_owned()).collect();
+        // It gives the cluster its time.
+        reasons.extend(state.database().clock().problem().map(|problem| problem.to_string()));
         if reasons.is_empty() { Ok(()) } else { Err(reasons) }
     });
     (monitoring, counted)

@@ -16,7 +16,7 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{Mutex, watch};
 
 use crate::{
-    database::{Database, audit::Actor, leader::Leader, now},
+    database::{Database, audit::Actor, leader::Leader},
     keys::Keys,
     store::{Order, SignError, Store},
 };
@@ -182,6 +182,9 @@ impl State {
             return Err(ChangeError::Unsettled { retry_after });
         }
         let Inner { store, network, follower, .. } = &*self.inner;
+        if network.admission().is_revoked(&self.peer_id()) {
+            return Err(ChangeError::Revoked);
+        }
         for _ in 0..CHANGE_TRIES {
             let in_force = &self.current().ok_or(ChangeError::Nothing)?.configuration;
             let epoch = in_force.epoch;
@@ -200,7 +203,7 @@ impl State {
             let new = next.as_ref().map(|(next, retired)| (next, *retired));
             let order = Order { settings, revoked, roots, next: new, actor, action, reason };
             // Made of what is in force here, so it replaces nothing else.
-            let signed = match store.sign(epoch, order, |current| current == epoch, now()).await {
+            let signed = match store.sign(epoch, order, |current| current == epoch, store.database().now()).await {
                 Ok(signed) => signed,
                 Err(SignError::Stale { .. }) => {
                     self.catch_up(epoch).await?;

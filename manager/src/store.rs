@@ -15,14 +15,17 @@ use damselfly_messages::{
     record::UnixMillis,
     wire::{Invalid, Wire as _},
 };
-use damselfly_transport::program::identity::{self, IdentityError, KEY_FILE};
+use damselfly_transport::{
+    clock::Signed,
+    program::identity::{self, IdentityError, KEY_FILE},
+};
 use serde_json::json;
 
 use crate::{
     database::{
         Database, DatabaseError, Place,
         audit::{self, Actor, Change},
-        configurations::{self, Kept, Signed},
+        configurations::{self, Kept, Signed as Row},
     },
     keys::{self, KeyError, Keys, Next, ROOT_KEY},
 };
@@ -103,6 +106,19 @@ pub fn check_key_not_alone(data_dir: &Path, place: &Place) -> Result<(), StoreEr
     let key = data_dir.join(ROOT_KEY);
     let is_there = |path: &Path| path.try_exists().map_err(|source| failed(path, source));
     if is_there(&key)? && !is_there(file)? { Err(StoreError::KeyAlone { key }) } else { Ok(()) }
+}
+
+/// Tells the clock of `database` when its newest configuration was signed, before anything is signed by that clock.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn learn_time(database: &Database) -> Result<(), StoreError> {
+    let Some(cluster) = database.meta(configurations::CLUSTER).await? else { return Ok(()) };
+    let cluster = cluster.parse().map_err(|_| DatabaseError::Damaged { what: "cluster" })?;
+    let Some(newest) = database.configurations(u64::MAX, 1).await?.pop() else { return Ok(()) };
+    let (_, configuration) = verified(newest.epoch, &newest.signed, cluster)?;
+    database.clock().learn(Signed::Configuration, configuration.issued);
+    Ok(())
 }
 
 impl Store {
@@ -226,7 +242,7 @@ impl Store {
             let retired = retired.0.to_string();
             configurations::set(&mut writing, configurations::RETIREMENT, &retired).await?;
         }
-        let row = Signed { signed: &signed, issued: now, actor: &order.actor.name, reason: order.reason };
+        let row = Row { signed: &signed, issued: now, actor: &order.actor.name, reason: order.reason };
         if !configurations::insert(&mut writing, row).await? {
             return Err(SignError::Stale { current: current + 1 });
         }
@@ -245,8 +261,7 @@ impl Store {
     pub async fn keep(&self, signed: &SignedConfiguration, issued: UnixMillis) -> Result<bool, DatabaseError> {
         let mut writing = self.database.write().await?;
         let (actor, reason) = (Actor::manager(), Some("members had it"));
-        let is_kept =
-            configurations::insert(&mut writing, Signed { signed, issued, actor: &actor.name, reason }).await?;
+        let is_kept = configurations::insert(&mut writing, Row { signed, issued, actor: &actor.name, reason }).await?;
         writing.commit().await?;
         Ok(is_kept)
     }
@@ -344,7 +359,7 @@ async fn found(
     if configurations::newest_epoch(&mut writing).await?.is_none() {
         configurations::claim(&mut writing, &root.cluster().to_string()).await?;
         let actor = Actor::manager();
-        let row = Signed { signed: &signed, issued: now, actor: &actor.name, reason: Some("founded") };
+        let row = Row { signed: &signed, issued: now, actor: &actor.name, reason: Some("founded") };
         configurations::insert(&mut writing, row).await?;
         let change = Change { action: "cluster.found", target: "1", ..Change::default() };
         audit::append(&mut writing, now, &actor, change).await?;

@@ -5,10 +5,7 @@ use std::time::Duration;
 use damselfly_transport::reason::chain;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::{
-    database::{now, prune::Pruned},
-    state::State,
-};
+use crate::{database::prune::Pruned, state::State};
 
 /// Deletes of hosts come fast, so an hour must not bring too many.
 const EVERY: Duration = Duration::from_secs(3600);
@@ -24,7 +21,9 @@ pub async fn keep_pruned(state: State) {
             return;
         }
         let grace_ms = state.current().map_or(0, |current| current.configuration.settings.grace_ms);
-        match state.database().prune(Duration::from_millis(grace_ms), now()).await {
+        // By a wrong clock it could remove what is in use.
+        let Some(now) = state.database().clock().expirable() else { continue };
+        match state.database().prune(Duration::from_millis(grace_ms), now).await {
             Ok(Pruned { audit: 0, join_tokens: 0, members: 0 }) => {}
             Ok(pruned) => tracing::info!(?pruned, "what ended long ago was removed from the database"),
             Err(error) => tracing::warn!(error = chain(&error), "the database is not pruned; it is tried again"),

@@ -6,15 +6,16 @@
 use std::{
     collections::HashSet,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use damselfly_messages::{
     id::TaskId,
-    record::{Announcement, Binding, Holding, Record, Tombstone, UnixMillis},
+    membership::{Refused, Standing},
+    record::{Announcement, Binding, Holding, Record, Tombstone},
     scheduler::{AnnounceTask, BucketPart, Outcome, RequestBody, ResponseBody},
 };
-use damselfly_transport::{dialing::DialPolicy, network::Network};
+use damselfly_transport::{clock::Clock, network::Network};
 use libp2p::PeerId;
 use tokio::sync::Notify;
 
@@ -108,8 +109,11 @@ impl Announcer {
     ) -> Result<Self, StoreError> {
         let contact = contact::Contact::load(&store)?;
         // Before anything is told. What expired while this host was down would still have been bound first.
-        store.expire(now())?;
-        contact.mark_stale_if_away(&store, now())?;
+        let clock = network.admission().clock();
+        if let Some(now) = clock.expirable() {
+            store.expire(now)?;
+        }
+        contact.mark_stale_if_away(&store, clock.now())?;
         let inner = Inner {
             store,
             schedulers,
@@ -137,14 +141,22 @@ impl Announcer {
         Ok(this)
     }
 
+    /// The host's clock.
+    pub fn clock(&self) -> &Clock {
+        self.inner.network.admission().clock()
+    }
+
+    /// How this host stands as a member.
+    ///
+    /// # Errors
+    /// [`Refused`]: others refuse it now.
+    pub fn standing(&self) -> Result<Standing, Refused> {
+        self.inner.network.admission().own_standing()
+    }
+
     /// Takes a task out of the outbox's hands; `None` when somebody else has it.
     pub fn claim(&self, task: TaskId) -> Option<Claim> {
         lock(&self.inner.claimed).insert(task).then(|| Claim { inner: Arc::clone(&self.inner), task, wakes: true })
-    }
-
-    /// Which addresses this host dials, as far as loopback is concerned.
-    pub fn dial_policy(&self) -> DialPolicy {
-        if self.inner.host.allow_loopback { DialPolicy::local() } else { DialPolicy::routable() }
     }
 
     /// What each scheduler said last.
@@ -299,10 +311,6 @@ fn ledger_record(store: &Store, record: &TaskRecord) -> Option<Record> {
     announced.then(|| {
         Record::Held(Announcement { name: record.name.clone(), binding: record.binding, holding: Holding::Complete })
     })
-}
-
-fn now() -> UnixMillis {
-    SystemTime::now().into()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

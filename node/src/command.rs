@@ -9,8 +9,7 @@ use damselfly_transport::{
         http::check_ready,
         lifecycle::{self, Signals},
         logging::{self, LogFormat},
-        membership::read_token,
-        reload::Reloader,
+        membership::given_token,
     },
     reason,
     trace::{self, Collector},
@@ -26,8 +25,6 @@ const SETTINGS: &[(&str, &str)] = &[
     ("advertise", "advertise"),
     ("role", "role"),
     ("tag", "tags"),
-    ("allow_loopback", "allow_loopback"),
-    ("log_filter", "log_filter"),
     ("upload_rate_limit", "upload_rate_limit"),
     ("download_rate_limit", "download_rate_limit"),
     ("http_listen", "http.listen"),
@@ -55,9 +52,6 @@ struct Arguments {
     /// How log lines look.
     #[arg(long, value_enum, default_value_t, env = "DFDAEMON_LOG_FORMAT")]
     log_format: LogFormat,
-    /// What is logged, such as info,damselfly_node=debug.
-    #[arg(long, value_name = "FILTER", env = "RUST_LOG")]
-    log_filter: Option<String>,
     /// Where contents, the index and the host's key lie.
     #[arg(long, value_name = "DIR", env = "DFDAEMON_DATA_DIR")]
     data_dir: Option<PathBuf>,
@@ -65,10 +59,10 @@ struct Arguments {
     #[arg(long, value_name = "PATH", env = "DFDAEMON_SOCKET")]
     socket: Option<PathBuf>,
     /// Where peers reach this host; may be given several times.
-    #[arg(long, value_name = "MULTIADDR", env = "DFDAEMON_LISTEN", value_delimiter = ',')]
+    #[arg(long, value_name = "MULTIADDR", env = "DFDAEMON_LISTEN")]
     listen: Vec<String>,
     /// What others are told to dial instead of what they see; may be given several times.
-    #[arg(long, value_name = "MULTIADDR", env = "DFDAEMON_ADVERTISE", value_delimiter = ',')]
+    #[arg(long, value_name = "MULTIADDR", env = "DFDAEMON_ADVERTISE")]
     advertise: Vec<String>,
     /// What the host is for: node or seed.
     #[arg(long, value_name = "ROLE", env = "DFDAEMON_ROLE")]
@@ -85,9 +79,6 @@ struct Arguments {
     /// Joins the cluster of this token, once: afterwards the host remembers. `@FILE` reads the token from a file.
     #[arg(long, value_name = "TOKEN", env = "DFDAEMON_JOIN", hide_env_values = true)]
     join: Option<String>,
-    /// Allows to dial loopback addresses: for a cluster whose programs are all on one host.
-    #[arg(long)]
-    allow_loopback: bool,
     /// Where HTTP is served.
     #[arg(long, value_name = "ADDRESS:PORT", env = "DFDAEMON_HTTP_LISTEN")]
     http_listen: Option<String>,
@@ -124,10 +115,6 @@ pub fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments, overrides: Vec<Override>) -> anyhow::Result<ExitCode> {
-    let token = match arguments.join.as_deref().map(read_token).transpose() {
-        Ok(token) => token,
-        Err(reason) => return Ok(unusable(&reason)),
-    };
     let loaded = match config::load::<NodeConfig>(arguments.config.as_deref(), &overrides) {
         Ok(loaded) => loaded,
         Err(error) => return Ok(unusable(&error)),
@@ -140,29 +127,27 @@ fn run(arguments: Arguments, overrides: Vec<Override>) -> anyhow::Result<ExitCod
         let NodeConfig { http, data_dir, .. } = &loaded.config;
         return Ok(tokio::runtime::Runtime::new()?.block_on(check_ready("dfdaemon", http, data_dir)));
     }
+    let given = match given_token(arguments.join.as_deref(), &loaded.config.data_dir) {
+        Ok(given) => given,
+        Err(reason) => return Ok(unusable(&reason)),
+    };
     lifecycle::raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let inside = runtime.enter();
     let collector = Collector::configured("dfdaemon", loaded.config.otlp_endpoint.as_deref())?;
-    let log_filter = logging::init(arguments.log_format, loaded.config.log_filter.as_deref(), collector.as_ref());
+    logging::init(arguments.log_format, collector.as_ref());
+    given.warn();
     drop(inside);
     let ended = runtime.block_on(async {
         let mut signals = Signals::catch()?;
-        let mut reloader = Reloader::catch(arguments.config, overrides, loaded.config.clone())?;
-        let mut daemon = Daemon::start(loaded.config, token).await?;
+        let mut daemon = Daemon::start(loaded.config, given.token).await?;
         lifecycle::ready();
-        let ended = loop {
-            tokio::select! {
-                signal = signals.recv() => {
-                    tracing::info!(signal, "the daemon ends");
-                    break Ok(ExitCode::SUCCESS);
-                }
-                config = reloader.changed() => {
-                    log_filter.set(config.log_filter.as_deref());
-                    daemon.reload(&config);
-                }
-                ended = daemon.ended() => break Err(ended),
+        let ended = tokio::select! {
+            signal = signals.recv() => {
+                tracing::info!(signal, "the daemon ends");
+                Ok(ExitCode::SUCCESS)
             }
+            ended = daemon.ended() => Err(ended),
         };
         lifecycle::shut_down(daemon.stop()).await;
         ended

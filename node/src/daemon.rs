@@ -3,12 +3,10 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use damselfly_messages::{
-    config::Settings,
-    membership::{JoinToken, host_tags, overruled_tags},
-};
+use damselfly_messages::{config::Settings, membership::JoinToken};
 use damselfly_transport::{
     admission::Admission,
+    clock::Clock,
     dialing::DialPolicy,
     local::{self, LocalServer},
     network::{self, ConnectionLimits, NetworkConfig, Serves},
@@ -20,7 +18,6 @@ use damselfly_transport::{
         metrics as program_metrics,
     },
 };
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -32,7 +29,7 @@ use crate::{
     health::health,
     host::Host,
     import::Importer,
-    limits::{self, Limits, OwnLimits, follow_quota},
+    limits::{self, Limits, follow_quota},
     metrics::{Metrics, Watch},
     notified::Notified,
     places::Places,
@@ -58,35 +55,6 @@ pub struct Daemon {
     rpc: tokio::task::JoinSet<Result<(), tonic::transport::Error>>,
     tasks: tokio::task::JoinSet<()>,
     keeper: tokio::task::JoinSet<Ended>,
-    own: watch::Sender<OwnLimits>,
-}
-
-/// Says which tags this host has, and which of its configuration do not count.
-fn report_tags(network: &network::Network, config: &NodeConfig) {
-    let granted = network.admission().own_tags();
-    let overruled = overruled_tags(&granted, &config.tags);
-    if !overruled.is_empty() {
-        tracing::warn!(
-            tags = ?overruled, ?granted,
-            "tags of the configuration do not count: this host's join token says otherwise"
-        );
-    }
-    let tags = host_tags(&granted, &config.tags);
-    if !tags.is_empty() {
-        tracing::info!(?tags, "tags of this host");
-    }
-}
-
-fn policy(config: &NodeConfig) -> DialPolicy {
-    DialPolicy::new(config.allow_loopback, &config.dial)
-}
-
-const fn own_limits(config: &NodeConfig) -> OwnLimits {
-    OwnLimits {
-        upload: config.upload_rate_limit,
-        download: config.download_rate_limit,
-        quota_bytes: config.store_quota_bytes,
-    }
 }
 
 impl Daemon {
@@ -96,6 +64,7 @@ impl Daemon {
     /// What a person has to put right first.
     pub async fn start(config: NodeConfig, token: Option<JoinToken>) -> anyhow::Result<Self> {
         identity::prepare_data_dir(&config.data_dir)?;
+        let clock = Clock::open(&config.data_dir);
         let keypair = identity::load_or_create(&config.data_dir.join(KEY_FILE))?;
         let store = open_store(&config).await?;
         let local = LocalServer::bind(&config.socket)?;
@@ -107,20 +76,20 @@ impl Daemon {
         let joining = Joining {
             data_dir: &config.data_dir,
             keypair: &keypair,
+            clock: &clock,
             token: token.as_ref(),
             role: config.role.into(),
             addresses,
         };
         let membership = Membership::enter(&joining).await?;
-        match &membership {
-            Some(membership) => membership.warn_of_loopback(&policy(&config)),
-            None => tracing::warn!(
-                "this host belongs to no cluster: only local import and export work. To join one, start it once with a token \
-                 of the manager: dfdaemon --join TOKEN"
-            ),
-        }
         let member = membership.is_some();
-        let admission = membership.as_ref().map_or_else(|| Ok(Admission::closed()), Membership::admission)?;
+        let admission = match &membership {
+            Some(membership) => {
+                clock.require_confirmation();
+                membership.admission(clock)?
+            }
+            None => Admission::closed_by(clock),
+        };
         let (network, inbox) = network::start(NetworkConfig {
             admission,
             keypair: keypair.clone(),
@@ -135,7 +104,7 @@ impl Daemon {
             },
             topic: membership.as_ref().map(|membership| follower::topic(&membership.cluster)),
             limits: ConnectionLimits::default(),
-            dial: policy(&config),
+            dial: DialPolicy::new(config.allow_loopback, &config.dial),
         })
         .context("cannot start the network")?;
         let follower = match &membership {
@@ -153,7 +122,6 @@ impl Daemon {
             None => None,
         };
 
-        report_tags(&network, &config);
         let schedulers = Schedulers::new(network.clone(), follower.clone());
         let host = Host {
             advertise: config.advertise.clone(),
@@ -166,11 +134,9 @@ impl Daemon {
             let (network, metrics) = (network.clone(), metrics.clone());
             blocking(move || Announcer::new(store, schedulers, network, host, metrics)).await?
         };
-        let settings =
-            follower.as_ref().map(|follower| HostSettings::new(follower, network.admission(), config.tags.clone()));
+        let settings = follower.as_ref().map(|follower| HostSettings::new(follower, network.admission()));
         let settings = settings.unwrap_or_default();
-        let own = watch::Sender::new(own_limits(&config));
-        let limits = Limits::new(own.subscribe(), &settings);
+        let limits = Limits::new([config.upload_rate_limit, config.download_rate_limit], &settings);
         let downloads = Downloads::new(
             store.clone(),
             network.clone(),
@@ -186,10 +152,10 @@ impl Daemon {
         tasks.spawn(uploads.run(inbox.piece, inbox.have));
         tasks.spawn(announcer.clone().run_expiry());
         tasks.spawn(watch_usage(store.clone(), metrics.clone()));
-        tasks.spawn(limits.follow(settings.watch()));
-        tasks.spawn(follow_quota(settings.watch(), own.subscribe(), store.clone()));
         if let Some(follower) = &follower {
             tasks.spawn(settings.clone().follow(follower.clone(), network.admission().clone()));
+            tasks.spawn(limits.follow(settings.watch()));
+            tasks.spawn(follow_quota(settings.watch(), config.store_quota_bytes, store.clone()));
             tasks.spawn(announcer.clone().run(follower.watch(), inbox.peers));
             tasks.spawn(announcer.clone().run_outbox());
             let notified = Notified {
@@ -245,12 +211,7 @@ impl Daemon {
         let mut serving_rpc = tokio::task::JoinSet::new();
         serving_rpc.spawn(serve_rpc(local, rpc, stop.clone()));
         tracing::info!(peer_id = %network.peer_id(), socket = %config.socket.display(), http = %http.address(), "dfdaemon is up");
-        Ok(Self { http, network, stop, store, rpc: serving_rpc, tasks, keeper, own })
-    }
-
-    /// Takes over what may change while it runs (`NodeConfig::RELOADED`).
-    pub fn reload(&self, config: &NodeConfig) {
-        self.own.send_replace(own_limits(config));
+        Ok(Self { http, network, stop, store, rpc: serving_rpc, tasks, keeper })
     }
 
     /// Returns when the daemon is of no use any more: the host is no member of its cluster, or a part of it has failed,
@@ -335,17 +296,14 @@ async fn start_http(
     announcer: Announcer,
     store: Store,
 ) -> anyhow::Result<HttpServer> {
-    let look = move || health(follower.as_ref(), &announcer, &store);
-    let look_again = look.clone();
     let ready = move || {
-        let health = look();
-        match health.member {
+        let health = health(follower.as_ref(), &announcer, &store);
+        match health.member && announcer.standing().is_ok() {
             true => Ok(()),
             false => Err(health.problems.into_iter().map(|problem| problem.message).collect()),
         }
     };
-    let monitored = Monitoring::new(Arc::new(registry), ready).with_obstacles(move || look_again().obstacles());
-    let routes = monitoring(monitored);
+    let routes = monitoring(Monitoring::new(Arc::new(registry), ready));
     Ok(HttpServer::start(&config.http, &config.data_dir, routes).await?)
 }
 

@@ -99,7 +99,7 @@ pub enum FetchError {
     /// No parent is left that has what is missing.
     #[error("no holder is reachable{}", because(.0))]
     NoSource(String),
-    /// Parents are left, but no verified byte has come for too long.
+    /// Parents are left, but no byte has come for too long.
     #[error("no data for {0} s")]
     Stalled(u64),
     /// The manifest turned out to be wrong after it was accepted; it was set aside with who gave it.

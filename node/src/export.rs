@@ -6,7 +6,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use damselfly_messages::{
@@ -122,7 +122,7 @@ impl Exporter {
         match &result {
             Ok(outcome) => {
                 self.count(outcome);
-                self.store.touch(&name.task_id(), SystemTime::now().into());
+                self.store.touch(&name.task_id(), self.announcer.clock().now());
             }
             Err(_) => drop(self.metrics.export_failures.inc()),
         }

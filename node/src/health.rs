@@ -1,6 +1,7 @@
 //! What a person should know about this daemon.
 
-use damselfly_transport::{dialing::DialPolicy, program::follower::Follower};
+use damselfly_messages::membership::Refused;
+use damselfly_transport::{clock::ClockProblem, program::follower::Follower};
 use libp2p::{Multiaddr, PeerId};
 
 use crate::{
@@ -22,15 +23,6 @@ pub struct Health {
     pub schedulers: Vec<SchedulerHealth>,
     /// The worst first.
     pub problems: Vec<Problem>,
-}
-
-impl Health {
-    /// Why exports from other hosts cannot work, as `dfcache health` judges it; empty when they can.
-    pub fn obstacles(&self) -> Vec<String> {
-        let is_cut_off = !self.member || !self.schedulers.iter().any(|scheduler| scheduler.reachable);
-        let obstacles = self.problems.iter().filter(|problem| is_cut_off && problem.code != "store_full");
-        obstacles.map(|problem| format!("{}: {}", problem.message, problem.hint)).collect()
-    }
 }
 
 /// One scheduler as this host sees it.
@@ -60,6 +52,7 @@ pub struct Problem {
 /// Looks at membership, schedulers and the store.
 pub fn health(follower: Option<&Follower>, announcer: &Announcer, store: &Store) -> Health {
     let mut health = membership(follower, announcer);
+    health.problems.extend(announcer.clock().problem().map(wrong_clock));
     health.problems.extend(store.stuck().map(store_full));
     health
 }
@@ -89,10 +82,10 @@ fn membership(follower: Option<&Follower>, announcer: &Announcer) -> Health {
             }
         })
         .collect();
-    let problems = match schedulers.iter().filter(|scheduler| scheduler.reachable).count() {
-        0 => vec![no_scheduler(&schedulers, &announcer.dial_policy())],
-        _ => Vec::new(),
-    };
+    let mut problems: Vec<_> = announcer.standing().err().map(not_valid).into_iter().collect();
+    if !schedulers.iter().any(|scheduler| scheduler.reachable) {
+        problems.push(no_scheduler(schedulers.len()));
+    }
     let cluster = configuration.cluster.to_string();
     Health { member: true, cluster, epoch: configuration.epoch, schedulers, problems }
 }
@@ -105,6 +98,23 @@ fn not_a_member() -> Problem {
     }
 }
 
+fn not_valid(refused: Refused) -> Problem {
+    Problem {
+        code: "credential",
+        message: format!("this host's credential is not valid now, and others refuse it: {refused}"),
+        hint: "check that the host's clock is right and that a manager can be reached, which renews the credential; local \
+               import and export work meanwhile",
+    }
+}
+
+fn wrong_clock(problem: ClockProblem) -> Problem {
+    Problem {
+        code: "clock",
+        message: problem.to_string(),
+        hint: "set the host's clock, best by a time service such as chrony or systemd-timesyncd",
+    }
+}
+
 fn store_full(stuck: Stuck) -> Problem {
     let Stuck { used, quota } = stuck;
     let message = format!(
@@ -114,41 +124,11 @@ fn store_full(stuck: Stuck) -> Problem {
     Problem { code: "store_full", message, hint: QUOTA_HINT }
 }
 
-fn no_scheduler(listed: &[SchedulerHealth], policy: &DialPolicy) -> Problem {
-    let message = match listed.len() {
+fn no_scheduler(listed: usize) -> Problem {
+    let message = match listed {
         0 => "the configuration lists no scheduler".to_owned(),
-        count => format!("none of {count} schedulers is reachable"),
+        _ => format!("none of {listed} schedulers is reachable"),
     };
-    let is_refused = |one: &SchedulerHealth| one.address.as_ref().is_some_and(|it| policy.refuses_loopback(it));
-    let hint = match listed.iter().any(is_refused) {
-        true => {
-            "loopback addresses are not dialled: for a cluster on one host set `allow_loopback` (--allow-loopback) in each program"
-        }
-        false => "check that the schedulers run and that no firewall is between; imports are queued meanwhile",
-    };
+    let hint = "check that the schedulers run and that no firewall is between; imports are queued meanwhile";
     Problem { code: "no_scheduler", message, hint }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn schedulers_on_loopback_that_are_not_dialled_name_the_setting() {
-        let at = |address: &str| SchedulerHealth {
-            peer: PeerId::random(),
-            address: Some(address.parse().expect("an address")),
-            reachable: false,
-            warm: false,
-        };
-        for (address, policy, expected) in [
-            ("/ip4/127.0.0.1/tcp/1", DialPolicy::routable(), true),
-            ("/ip6/::1/tcp/1", DialPolicy::routable(), true),
-            ("/ip4/127.0.0.1/tcp/1", DialPolicy::local(), false),
-            ("/ip4/10.0.0.1/tcp/1", DialPolicy::routable(), false),
-        ] {
-            let problem = no_scheduler(&[at(address)], &policy);
-            assert_eq!(problem.hint.contains("--allow-loopback"), expected, "{address} {policy:?}");
-        }
-    }
 }

@@ -10,7 +10,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use damselfly_messages::{
@@ -201,7 +201,7 @@ impl Importer {
         ttl: Option<Duration>,
         pin: bool,
     ) -> Result<TaskRecord, Failure> {
-        let now: UnixMillis = SystemTime::now().into();
+        let now = self.announcer.clock().now();
         let content = manifest.content();
         if let Some(before) = before
             && matches!(before.state, TaskState::Queued | TaskState::Acknowledged)

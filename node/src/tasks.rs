@@ -1,6 +1,6 @@
 //! What users ask about tasks besides importing and exporting them: stat, delete, list.
 
-use std::{sync::Arc, time::SystemTime};
+use std::sync::Arc;
 
 use damselfly_messages::{name::Name, piece::PieceLayout, record::Binding, scheduler::StatAnswer};
 use damselfly_transport::local::{Code, Failure};
@@ -138,8 +138,9 @@ impl Tasks {
     async fn queue_delete(&self, name: &Name, uid: u32) -> Result<(), Failure> {
         let (store, name) = (self.store.clone(), name.clone());
         let task = name.task_id();
+        let queued = self.announcer.clock().now();
         blocking(move || {
-            store.put_queued_delete(QueuedDelete { name, queued: SystemTime::now().into(), uid: Some(uid) })?;
+            store.put_queued_delete(QueuedDelete { name, queued, uid: Some(uid) })?;
             store.remove_task(&task)
         })
         .await

@@ -1,6 +1,9 @@
 //! Serving: pieces and manifests of what this host holds, complete or not, and news of what it gets.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use damselfly_messages::{
     id::ContentId,
@@ -28,7 +31,7 @@ use tracing::Span;
 
 use crate::{
     blocking::blocking,
-    buffers::{Buffer, Buffers},
+    buffers::{Account, Buffer, Buffers},
     download::{Download, Downloads},
     gate::Gate,
     limiter::Limiter,
@@ -36,14 +39,18 @@ use crate::{
     store::{ContentState, ReadError, Reader, Store, StoreError},
 };
 
-/// Memory for pieces on their way out.
-const BUFFER_BYTES: usize = 64 << 20;
+/// Memory for pieces on their way out, held until they are sent. What the connections queue of them is a copy, of a few
+/// megabytes for each connection.
+const BUFFER_BYTES: usize = 48 << 20;
 /// When there is no room for a piece within this time, the answer is busy.
 const ROOM_WITHIN: Duration = Duration::from_secs(2);
 /// When a peer that was told to be busy may ask again.
 const RETRY_MILLIS: u32 = 200;
-/// How long a peer may take to accept a part of an answer.
-const SEND_WITHIN: Duration = Duration::from_secs(60);
+/// How long a peer may take to accept the next bytes of an answer.
+const SEND_WITHIN: Duration = Duration::from_secs(30);
+/// A peer that accepts less than this on average is slow for good, and its stream is closed. What this host waits for
+/// itself, by its own limits, does not count.
+const SENT_PER_SECOND_MIN: usize = 4 << 10;
 /// A stream on which nothing is asked for so long is closed.
 const IDLE_MAX: Duration = Duration::from_secs(120);
 /// A rate-limited answer leaves in parts of this size, so that the rate is even.
@@ -61,6 +68,12 @@ pub struct Uploads {
     gate: Gate,
     buffers: Buffers,
     metrics: Metrics,
+}
+
+/// A peer that asks for pieces, and the stream on which it does.
+struct Child {
+    peer: PeerId,
+    stream: Stream,
 }
 
 /// Where the bytes of a content are.
@@ -132,7 +145,7 @@ impl Uploads {
             tokio::select! {
                 Some((peer, stream)) = pieces.recv() => {
                     let this = self.clone();
-                    tokio::spawn(async move { log_end(peer, this.serve_pieces(peer, stream).await) });
+                    tokio::spawn(async move { log_end(peer, this.serve_pieces(Child { peer, stream }).await) });
                 }
                 Some((peer, stream)) = haves.recv() => {
                     let this = self.clone();
@@ -143,18 +156,18 @@ impl Uploads {
         }
     }
 
-    async fn serve_pieces(&self, peer: PeerId, mut stream: Stream) -> Result<(), ServeError> {
+    async fn serve_pieces(&self, mut child: Child) -> Result<(), ServeError> {
         // The last source is kept: a stream asks for one content again and again.
         let mut source: Option<(ContentId, Source)> = None;
-        while let Ok(request) = timeout(IDLE_MAX, frame::read(&mut stream, FRAME_BYTES_MAX)).await {
+        while let Ok(request) = timeout(IDLE_MAX, frame::read(&mut child.stream, FRAME_BYTES_MAX)).await {
             let Some(bytes) = request? else { break };
             let request = PieceRequest::from_bytes(&bytes)?;
-            let span = span_of(peer, &request);
+            let span = span_of(child.peer, &request);
             if source.as_ref().is_none_or(|(content, _)| *content != request.content) {
                 source = self.source(request.content).await.map(|source| (request.content, source));
             }
             let source_now = source.as_ref().map(|(_, source)| source);
-            if !trace::traced(span, self.answer(&mut stream, source_now, request.index)).await? {
+            if !trace::traced(span, self.answer(&mut child, source_now, request.index)).await? {
                 source = None;
             }
         }
@@ -162,56 +175,74 @@ impl Uploads {
     }
 
     /// Answers one request. Returns whether `source` has what was asked for.
-    async fn answer(
-        &self,
-        stream: &mut Stream,
-        source: Option<&Source>,
-        index: Option<u32>,
-    ) -> Result<bool, ServeError> {
+    async fn answer(&self, child: &mut Child, source: Option<&Source>, index: Option<u32>) -> Result<bool, ServeError> {
         let served = match (source, index) {
             (None, _) => None,
-            (Some(source), None) => Some(self.send_manifest(stream, source).await?),
-            (Some(source), Some(index)) => self.send_piece(stream, source, index).await?,
+            (Some(source), None) => Some(self.send_manifest(child, source).await?),
+            (Some(source), Some(index)) => self.send_piece(child, source, index).await?,
         };
         if served.is_none() {
-            send(stream, &PieceResponse::NotHeld).await?;
+            send(&mut child.stream, &PieceResponse::NotHeld).await?;
         }
         Ok(served.is_some())
     }
 
-    async fn send_manifest(&self, stream: &mut Stream, source: &Source) -> Result<(), ServeError> {
+    async fn send_manifest(&self, child: &mut Child, source: &Source) -> Result<(), ServeError> {
         let manifest = source.manifest();
-        send(stream, &PieceResponse::manifest(manifest, source.data_bytes().await)).await?;
-        for part in manifest.digests().chunks(PART_BYTES / 32) {
-            in_time(stream.write_all(part.as_flattened())).await?;
-        }
-        in_time(stream.flush()).await
+        let body = manifest.digests().as_flattened();
+        let room = async {
+            (self.gate.enter(child.peer).await, self.buffers.charge(Account::Upload(child.peer), body.len()).await)
+        };
+        let Ok((_inside, _charge)) = timeout(ROOM_WITHIN, room).await else { return self.send_busy(child).await };
+        send_header(&mut child.stream, &PieceResponse::manifest(manifest, source.data_bytes().await)).await?;
+        self.send_body(child, body).await
     }
 
     /// Sends a piece, or that there is no room now. `None`: it is not held.
-    async fn send_piece(&self, stream: &mut Stream, source: &Source, index: u32) -> Result<Option<()>, ServeError> {
+    async fn send_piece(&self, child: &mut Child, source: &Source, index: u32) -> Result<Option<()>, ServeError> {
         let Ok(index) = source.manifest().layout().index(index) else { return Ok(None) };
         let bytes = source.manifest().layout().bytes(index);
-        let room = async { (self.gate.enter().await, self.buffers.take(bytes).await) };
+        let room =
+            async { (self.gate.enter(child.peer).await, self.buffers.take(Account::Upload(child.peer), bytes).await) };
         let Ok((_inside, buffer)) = timeout(ROOM_WITHIN, room).await else {
-            self.metrics.busy_answers.inc();
-            return send(stream, &PieceResponse::Busy { retry_millis: RETRY_MILLIS }).await.map(Some);
+            return self.send_busy(child).await.map(Some);
         };
         let _under_way = UnderWay::begin(&self.metrics.uploads);
         let Some(buffer) = self.read(source.clone(), index, buffer).await else { return Ok(None) };
-        send_header(stream, &PieceResponse::Piece { bytes }).await?;
-        if self.limiter.is_limited() {
-            for part in buffer.chunks(PART_BYTES) {
-                self.limiter.pass(part.len()).await;
-                in_time(stream.write_all(part)).await?;
-            }
-        } else {
-            in_time(stream.write_all(&buffer)).await?;
-        }
-        in_time(stream.flush()).await?;
+        send_header(&mut child.stream, &PieceResponse::Piece { bytes }).await?;
+        self.send_body(child, &buffer).await?;
         self.metrics.sent_bytes.inc_by(bytes as u64);
         self.metrics.sent_pieces.inc();
         Ok(Some(()))
+    }
+
+    async fn send_busy(&self, child: &mut Child) -> Result<(), ServeError> {
+        self.metrics.busy_answers.inc();
+        send(&mut child.stream, &PieceResponse::Busy { retry_millis: RETRY_MILLIS }).await
+    }
+
+    /// Sends a body at the rate limit; returns when it has been sent.
+    async fn send_body(&self, child: &mut Child, body: &[u8]) -> Result<(), ServeError> {
+        let mut left = SEND_WITHIN + Duration::from_secs((body.len() / SENT_PER_SECOND_MIN) as u64);
+        let mut rest = body;
+        while !rest.is_empty() {
+            let most = if self.limiter.is_limited() { PART_BYTES } else { rest.len() };
+            let mut part = &rest[..most.min(rest.len())];
+            rest = &rest[part.len()..];
+            self.limiter.pass(part.len()).await;
+            while !part.is_empty() {
+                let waiting = Instant::now();
+                let written = timeout(SEND_WITHIN.min(left), child.stream.write(part)).await;
+                let written = written.map_err(|_| ServeError::Slow)??;
+                if written == 0 {
+                    return Err(ServeError::Io(std::io::ErrorKind::WriteZero.into()));
+                }
+                part = &part[written..];
+                left = left.saturating_sub(waiting.elapsed());
+            }
+        }
+        timeout(left, child.stream.flush()).await.map_err(|_| ServeError::Slow)??;
+        Ok(())
     }
 
     /// Reads and verifies a piece; `None` when it is not held or turned out to be damaged.

@@ -10,9 +10,8 @@ use damselfly_transport::{
         config::{self, Override},
         http::check_ready,
         lifecycle::{self, Signals},
-        logging::{self, LogFilter, LogFormat},
-        membership::{has_joined, read_token},
-        reload::Reloader,
+        logging::{self, LogFormat},
+        membership::{given_token, has_joined},
     },
     reason,
     trace::{self, Collector},
@@ -37,7 +36,7 @@ struct Arguments {
     #[arg(long)]
     check_ready: bool,
     /// How log lines look; RUST_LOG filters them
-    #[arg(long, value_enum, default_value_t, env = "DFSCHEDULER_LOG_FORMAT")]
+    #[arg(long, value_enum, default_value_t)]
     log_format: LogFormat,
     /// Address to listen on, as a multiaddr; may be repeated
     #[arg(long, value_name = "MULTIADDR", env = "DFSCHEDULER_LISTEN", value_delimiter = ',')]
@@ -45,9 +44,6 @@ struct Arguments {
     /// Address at which others reach it, if not the one that the manager sees; may be repeated
     #[arg(long, value_name = "MULTIADDR", env = "DFSCHEDULER_ADVERTISE", value_delimiter = ',')]
     advertise: Vec<String>,
-    /// What is logged, such as info,damselfly_scheduler=debug
-    #[arg(long, value_name = "FILTER", env = "RUST_LOG")]
-    log_filter: Option<String>,
     /// Directory for the key and the newest signed configuration
     #[arg(long, value_name = "DIR", env = "DFSCHEDULER_DATA_DIR")]
     data_dir: Option<PathBuf>,
@@ -86,7 +82,6 @@ const SETTINGS: &[(&str, &str)] = &[
     ("advertise", "advertise"),
     ("data_dir", "data_dir"),
     ("allow_loopback", "allow_loopback"),
-    ("log_filter", "log_filter"),
     ("http_listen", "http.listen"),
     ("insecure_http", "http.insecure_http"),
     ("http_tls_cert_file", "http.tls_cert_file"),
@@ -112,10 +107,6 @@ pub fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments, overrides: &[Override]) -> anyhow::Result<ExitCode> {
-    let token = match arguments.join.as_deref().map(read_token).transpose() {
-        Ok(token) => token,
-        Err(reason) => return Ok(unusable(&reason)),
-    };
     let loaded = match config::load::<SchedulerConfig>(arguments.config.as_deref(), overrides) {
         Ok(loaded) => loaded,
         Err(error) => return Ok(unusable(&error)),
@@ -128,19 +119,22 @@ fn run(arguments: &Arguments, overrides: &[Override]) -> anyhow::Result<ExitCode
         let SchedulerConfig { http, data_dir, .. } = &loaded.config;
         return Ok(tokio::runtime::Runtime::new()?.block_on(check_ready("dfscheduler", http, data_dir)));
     }
-    if token.is_none() && !has_joined(&loaded.config.data_dir) {
+    let given = match given_token(arguments.join.as_deref(), &loaded.config.data_dir) {
+        Ok(given) => given,
+        Err(reason) => return Ok(unusable(&reason)),
+    };
+    if given.token.is_none() && !has_joined(&loaded.config.data_dir) {
         return Ok(unusable(&NO_CLUSTER));
     }
     let mut config = loaded.config;
-    let loaded_config = config.clone();
     config.connections = config.connections.min(connections_max());
     let runtime = tokio::runtime::Runtime::new().context("no runtime")?;
     let inside = runtime.enter();
     let collector = Collector::configured("dfscheduler", config.otlp_endpoint.as_deref())?;
-    let log_filter = logging::init(arguments.log_format, config.log_filter.as_deref(), collector.as_ref());
-    let reloader = Reloader::catch(arguments.config.clone(), overrides.to_vec(), loaded_config)?;
+    logging::init(arguments.log_format, collector.as_ref());
+    given.warn();
     drop(inside);
-    let ended = runtime.block_on(serve(config, token, reloader, log_filter));
+    let ended = runtime.block_on(serve(config, given.token));
     collector.into_iter().for_each(Collector::stop);
     // Looking up the name of a collector must not keep the scheduler.
     runtime.shutdown_background();
@@ -153,24 +147,16 @@ fn unusable(reason: &dyn std::fmt::Display) -> ExitCode {
     ExitCode::from(config::EXIT_CODE)
 }
 
-async fn serve(
-    config: SchedulerConfig,
-    token: Option<JoinToken>,
-    mut reloader: Reloader<SchedulerConfig>,
-    log_filter: LogFilter,
-) -> anyhow::Result<ExitCode> {
+async fn serve(config: SchedulerConfig, token: Option<JoinToken>) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::catch().context("signals cannot be caught")?;
     let mut scheduler = Scheduler::start(config, token).await?;
     lifecycle::ready();
-    let failed = loop {
-        tokio::select! {
-            signal = signals.recv() => {
-                tracing::info!(signal, "ending");
-                break false;
-            }
-            config = reloader.changed() => log_filter.set(config.log_filter.as_deref()),
-            () = scheduler.ended() => break true,
+    let failed = tokio::select! {
+        signal = signals.recv() => {
+            tracing::info!(signal, "ending");
+            false
         }
+        () = scheduler.ended() => true,
     };
     let clean = lifecycle::shut_down(scheduler.stop()).await;
     Ok(if failed || !clean { ExitCode::FAILURE } else { ExitCode::SUCCESS })

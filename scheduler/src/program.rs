@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use damselfly_messages::membership::{self, JoinToken};
 use damselfly_transport::{
+    clock::Clock,
     dialing::DialPolicy,
     network::{self, ConnectionLimits, Network, NetworkConfig, Serves},
     program::{
@@ -51,17 +52,18 @@ impl Scheduler {
     /// The reason, for a person; what was started ends.
     pub async fn start(config: SchedulerConfig, token: Option<JoinToken>) -> anyhow::Result<Self> {
         identity::prepare_data_dir(&config.data_dir)?;
+        let clock = Clock::open(&config.data_dir);
+        clock.require_confirmation();
         let keypair = identity::load_or_create(&config.key_file())?;
         let addresses = if config.advertise.is_empty() { &config.listen } else { &config.advertise };
         let (data_dir, role) = (config.data_dir.as_path(), membership::Role::Scheduler);
-        let joining = Joining { data_dir, keypair: &keypair, token: token.as_ref(), role, addresses };
+        let joining = Joining { data_dir, keypair: &keypair, clock: &clock, token: token.as_ref(), role, addresses };
         let membership = Membership::enter(&joining).await?.context(NO_CLUSTER)?;
         let cluster = membership.cluster;
         let limits = ConnectionLimits { connections: config.connections, inbox: INBOX, ..ConnectionLimits::default() };
         let policy = DialPolicy::new(config.allow_loopback, &config.dial);
-        membership.warn_of_loopback(&policy);
         let (network, inbox) = network::start(NetworkConfig {
-            admission: membership.admission()?,
+            admission: membership.admission(clock)?,
             keypair: keypair.clone(),
             listen: config.listen.clone(),
             serves: Serves { scheduler: true, config: true, info: true, ..Serves::default() },
@@ -128,6 +130,9 @@ fn ready(registry: Registry, network: &Network, follower: &Follower) -> Monitori
         let mut missing = Vec::new();
         if network.listeners().is_empty() {
             missing.push("not listening".to_owned());
+        }
+        if let Err(refused) = network.admission().own_standing() {
+            missing.push(format!("this scheduler's credential is not valid now, and others refuse it: {refused}"));
         }
         if configuration.borrow().is_none() {
             missing.push("no configuration of the cluster yet: no member has answered with one".to_owned());

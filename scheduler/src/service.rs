@@ -2,15 +2,11 @@
 //!
 //! One task owns the state; decoding runs in another one before it, notifications in tasks of their own behind it.
 
-use std::{
-    collections::HashMap,
-    time::{Instant, SystemTime},
-};
+use std::{collections::HashMap, time::Instant};
 
 use damselfly_messages::{
-    membership::{Role, host_tags},
-    record::UnixMillis,
-    scheduler::{Request, RequestBody},
+    membership::Role,
+    scheduler::{Request, RequestBody, ResponseBody},
 };
 use damselfly_transport::{
     addresses::reachable,
@@ -129,7 +125,7 @@ impl Service {
     }
 
     fn now(&self) -> Now {
-        Now { at: self.started.elapsed(), wall: UnixMillis::from(SystemTime::now()) }
+        Now { at: self.started.elapsed(), wall: self.network.admission().clock().now() }
     }
 
     fn on_request(&mut self, (inbound, mut request): Decoded) {
@@ -161,7 +157,6 @@ impl Service {
             host.addresses = reachable(announced, observed.as_ref(), &self.policy);
             host.addresses.retain(|address| self.policy.allows_of_member(address));
             host.seed &= self.network.admission().roles(&peer).contains(Role::Seed);
-            host.tags = host_tags(&self.network.admission().tags(&peer), &host.tags);
         }
     }
 
@@ -190,11 +185,15 @@ impl Service {
         None
     }
 
-    fn reply(&mut self, ask: AskId, reply: Reply) {
+    fn reply(&mut self, ask: AskId, mut reply: Reply) {
         let Some(Waiting { inbound, kind, span }) = self.waiting.remove(&ask) else { return };
         self.metrics.on_answer(kind, &reply);
-        match &reply {
-            Reply::Response(_) => {}
+        match &mut reply {
+            Reply::Response(response) => {
+                if let ResponseBody::Host(answer) = &mut response.body {
+                    answer.time = self.network.admission().clock().vouched();
+                }
+            }
             Reply::Busy(_) => trace::fail(&span, &"busy"),
             Reply::Refused(reason) => trace::fail(&span, reason),
         }

@@ -14,6 +14,7 @@ use damselfly_messages::{
     name::Name,
 };
 use damselfly_transport::{
+    clock::Clock,
     network::{self, ConnectionLimits, Inbox, Network, NetworkConfig, Serves},
     program::{
         follower::{self, Follower, FollowerConfig},
@@ -65,7 +66,7 @@ impl Liar {
     /// # Errors
     /// Why it is no member.
     pub async fn run(self) -> anyhow::Result<()> {
-        logging::init(LogFormat::Text, std::env::var("RUST_LOG").ok().as_deref(), None);
+        logging::init(LogFormat::Text, None);
         let config = fs::read_to_string(&self.config).context("no configuration")?;
         let config: Config = toml::from_str(&config).context("the configuration")?;
         let content = Arc::new(Content::of(fs::read(&config.content).context("no content")?));
@@ -106,10 +107,18 @@ async fn join(config: &Config) -> anyhow::Result<Joined> {
     let keypair = identity::load_or_create(&data_dir.join(KEY_FILE))?;
     let token: JoinToken = config.token.parse()?;
     let addresses = [config.listen.clone()];
-    let joining = Joining { data_dir, keypair: &keypair, token: Some(&token), role: Role::Seed, addresses: &addresses };
+    let clock = Clock::system();
+    let joining = Joining {
+        data_dir,
+        clock: &clock,
+        keypair: &keypair,
+        token: Some(&token),
+        role: Role::Seed,
+        addresses: &addresses,
+    };
     let membership = Membership::enter(&joining).await?.context("no member")?;
     let (network, inbox) = network::start(NetworkConfig {
-        admission: membership.admission()?,
+        admission: membership.admission(clock)?,
         keypair,
         listen: addresses.into(),
         serves: Serves { scheduler: false, notify: true, config: true, info: false, piece: true, have: true },

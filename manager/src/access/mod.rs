@@ -31,7 +31,6 @@ use damselfly_transport::{program::metrics::Labelled, source::source_of};
 use crate::database::{
     Database, DatabaseError,
     audit::Actor,
-    now,
     users::{NewUser, User, UserError},
 };
 use limiter::Limiter;
@@ -248,7 +247,7 @@ impl Access {
             true => self.database().access_token(&Secret::hash(token)).await?,
             false => None,
         };
-        let token = known.filter(|token| token.expires > now()).ok_or(AccessError::Unauthorized)?;
+        let token = known.filter(|token| token.expires > self.database().now()).ok_or(AccessError::Unauthorized)?;
         Ok(Caller {
             role: token.role,
             scopes: token.scopes,
@@ -262,7 +261,7 @@ impl Access {
     /// # Errors
     /// [`AccessError`].
     pub async fn of_session(&self, secret: Secret) -> Result<Caller, AccessError> {
-        let (hash, now) = (Secret::hash(secret.reveal()), now());
+        let (hash, now) = (Secret::hash(secret.reveal()), self.database().now());
         let session = self.database().session(&hash).await?.ok_or(AccessError::Unauthorized)?;
         if session.used < before(now, SESSION_IDLE) || session.created < before(now, SESSION_TOTAL) {
             return Err(AccessError::Unauthorized);
@@ -315,7 +314,7 @@ impl Access {
         let user = user.filter(|_| is_right).ok_or(LoginError::Wrong)?;
         self.inner.limits.names_and_addresses.forgive(&(user.name.clone(), source));
         let secret = Secret::generate("");
-        let (hash, now) = (Secret::hash(secret.reveal()), now());
+        let (hash, now) = (Secret::hash(secret.reveal()), self.database().now());
         let caller =
             Caller { role: user.role, scopes: None, user: Some(user.name), credential: Credential::Session(secret) };
         let (idle, total) = (before(now, SESSION_IDLE), before(now, SESSION_TOTAL));
@@ -351,7 +350,7 @@ impl Access {
         let password = self.passwords().hash(password).await?;
         let user = NewUser { name, role: Role::Admin, password: &password };
         let actor = Actor { name: "(set-up)".to_owned(), address: address.map(|address| address.ip().to_string()) };
-        let made = self.database().create_first_user(user, &actor, now()).await?;
+        let made = self.database().create_first_user(user, &actor, self.database().now()).await?;
         Setup::done(&self.inner.data_dir);
         Ok(made)
     }

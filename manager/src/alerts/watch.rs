@@ -7,7 +7,7 @@ use damselfly_transport::reason;
 use libp2p::PeerId;
 
 use super::{Alert, Facts, Memory, credentials_until};
-use crate::{database::now, picture::Picture, state::State};
+use crate::{picture::Picture, state::State};
 
 /// How often the database is asked for credentials that end.
 const CREDENTIALS_EVERY: Duration = Duration::from_secs(10);
@@ -28,7 +28,11 @@ impl Watch {
         let Some(accepted) = state.current() else { return Vec::new() };
         if self.asked.is_none_or(|asked| asked.elapsed() >= CREDENTIALS_EVERY) {
             self.asked = Some(Instant::now());
-            match state.database().credentials_ending(credentials_until(&accepted, now()), CREDENTIALS_MAX).await {
+            match state
+                .database()
+                .credentials_ending(credentials_until(&accepted, state.database().now()), CREDENTIALS_MAX)
+                .await
+            {
                 Ok(ending) => {
                     let known = |(peer, until): (String, _)| Some((peer.parse().ok()?, until));
                     self.credentials = ending.into_iter().filter_map(known).collect();
@@ -41,7 +45,7 @@ impl Watch {
             accepted: &accepted,
             is_publisher: *state.is_publisher().borrow(),
             credentials: &self.credentials,
-            time: now(),
+            time: state.database().now(),
         };
         self.memory.look(&facts, Instant::now())
     }

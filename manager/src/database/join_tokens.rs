@@ -172,7 +172,7 @@ impl Database {
         Ok(true)
     }
 
-    /// Lets `joining` join with the token `id`: takes one of its uses, and keeps the member, which gets the roles and
+    /// Lets `joining` join with the token `id`: takes one of its uses, unless the host has joined with it last, and keeps the member, which gets the roles and
     /// tags of the token. All of it or nothing happens. Whether who joins knows the secret is the caller's to check.
     ///
     /// # Errors
@@ -186,15 +186,19 @@ impl Database {
         if token.expires <= now {
             return Err(Refused::Expired);
         }
-        if token.uses_left == 0 {
+        let before = members::get(&mut writing, &joining.peer_id).await?;
+        // The answer to it was lost, or could not be kept: it has taken its use already.
+        let is_again = before.as_ref().is_some_and(|member| member.token_id == *id);
+        if token.uses_left == 0 && !is_again {
             return Err(Refused::UsedUp);
         }
-        let before = members::get(&mut writing, &joining.peer_id).await?;
         if before.as_ref().is_some_and(|member| member.revoked.is_some()) {
             return Err(Refused::MemberRevoked);
         }
-        let taken = sqlx::query("UPDATE join_tokens SET uses_left = uses_left - 1 WHERE id = $1").bind(&id[..]);
-        taken.execute(&mut *writing).await?;
+        if !is_again {
+            let taken = sqlx::query("UPDATE join_tokens SET uses_left = uses_left - 1 WHERE id = $1").bind(&id[..]);
+            taken.execute(&mut *writing).await?;
+        }
         let member = members::put(&mut writing, &token, joining, now).await?;
         let actor = Actor { name: format!("(join token {})", hex::encode(id)), address: None };
         let before = before.map(|member| members::summary(&member));

@@ -10,10 +10,11 @@ use std::{
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::Once,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use damselfly_messages::record::UnixMillis;
+use damselfly_transport::clock::Clock;
 use serde::{Serialize, de::DeserializeOwned};
 use sqlx::{
     Any, AnyConnection, AnyPool, Connection as _, Executor as _, Row as _, Transaction,
@@ -69,6 +70,7 @@ pub type Writing = Transaction<'static, Any>;
 pub struct Database {
     pool: AnyPool,
     place: Place,
+    clock: Clock,
 }
 
 /// Why there is no database.
@@ -137,12 +139,28 @@ impl Database {
         });
         let pool = options.connect(&url).await.map_err(OpenError::Connect)?;
         migrations.run(&pool).await?;
-        Ok(Self { pool, place })
+        Ok(Self { pool, place, clock: Clock::system() })
     }
 
     /// Where it is.
     pub const fn place(&self) -> &Place {
         &self.place
+    }
+
+    /// The same, with the manager's clock instead of the bare system's.
+    #[must_use]
+    pub fn with_clock(self, clock: Clock) -> Self {
+        Self { clock, ..self }
+    }
+
+    /// The clock that its rows go by.
+    pub const fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// The present time, as the tables have it.
+    pub fn now(&self) -> UnixMillis {
+        self.clock.now()
     }
 
     /// Whether other managers may use it too.
@@ -204,11 +222,6 @@ fn install_drivers() {
 /// Makes the file, if there is none, for its owner only; what SQLite puts beside it gets the same permissions.
 fn make_private(path: &Path) -> io::Result<()> {
     OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path).map(drop)
-}
-
-/// The present time, as the tables have it.
-pub fn now() -> UnixMillis {
-    UnixMillis::from(SystemTime::now())
 }
 
 /// A time as a column has it; what is beyond the column's range is for ever.

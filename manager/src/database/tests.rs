@@ -125,6 +125,12 @@ async fn join_tokens(database: &Database) {
     assert!(matches!(consume(4, "peer-c", 20).await, Err(Refused::Revoked)));
     assert!(matches!(consume(2, "peer-c", 20).await, Err(Refused::UsedUp)));
     assert!(database.member("peer-c").await.expect("read").is_none(), "refused is not a member");
+    // Its answer was lost, or could not be kept: the same host is let in again, and takes no further use.
+    for _ in 0..3 {
+        assert_eq!(consume(2, "peer-b", 99).await.expect("again").joined.0, 99);
+        consume(1, "peer-a", 20).await.expect("again");
+    }
+    assert!(matches!(consume(2, "peer-b", 1_000_000).await, Err(Refused::Expired)), "but not after its end");
     let used = database.join_token(&[1; 16]).await.expect("read").expect("there");
     assert_eq!((used.uses, used.uses_left, used.created_by.as_str()), (2, 1, "ada"));
 

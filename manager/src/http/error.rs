@@ -89,6 +89,7 @@ impl From<ChangeError> for Problem {
                 tracing::error!(%error, "nothing can be signed");
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "root_key_unusable", error.to_string())
             }
+            ChangeError::Revoked => Self::new(StatusCode::FORBIDDEN, "manager_revoked", error.to_string()),
             ChangeError::TooManyRoots => Self::new(StatusCode::CONFLICT, "too_many_roots", error.to_string()),
             ChangeError::LastScheduler => {
                 let detail = format!("{error}; to do so all the same, add ?allow_empty=true");

@@ -23,7 +23,7 @@ use utoipa::ToSchema;
 use super::{Problem, config::read_body, guard::Origin, page, time::rfc3339, users::invalid};
 use crate::{
     access::Caller,
-    database::{join_tokens::JoinToken, members::Member, now},
+    database::{join_tokens::JoinToken, members::Member},
     membership::Membership,
     picture::{Eyes, HostView},
     rates::Rates,
@@ -169,7 +169,7 @@ pub(super) async fn withdraw(
     Path(id): Path<String>,
 ) -> Result<StatusCode, Problem> {
     let TokenId(id) = id.parse().map_err(|_| Problem::not_found())?;
-    match membership.database().revoke_join_token(&id, &caller.actor(address), now()).await? {
+    match membership.database().revoke_join_token(&id, &caller.actor(address), membership.database().now()).await? {
         true => Ok(StatusCode::NO_CONTENT),
         false => Err(Problem::not_found()),
     }
@@ -217,7 +217,11 @@ pub(super) async fn revoke(
         )));
     }
     let epoch = membership.revoke(peer, reason.clone(), caller.actor(address)).await?;
-    let at = membership.revoked().into_iter().find(|revoked| revoked.peer == peer).map_or(now(), |revoked| revoked.at);
+    let at = membership
+        .revoked()
+        .into_iter()
+        .find(|revoked| revoked.peer == peer)
+        .map_or(membership.database().now(), |revoked| revoked.at);
     let shown = Revocation { peer_id, at: rfc3339(at), reason: Some(reason), epoch: Some(epoch) };
     Ok((StatusCode::CREATED, Json(shown)))
 }

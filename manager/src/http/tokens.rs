@@ -18,10 +18,7 @@ use utoipa::ToSchema;
 use super::{Problem, config, guard::Origin, page, time::rfc3339, users::invalid};
 use crate::{
     access::{Access, Caller, Credential, Role, Scope, Secret, TOKEN_PREFIX, check_label, scopes},
-    database::{
-        credentials::{AccessToken, NewAccessToken},
-        now,
-    },
+    database::credentials::{AccessToken, NewAccessToken},
 };
 
 /// How long a token is good by default, and at most.
@@ -119,7 +116,7 @@ pub(super) async fn create(
     if ttl.is_zero() || ttl > TTL_MAX {
         return Err(invalid(format!("ttl_seconds is 1 to {}", TTL_MAX.as_secs())));
     }
-    let (secret, now) = (Secret::generate(TOKEN_PREFIX), now());
+    let (secret, now) = (Secret::generate(TOKEN_PREFIX), access.database().now());
     let expires = UnixMillis(now.0 + ttl.as_secs() * 1000);
     let token = NewAccessToken { hash: Secret::hash(secret.reveal()), user, label, role, scopes, expires };
     let made = access.database().create_access_token(token, &caller.actor(address), now).await?;
@@ -146,7 +143,7 @@ pub(super) async fn revoke(
     // Ids are numbers; anything else is no token's.
     let Ok(id) = id.parse() else { return Err(Problem::not_found()) };
     let actor = caller.actor(address);
-    match access.database().revoke_access_token(id, whose(&caller), &actor, now()).await? {
+    match access.database().revoke_access_token(id, whose(&caller), &actor, access.database().now()).await? {
         true => Ok(StatusCode::NO_CONTENT),
         false => Err(Problem::not_found()),
     }

@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 use super::{Problem, config, guard::Origin, page, time::rfc3339};
 use crate::{
     access::{Access, Caller, Credential, Role, check_name, check_password},
-    database::{now, users as rows},
+    database::users as rows,
 };
 
 /// Which part of the list.
@@ -93,7 +93,7 @@ pub(super) async fn create(
     check_name(&name).and_then(|()| check_password(&password)).map_err(invalid)?;
     let password = access.passwords().hash(password).await?;
     let user = rows::NewUser { name: &name, role, password: &password };
-    let made = access.database().create_user(user, &caller.actor(address), now()).await?;
+    let made = access.database().create_user(user, &caller.actor(address), access.database().now()).await?;
     Ok((StatusCode::CREATED, Json(made.into())))
 }
 
@@ -120,7 +120,9 @@ pub(super) async fn change(
         None => None,
     };
     let change = rows::UserChange { role, is_disabled: disabled, password };
-    Ok(Json(access.database().change_user(&name, change, &caller.actor(address), now()).await?.into()))
+    Ok(Json(
+        access.database().change_user(&name, change, &caller.actor(address), access.database().now()).await?.into(),
+    ))
 }
 
 /// Who has only found a browser or a token lying about does not know the password.
@@ -140,7 +142,7 @@ pub(super) async fn remove(
     Extension(Origin(address)): Extension<Origin>,
     Path(name): Path<String>,
 ) -> Result<StatusCode, Problem> {
-    access.database().delete_user(&name, &caller.actor(address), now()).await?;
+    access.database().delete_user(&name, &caller.actor(address), access.database().now()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

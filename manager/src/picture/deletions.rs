@@ -7,7 +7,7 @@ use futures::future::join_all;
 use libp2p::PeerId;
 
 use super::{Eyes, Picture};
-use crate::database::{DatabaseError, now};
+use crate::database::DatabaseError;
 
 /// A scheduler is asked for at most so many parts at a time.
 const PARTS_MAX: usize = 16;
@@ -63,7 +63,7 @@ async fn note(eyes: &Eyes, mut news: Vec<Deletion>) -> Result<(), DatabaseError>
     managers.push(eyes.network.peer_id().to_string());
     news.retain(|deletion| !managers.contains(&deletion.peer.to_string()));
     if !news.is_empty() {
-        database.note_deletions(&news, now()).await?;
+        database.note_deletions(&news, database.now()).await?;
     }
     Ok(())
 }

@@ -93,7 +93,7 @@ impl State {
             empty: EmptyRing::Allowed,
             ..Purpose::new("config.revoke", Some(format!("revoked {peer}: {reason}")))
         };
-        self.order(without(peer), (actor, purpose), |_| true).await
+        self.order(without(peer, self.database().now()), (actor, purpose), |_| true).await
     }
 
     /// Adds a scheduler to the ring unless it is there. Returns the epoch in force then.

@@ -23,6 +23,9 @@ pub enum ChangeError {
         /// It is known by then.
         retry_after: Duration,
     },
+    /// This manager is revoked.
+    #[error("this manager is revoked: use another one, and exchange the root key if it may have been stolen")]
+    Revoked,
     /// A value is out of range.
     #[error(transparent)]
     Invalid(#[from] Invalid),

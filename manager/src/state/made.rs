@@ -2,15 +2,12 @@
 
 use damselfly_messages::{
     config::{Configuration, Revocation, SchedulerEntry, SchedulerState, Settings},
+    record::UnixMillis,
     wire::Invalid,
 };
 use libp2p::PeerId;
 
 use super::SettingsPatch;
-use crate::database::now;
-
-/// Credentials of earlier settings may hold so long.
-const LONGEST_CREDENTIAL_MS: u64 = 90 * 24 * 3_600_000;
 
 /// Makes the next one of the one in force; `None` when nothing is to change, [`Invalid`] when it cannot be made.
 pub(super) trait Make: Fn(&Configuration) -> Result<Option<Made>, Invalid> + Send + Sync + 'static {}
@@ -69,7 +66,7 @@ pub(super) fn with_state(
 }
 
 /// A host is out, unless it is already.
-pub(super) fn without(peer: PeerId) -> impl Make {
+pub(super) fn without(peer: PeerId, now: UnixMillis) -> impl Make {
     move |current: &Configuration| {
         if current.revoked.iter().any(|revoked| revoked.peer == peer) {
             return Ok(None);
@@ -77,10 +74,9 @@ pub(super) fn without(peer: PeerId) -> impl Make {
         let mut settings = current.settings.clone();
         settings.schedulers.retain(|scheduler| scheduler.peer_id != peer);
         // When no credential of theirs can hold any more, they need not be named.
-        let holds = settings.credential_ms.max(LONGEST_CREDENTIAL_MS) + settings.grace_ms;
         let mut revoked = current.revoked.clone();
-        revoked.retain(|revoked| revoked.at.0.saturating_add(holds) > now().0);
-        revoked.push(Revocation { peer, at: now() });
+        revoked.retain(|revoked| revoked.is_needed(&current.settings, now));
+        revoked.push(Revocation { peer, at: now });
         Ok(Some((settings, revoked)))
     }
 }

@@ -8,7 +8,7 @@ use tokio::{task::spawn_blocking, time::sleep};
 
 use super::{ChangeError, Purpose, State, made::as_it_is};
 use crate::{
-    database::{DatabaseError, audit::Actor, configurations, now},
+    database::{DatabaseError, audit::Actor, configurations},
     keys::{KeyError, Next},
 };
 
@@ -45,7 +45,8 @@ impl State {
     pub async fn rotate_root(&self, overlap: Option<Duration>, actor: Actor) -> Result<u64, ChangeError> {
         let settings = &self.current().ok_or(ChangeError::Nothing)?.configuration.settings;
         let overlap = overlap.unwrap_or(Duration::from_millis(settings.credential_ms + settings.grace_ms));
-        let retired = UnixMillis(now().0.saturating_add(u64::try_from(overlap.as_millis()).unwrap_or(u64::MAX)));
+        let retired =
+            UnixMillis(self.database().now().0.saturating_add(u64::try_from(overlap.as_millis()).unwrap_or(u64::MAX)));
         let purpose = Purpose {
             roots: RootChange::Next(retired),
             ..Purpose::new("root.rotate", Some("root key exchanged".to_owned()))
@@ -75,7 +76,7 @@ impl State {
                 continue;
             }
             let retired = match self.retirement().await {
-                Ok(Some(due)) if due <= now() => {
+                Ok(Some(due)) if due <= self.database().now() => {
                     let reason = Some("earlier root keys retired".to_owned());
                     let purpose = Purpose { roots: RootChange::Retire, ..Purpose::new("root.retire", reason) };
                     self.order(as_it_is, (Actor::manager(), purpose), |_| true).await
@@ -99,7 +100,7 @@ impl State {
     pub(super) async fn next_root(&self, change: RootChange) -> Result<Option<(Next, UnixMillis)>, ChangeError> {
         let RootChange::Next(retired) = change else { return Ok(None) };
         let state = self.clone();
-        let made = spawn_blocking(move || state.keys().prepare(now())).await;
+        let made = spawn_blocking(move || state.keys().prepare(state.database().now())).await;
         match made.map_err(ChangeError::panicked)? {
             Ok(next) => Ok(Some((next, retired))),
             Err(KeyError::Invalid(_)) => Err(ChangeError::TooManyRoots),

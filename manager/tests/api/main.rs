@@ -6,6 +6,7 @@ use std::time::Duration;
 mod common;
 mod configuration;
 mod history;
+mod renewed;
 mod restored;
 
 use common::{admin, ask, body, start};

@@ -19,7 +19,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval},
 };
 
-use super::{Announcer, Told, lock, now};
+use super::{Announcer, Told, lock};
 use crate::blocking::blocking;
 
 /// A scheduler that cannot be reached is tried again after this.
@@ -219,9 +219,10 @@ impl Announcer {
     }
 
     async fn try_beat(&self, peer: PeerId, moved: Vec<Arc<Record>>) -> Result<(), String> {
-        if self.inner.contact.is_away(now()) {
+        let now = self.clock().now();
+        if self.inner.contact.is_away(now) {
             let inner = Arc::clone(&self.inner);
-            let marked = blocking(move || inner.contact.mark_stale_if_away(&inner.store, now())).await;
+            let marked = blocking(move || inner.contact.mark_stale_if_away(&inner.store, now)).await;
             marked.map_err(|error| error.to_string())?;
             self.wake();
             return self.beat_with(peer, Vec::new()).await;
@@ -247,7 +248,8 @@ impl Announcer {
             _ => return Err("it answered something else".to_owned()),
         };
         self.inner.views.set(peer, SchedulerView { reachable: true, warm: answer.warm });
-        self.inner.contact.made(now());
+        self.clock().hear(peer, answer.time);
+        self.inner.contact.made(self.clock().now());
         for bucket in answer.mismatched {
             // What is just being announced is known there and not in the ledger yet: told without it, the bucket would
             // take it back. The next heartbeat looks again.

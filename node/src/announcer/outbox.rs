@@ -11,7 +11,7 @@ use damselfly_messages::{
 };
 use futures::StreamExt as _;
 
-use super::{Announcer, Claim, REMEMBERED, contact::Contact, now};
+use super::{Announcer, Claim, REMEMBERED, contact::Contact};
 use crate::{
     blocking::blocking,
     schedulers::{Announced, Answer, Unanswered},
@@ -215,8 +215,12 @@ impl Announcer {
         let mut used_kept = Instant::now();
         loop {
             tokio::time::sleep(EXPIRE_EVERY).await;
-            let store = self.inner.store.clone();
-            match blocking(move || store.expire(now())).await {
+            let (store, clock) = (self.inner.store.clone(), self.clock().clone());
+            let expire = move || {
+                clock.keep();
+                clock.expirable().map_or_else(|| Ok(Vec::new()), |now| store.expire(now))
+            };
+            match blocking(expire).await {
                 Ok(expired) => self.leave_all(&expired, "expired").await,
                 Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "cannot expire entries"),
             }
@@ -261,10 +265,10 @@ impl Announcer {
         if !self.views().iter().any(|(_, view)| view.reachable) {
             return false;
         }
-        let store = self.inner.store.clone();
+        let (store, clock) = (self.inner.store.clone(), self.clock().clone());
         let tidied = blocking(move || {
-            let now = now();
-            Contact::keep(&store, now)?;
+            Contact::keep(&store, clock.now())?;
+            let Some(now) = clock.expirable() else { return Ok(0) };
             let limit = UnixMillis(now.0.saturating_sub(REMEMBERED.as_millis() as u64));
             store.forget_tombstones_before(limit)
         });

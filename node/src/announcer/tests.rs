@@ -2,7 +2,10 @@
 
 use std::{fs, os::unix::fs::FileExt as _};
 
-use damselfly_messages::{manifest::Manifest, record::Record};
+use damselfly_messages::{
+    manifest::Manifest,
+    record::{Record, UnixMillis},
+};
 use tempfile::TempDir;
 
 use super::*;

@@ -24,8 +24,8 @@ use libp2p::PeerId;
 use tokio::{sync::Semaphore, task::JoinSet, time::timeout};
 use tracing::Instrument as _;
 
-use super::{Download, FetchError, Shared, State, pool::Place};
-use crate::buffers::Buffer;
+use super::{Download, FetchError, Shared, State, plan::Receiving, pool::Place};
+use crate::buffers::{Account, Buffer};
 
 /// Streams per parent: windows refill by halves, and many small bursts keep the pipeline fuller than few large ones.
 const STREAMS: usize = 8;
@@ -33,10 +33,23 @@ const STREAMS: usize = 8;
 const REQUESTS_PER_STREAM: usize = 8;
 /// How long a parent may take to accept a stream.
 const OPEN_WITHIN: Duration = Duration::from_secs(5);
-/// How long a parent may be silent while it owes an answer.
-const SILENCE_MAX: Duration = Duration::from_secs(15);
+/// How long a parent may be silent while it owes a manifest, or take to accept a request.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// How often it is decided whether a piece of which nothing arrives is still waited for.
+const JUDGED_EVERY: Duration = Duration::from_secs(1);
+/// Arrived bytes are told to the plan in steps of at least this many, ...
+const TOLD_BYTES: usize = 256 << 10;
+/// ... or after this time.
+const TOLD_AFTER: Duration = Duration::from_millis(100);
+/// When a piece that has begun gets no more memory within this time, it gives back what it has: others may be complete
+/// with that.
+const ROOM_WITHIN: Duration = Duration::from_secs(5);
+/// A parent is asked for less, and not before this time, when there is no memory.
+const REST_WITHOUT_ROOM: Duration = Duration::from_millis(500);
 /// How often a stream without work looks whether a piece is late elsewhere.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// Memory for a manifest of which nothing has arrived.
+const MANIFEST_FIRST_BYTES: usize = 64 << 10;
 /// Limited bytes pass in parts of this size.
 const LIMITED_BYTES: usize = 32 << 10;
 /// Pieces of one stream that are being verified and written while the next ones arrive.
@@ -57,6 +70,9 @@ pub(super) enum ParentError {
     /// It has nothing of the content.
     #[error("it does not hold the content")]
     NotHeld,
+    /// What was asked on this stream is not wanted any more: it is reset, and the download goes on with another one.
+    #[error("a piece is not wanted any more")]
+    Withdrawn,
     /// It is not the parent: this host failed.
     #[error(transparent)]
     Ours(#[from] FetchError),
@@ -69,7 +85,7 @@ impl ParentError {
             Self::Lied(_) => Some(ParentFault::Lied),
             Self::Unreachable(_) => Some(ParentFault::Unreachable),
             Self::Busy | Self::NotHeld => Some(ParentFault::NotHeld),
-            Self::Ours(_) => None,
+            Self::Ours(_) | Self::Withdrawn => None,
         }
     }
 }
@@ -113,25 +129,16 @@ pub(super) async fn run(download: Arc<Download>, parent: PeerId) -> Result<(), P
     Ok(())
 }
 
-/// Works on one stream. The first one of a download waits for its place, the others do without.
+/// Works on one stream, and on another one when that was reset because of what was not wanted any more.
 async fn run_stream(download: Arc<Download>, parent: PeerId, number: usize) -> Result<(), ParentError> {
-    let mut worker = StreamWorker { download, parent, number, under_way: VecDeque::new(), answers: 0 };
-    if let Some(mut stream) = worker.download.shared.pool.take(&parent) {
-        match worker.work(&mut stream).await {
-            Ok(()) => return worker.keep(stream),
-            // It was closed while it waited: what was asked on it is asked again on a new one.
-            Err(ParentError::Unreachable(_) | ParentError::Busy) if worker.answers == 0 => worker.give_back(),
-            Err(error) => return Err(error),
+    loop {
+        let worker =
+            StreamWorker { download: Arc::clone(&download), parent, number, under_way: VecDeque::new(), answers: 0 };
+        match worker.run().await {
+            Err(ParentError::Withdrawn) => {}
+            ended => return ended,
         }
     }
-    let place = match number == 0 {
-        true => worker.download.place(&parent).await,
-        false => worker.download.shared.pool.spare_place(&parent),
-    };
-    let Some(place) = place else { return Ok(()) };
-    let mut stream = PieceStream::open(&worker.download.shared, parent, place).await?;
-    worker.work(&mut stream).await?;
-    worker.keep(stream)
 }
 
 /// What one stream has to do for a download.
@@ -146,6 +153,37 @@ struct StreamWorker {
 }
 
 impl StreamWorker {
+    /// Works on an idle stream or a new one. The first one of a download waits for its place, the others do without.
+    async fn run(mut self) -> Result<(), ParentError> {
+        let download = Arc::clone(&self.download);
+        if let Some(mut stream) = download.shared.pool.take(&self.parent) {
+            match self.work(&mut stream).await {
+                Ok(()) => return self.keep(stream),
+                // It was closed while it waited: what was asked on it is asked again on a new one.
+                Err(ParentError::Unreachable(_) | ParentError::Busy) if self.answers == 0 => self.give_back(),
+                Err(error) => return self.fail(error),
+            }
+        }
+        let place = match self.number == 0 {
+            true => download.place(&self.parent).await,
+            false => download.shared.pool.spare_place(&self.parent),
+        };
+        let Some(place) = place else { return Ok(()) };
+        let mut stream = download.open(self.parent, place).await?;
+        match self.work(&mut stream).await {
+            Ok(()) => self.keep(stream),
+            Err(error) => self.fail(error),
+        }
+    }
+
+    fn fail(mut self, error: ParentError) -> Result<(), ParentError> {
+        if matches!(error, ParentError::Withdrawn) {
+            self.give_back();
+            self.download.work.notify_waiters();
+        }
+        Err(error)
+    }
+
     async fn work(&mut self, stream: &mut PieceStream) -> Result<(), ParentError> {
         let download = Arc::clone(&self.download);
         let behind = Arc::new(Semaphore::new(PIECES_BEHIND));
@@ -160,10 +198,10 @@ impl StreamWorker {
                 drop(timeout(LOOK_AGAIN, work).await);
                 continue;
             };
-            let answer = stream.answer().await?;
-            self.under_way.pop_front();
+            let answer = self.patiently(index, stream.answer()).await?;
             self.answers += 1;
             self.on_answer(stream, index, answer, &behind).await?;
+            self.under_way.pop_front();
         }
     }
 
@@ -189,8 +227,7 @@ impl StreamWorker {
         let (download, parent) = (&self.download, self.parent);
         match answer {
             PieceResponse::Piece { bytes } if bytes == download.manifest().layout().bytes(index) => {
-                download.pass_limits(bytes).await;
-                let buffer = stream.body(&download.shared, bytes).await?;
+                let buffer = self.receive(stream, index, bytes).await?;
                 hand_over(download, parent, index, buffer, behind).await;
             }
             // Not this parent's fault; its stream ends here, because the body is not read.
@@ -201,13 +238,80 @@ impl StreamWorker {
                 return Err(ParentError::Lied("it answered something else".into()));
             }
             PieceResponse::Busy { retry_millis } => {
-                let rest = Duration::from_millis(u64::from(retry_millis).clamp(10, 5_000));
-                download.lock().plan.on_busy(&parent, index, Instant::now() + rest);
+                let now = Instant::now();
+                download.lock().plan.on_busy(&parent, index, now + rest_of(retry_millis), now);
             }
             // It was asked for what it says it has.
             PieceResponse::NotHeld => return Err(ParentError::NotHeld),
         }
         Ok(())
+    }
+
+    /// Receives the body of a piece, into memory that is charged as bytes arrive.
+    async fn receive(&self, stream: &mut PieceStream, index: PieceIndex, bytes: usize) -> Result<Buffer, ParentError> {
+        let Self { download, parent, .. } = self;
+        let buffers = &download.shared.buffers;
+        let account = Account::Download(download.manifest().content(), *parent);
+        let mut buffer = download.without_blame(buffers.begin(account, bytes)).await;
+        let mut arrived = Arrived { bytes: 0, told: 0, told_at: Instant::now() };
+        while arrived.bytes < bytes {
+            if arrived.bytes == buffer.len() {
+                let room = download.without_blame(buffers.grow(&mut buffer, bytes));
+                if timeout(ROOM_WITHIN, room).await.is_err() {
+                    let now = Instant::now();
+                    download.lock().plan.on_no_room(parent, index, now + REST_WITHOUT_ROOM);
+                    return Err(ParentError::Withdrawn);
+                }
+            }
+            let part = download.pass_limits(buffer.len() - arrived.bytes).await;
+            let rest = &mut buffer[arrived.bytes..][..part];
+            let read = self.patiently(index, async { Ok(stream.stream.read(rest).await?) }).await?;
+            if read == 0 {
+                return Err(ParentError::Unreachable("it closed the stream".into()));
+            }
+            arrived.bytes += read;
+            self.tell(index, &mut arrived, bytes)?;
+        }
+        Ok(buffer)
+    }
+
+    /// Tells the plan what has arrived of a piece, not for each small part.
+    fn tell(&self, index: PieceIndex, arrived: &mut Arrived, all: usize) -> Result<(), ParentError> {
+        let now = Instant::now();
+        let untold = arrived.bytes - arrived.told;
+        if untold < TOLD_BYTES && arrived.bytes < all && now - arrived.told_at < TOLD_AFTER {
+            return Ok(());
+        }
+        arrived.told = arrived.bytes;
+        arrived.told_at = now;
+        match self.download.lock().plan.on_bytes(&self.parent, index, untold as u64, now) {
+            Receiving::Withdrawn if arrived.bytes < all => Err(ParentError::Withdrawn),
+            Receiving::Wanted | Receiving::Withdrawn | Receiving::Silent => Ok(()),
+        }
+    }
+
+    /// Waits for a part of an answer, as long as the plan does.
+    async fn patiently<T>(
+        &self,
+        index: PieceIndex,
+        work: impl Future<Output = Result<T, ParentError>>,
+    ) -> Result<T, ParentError> {
+        let waiting = Instant::now();
+        tokio::pin!(work);
+        loop {
+            if let Ok(done) = timeout(JUDGED_EVERY, work.as_mut()).await {
+                return done;
+            }
+            let now = Instant::now();
+            match self.download.lock().plan.while_silent(&self.parent, index, waiting, now) {
+                Receiving::Wanted => {}
+                Receiving::Withdrawn => return Err(ParentError::Withdrawn),
+                Receiving::Silent => {
+                    let silent = now.saturating_duration_since(waiting).as_secs();
+                    return Err(ParentError::Unreachable(format!("it was silent for {silent} s")));
+                }
+            }
+        }
     }
 
     fn give_back(&mut self) {
@@ -221,6 +325,18 @@ impl StreamWorker {
         }
         Ok(())
     }
+}
+
+/// How much of a piece has arrived, and how much of that the plan was told.
+struct Arrived {
+    bytes: usize,
+    told: usize,
+    told_at: Instant,
+}
+
+/// How long a busy parent is left alone.
+pub(super) fn rest_of(retry_millis: u32) -> Duration {
+    Duration::from_millis(u64::from(retry_millis).clamp(10, 5_000))
 }
 
 /// How many of `most` requests are those of a parent's stream of this number.
@@ -258,22 +374,18 @@ impl State {
 }
 
 impl Download {
-    /// Waits until so many bytes may be read, by the host's limit and by those of the exports.
-    async fn pass_limits(&self, bytes: usize) {
+    /// Waits until some of `bytes` may be read, by the host's limit and by those of the exports. Returns how many.
+    async fn pass_limits(&self, bytes: usize) -> usize {
+        if !self.shared.limiter.is_limited() && !self.lock().limiter.is_limited() {
+            return bytes;
+        }
         let own = self.lock().limiter.clone();
-        let limits = [&self.shared.limiter, &own];
-        if !limits.iter().any(|limit| limit.is_limited()) {
-            return;
+        let part = bytes.min(LIMITED_BYTES);
+        for limit in [&self.shared.limiter, &own] {
+            limit.pass(part).await;
         }
-        let mut rest = bytes;
-        while rest > 0 {
-            let part = rest.min(LIMITED_BYTES);
-            for limit in limits {
-                limit.pass(part).await;
-            }
-            rest -= part;
-            self.lock().plan.on_own_delay(Instant::now());
-        }
+        self.lock().plan.on_own_delay(Instant::now());
+        part
     }
 
     /// Waits until there is room for a stream to `parent`; `None` when nothing is wanted of it any more. That is no
@@ -288,6 +400,28 @@ impl Download {
             self.lock().plan.on_own_delay(Instant::now());
         }
         None
+    }
+
+    /// Waits for something of this host's: that is no stall, and no fault of a parent.
+    async fn without_blame<T>(&self, work: impl Future<Output = T>) -> T {
+        tokio::pin!(work);
+        loop {
+            if let Ok(done) = timeout(LOOK_AGAIN, work.as_mut()).await {
+                return done;
+            }
+            self.lock().plan.on_own_delay(Instant::now());
+        }
+    }
+
+    /// Opens a stream. A parent that nobody can stand in for may take as long as the download waits for it.
+    async fn open(&self, parent: PeerId, place: Place) -> Result<PieceStream, ParentError> {
+        loop {
+            match self.shared.network.open_stream(parent, PIECE, OPEN_WITHIN).await {
+                Ok(stream) => return Ok(PieceStream { stream, _place: place }),
+                Err(OpenError::Timeout) if self.lock().plan.is_only_source(&parent) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// Whether nothing more is wanted of this parent.
@@ -313,31 +447,37 @@ impl PieceStream {
         in_time(frame::write(&mut self.stream, &bytes, FRAME_BYTES_MAX)).await
     }
 
+    /// The next answer; how long it may take is the caller's matter.
     pub(super) async fn answer(&mut self) -> Result<PieceResponse, ParentError> {
-        match in_time(frame::read(&mut self.stream, FRAME_BYTES_MAX)).await? {
+        match frame::read(&mut self.stream, FRAME_BYTES_MAX).await? {
             Some(header) => PieceResponse::from_bytes(&header).map_err(|error| ParentError::Lied(error.to_string())),
             // It closes streams that are too many for it.
             None => Err(ParentError::Busy),
         }
     }
 
-    /// Reads the body of a piece.
-    pub(super) async fn body(&mut self, shared: &Shared, bytes: usize) -> Result<Buffer, ParentError> {
-        let mut buffer = shared.buffers.take(bytes).await;
-        self.fill(&mut buffer).await?;
-        Ok(buffer)
+    /// The header of a manifest, or why there is none.
+    pub(super) async fn manifest_answer(&mut self) -> Result<PieceResponse, ParentError> {
+        in_time(self.answer()).await
     }
 
-    /// Reads exactly as much as fits, in steps with a deadline each: a slow parent is no silent one.
-    pub(super) async fn fill(&mut self, mut rest: &mut [u8]) -> Result<(), ParentError> {
-        while !rest.is_empty() {
-            let read = in_time(self.stream.read(rest)).await?;
-            if read == 0 {
-                return Err(ParentError::Unreachable("it closed the stream".into()));
+    /// The body of a manifest of this many bytes, into memory that grows as they arrive, in steps with a deadline each: a
+    /// slow parent is no silent one.
+    pub(super) async fn manifest_body(&mut self, bytes: usize) -> Result<Vec<u8>, ParentError> {
+        let mut body = Vec::new();
+        while body.len() < bytes {
+            let filled = body.len();
+            body.resize(bytes.min((2 * filled).max(MANIFEST_FIRST_BYTES)), 0);
+            let mut rest = &mut body[filled..];
+            while !rest.is_empty() {
+                let read = in_time(self.stream.read(rest)).await?;
+                if read == 0 {
+                    return Err(ParentError::Unreachable("it closed the stream".into()));
+                }
+                rest = &mut rest[read..];
             }
-            rest = &mut rest[read..];
         }
-        Ok(())
+        Ok(body)
     }
 }
 

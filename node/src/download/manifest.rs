@@ -17,18 +17,16 @@ use damselfly_messages::{
 use damselfly_transport::{span, trace};
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use libp2p::PeerId;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::{
     FetchError, Shared, Wanted,
-    fetch::{ParentError, PieceStream},
+    fetch::{ParentError, PieceStream, rest_of},
 };
 use crate::blocking::blocking;
 
 /// How long a parent may take to be connected to.
 pub(super) const CONNECT_WITHIN: Duration = Duration::from_secs(3);
-/// How long one parent may take to give the manifest.
-const PARENT_WITHIN: Duration = Duration::from_secs(10);
 /// When it has taken so long, the next one is asked too.
 const NEXT_AFTER: Duration = Duration::from_secs(2);
 /// How long other downloads may keep all streams to a parent.
@@ -102,7 +100,11 @@ impl Shared {
                 ParentFault::Lied
             }
             ParentError::NotHeld if parent.complete => ParentFault::NotHeld,
-            ParentError::NotHeld | ParentError::Busy | ParentError::Unreachable(_) | ParentError::Ours(_) => {
+            ParentError::NotHeld
+            | ParentError::Busy
+            | ParentError::Unreachable(_)
+            | ParentError::Withdrawn
+            | ParentError::Ours(_) => {
                 return None;
             }
         };
@@ -132,7 +134,7 @@ impl Shared {
         let connected = self.network.connect_host(parent.peer, parent.addresses.clone(), CONNECT_WITHIN).await;
         connected.map_err(|error| ParentError::Unreachable(error.to_string()))?;
         if let Some(stream) = self.pool.take(&parent.peer) {
-            match self.manifest_on(stream, content, parent.peer).await {
+            match self.exchange(stream, content, parent.peer).await {
                 // It was closed while it waited.
                 Err(ParentError::Unreachable(_) | ParentError::Busy) => {}
                 other => return other,
@@ -142,12 +144,7 @@ impl Shared {
             return Err(ParentError::Busy);
         };
         let stream = PieceStream::open(self, parent.peer, place).await?;
-        self.manifest_on(stream, content, parent.peer).await
-    }
-
-    async fn manifest_on(&self, stream: PieceStream, content: ContentId, parent: PeerId) -> Result<Given, ParentError> {
-        let exchange = timeout(PARENT_WITHIN, self.exchange(stream, content, parent)).await;
-        exchange.unwrap_or_else(|_| Err(ParentError::Unreachable("it took too long".into())))
+        self.exchange(stream, content, parent.peer).await
     }
 
     async fn exchange(
@@ -156,15 +153,18 @@ impl Shared {
         content: ContentId,
         parent: PeerId,
     ) -> Result<Given, ParentError> {
-        stream.ask(&PieceRequest { content, index: None, trace: trace::current() }).await?;
-        let (content_bytes, digests, data_bytes) = match stream.answer().await? {
-            PieceResponse::Manifest { content_bytes, digests, data_bytes } => (content_bytes, digests, data_bytes),
-            PieceResponse::NotHeld => return Err(ParentError::NotHeld),
-            PieceResponse::Busy { .. } => return Err(ParentError::Busy),
-            PieceResponse::Piece { .. } => return Err(ParentError::Lied("it answered something else".into())),
+        let (content_bytes, digests, data_bytes) = loop {
+            stream.ask(&PieceRequest { content, index: None, trace: trace::current() }).await?;
+            match stream.manifest_answer().await? {
+                PieceResponse::Manifest { content_bytes, digests, data_bytes } => {
+                    break (content_bytes, digests, data_bytes);
+                }
+                PieceResponse::NotHeld => return Err(ParentError::NotHeld),
+                PieceResponse::Busy { retry_millis } => sleep(rest_of(retry_millis)).await,
+                PieceResponse::Piece { .. } => return Err(ParentError::Lied("it answered something else".into())),
+            }
         };
-        let mut body = vec![0; digests * 32];
-        stream.fill(&mut body).await?;
+        let body = stream.manifest_body(digests * 32).await?;
         let read = move || manifest_from_body(content, content_bytes, &body);
         let manifest = blocking(read).await.map_err(|error| ParentError::Lied(error.to_string()))?;
         self.pool.put(parent, stream);

@@ -35,8 +35,11 @@ use crate::{
 
 /// Memory for pieces that are arriving or being verified and written.
 const BUFFER_BYTES: usize = 96 << 20;
-/// How long all parents together may take to give a manifest.
-const MANIFEST_WITHIN: Duration = Duration::from_secs(30);
+/// How long all parents together may take to give a manifest; each is given up when it is silent. The longest one takes 40 s
+/// at 200 KiB/s.
+const MANIFEST_WITHIN: Duration = Duration::from_secs(600);
+/// How long an export waits for a download of the same content that has ended.
+const ABANDONED_WITHIN: Duration = Duration::from_secs(30);
 /// How long a download that has ended may take to leave the store.
 const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 /// How often that is looked at.
@@ -90,7 +93,7 @@ impl Downloads {
             let download = match begun {
                 Ok(download) => Arc::clone(download),
                 // It becomes complete in another way, or one that has ended has yet to leave the store.
-                Err(FetchError::Abandoned) if since.elapsed() < MANIFEST_WITHIN => continue,
+                Err(FetchError::Abandoned) if since.elapsed() < ABANDONED_WITHIN => continue,
                 Err(error) => {
                     self.shared.forget(content, &slot);
                     return Err(error);

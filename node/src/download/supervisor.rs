@@ -19,13 +19,13 @@ use tokio::{
 };
 use tracing::{Instrument as _, field::Empty};
 
-use super::{Download, FetchError, fetch, fetch::ParentError, have, manifest::CONNECT_WITHIN};
+use super::{Download, FetchError, State, fetch, fetch::ParentError, have, manifest::CONNECT_WITHIN};
 use crate::{blocking::blocking, schedulers::Answer, store::TaskRecord};
 
-/// Without a verified byte for so long a download ends.
+/// Without a byte for this long a download ends, whether parents are left or not.
 const STALL_MAX: Duration = Duration::from_secs(30);
-/// When no parent is left either, it ends sooner.
-const NO_SOURCE_MAX: Duration = Duration::from_secs(15);
+/// When parents answer that they are busy, it waits this long.
+const BUSY_MAX: Duration = Duration::from_secs(600);
 /// How often the state is looked at.
 const TICK: Duration = Duration::from_millis(100);
 /// How often the scheduler hears how it goes.
@@ -271,15 +271,12 @@ impl Supervisor {
     }
 
     fn on_tick(&mut self, now: Instant) -> Result<(), FetchError> {
-        let (has_sources, since_progress, reason) = {
+        let (has_sources, ended) = {
             let state = self.download.lock();
-            (state.plan.has_sources(), now - state.plan.last_progress(), state.last_fault.clone())
+            (state.plan.has_sources(), stalled(&state, now))
         };
-        if !has_sources && since_progress >= NO_SOURCE_MAX {
-            return Err(FetchError::NoSource(reason));
-        }
-        if since_progress >= STALL_MAX {
-            return Err(FetchError::Stalled(STALL_MAX.as_secs()));
+        if let Some(error) = ended {
+            return Err(error);
         }
         if !has_sources && now - self.last_ask >= ASK_EVERY {
             self.last_ask = now;
@@ -350,6 +347,21 @@ impl Supervisor {
             }
         });
     }
+}
+
+/// Why a download ends that has got nothing for too long.
+fn stalled(state: &State, now: Instant) -> Option<FetchError> {
+    let since_progress = now.saturating_duration_since(state.plan.last_progress());
+    let has_sources = state.plan.has_sources();
+    let is_busy = state.plan.last_busy().is_some_and(|busy| now.saturating_duration_since(busy) < STALL_MAX);
+    let most = if has_sources && is_busy { BUSY_MAX } else { STALL_MAX };
+    if since_progress < most {
+        return None;
+    }
+    Some(match has_sources {
+        true => FetchError::Stalled(most.as_secs()),
+        false => FetchError::NoSource(state.last_fault.clone()),
+    })
 }
 
 async fn connect(download: &Download, parent: &Parent) -> Result<(), ParentError> {

@@ -86,7 +86,7 @@ impl Exporter {
             parents: candidate.parents,
             sequential: target.kind == Kind::Pipe,
             limiter: target.limiter.clone(),
-            record: unproved.is_none().then(|| record(name, binding)),
+            record: unproved.is_none().then(|| record(name, binding, self.announcer.clock().now())),
         };
         let (mut lost, mut liars) = (0, 0);
         loop {
@@ -166,7 +166,7 @@ impl Exporter {
             Some(Err(ReadFailed::Other(failure))) => return Err(failure.into()),
             None => return Err(dropped()),
         };
-        let (store, record) = (self.store.clone(), record(&wanted.name, wanted.binding));
+        let (store, record) = (self.store.clone(), record(&wanted.name, wanted.binding, self.announcer.clock().now()));
         let task = record.task_id();
         blocking(move || store.bind(record)).await.or_failure()?;
         let announcer = self.announcer.clone();
@@ -204,8 +204,7 @@ impl Exporter {
 }
 
 /// The record of a host that has fetched a task.
-fn record(name: &Name, binding: Binding) -> TaskRecord {
-    let now: UnixMillis = SystemTime::now().into();
+fn record(name: &Name, binding: Binding, now: UnixMillis) -> TaskRecord {
     TaskRecord {
         name: name.clone(),
         binding,

@@ -2,7 +2,7 @@
 //!
 //! [`Acceptance`] is the only place that decides whether a signed configuration is taken over.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use libp2p::PeerId;
 use prost::Message as _;
@@ -27,6 +27,11 @@ const SIGNATURE_DOMAIN: &[u8] = b"damselfly configuration v1\0";
 
 /// Hosts that can be revoked at a time; one is forgotten when none of its credentials can hold any more.
 pub const REVOKED_MAX: usize = 4096;
+
+/// Longest lifetime of a credential, in milliseconds: that of its issuer's certificate.
+const LONGEST_CREDENTIAL_MS: u64 = 90 * DAY_MS;
+/// A manager keeps a revocation for this much longer than members insist on it, whose clocks may be behind.
+const REVOCATION_MARGIN_MS: u64 = DAY_MS;
 
 /// What an operator sets for the whole cluster. [`FIELDS`] says what values each may have.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,6 +142,17 @@ pub struct Revocation {
 }
 
 impl Revocation {
+    /// Until when a credential of the host may hold that was issued before.
+    fn ends(&self, settings: &Settings) -> u64 {
+        let holds = settings.credential_ms.max(LONGEST_CREDENTIAL_MS).saturating_add(settings.grace_ms);
+        self.at.0.saturating_add(holds)
+    }
+
+    /// Whether the next configuration after one with `settings` must still name the host, for whoever signs it at `now`.
+    pub fn is_needed(&self, settings: &Settings, now: UnixMillis) -> bool {
+        self.ends(settings).saturating_add(REVOCATION_MARGIN_MS) > now.0
+    }
+
     fn to_pb(self) -> pb::Revocation {
         pb::Revocation { peer: self.peer.to_bytes(), at: self.at.0 }
     }
@@ -271,6 +287,12 @@ pub enum ConfigurationRefused {
     /// Its signer did not have the right at that time.
     #[error("the configuration's signer was not certified when it was signed")]
     SignerExpired,
+    /// Its signer was revoked before.
+    #[error("the configuration is signed by {0}, which is revoked")]
+    SignerRevoked(PeerId),
+    /// It does not name a host that is revoked.
+    #[error("the configuration takes back the revocation of {0}, whose credentials may still hold")]
+    Unrevoked(PeerId),
     /// It takes a root back, or names others.
     #[error("the configuration's roots do not follow those that are known")]
     OtherRoots,
@@ -306,11 +328,22 @@ impl Acceptance {
         self.current.as_ref().map_or(0, |accepted| accepted.configuration.epoch)
     }
 
-    /// Looks at an offered configuration and takes it over when it is newer.
+    /// Looks at an offered configuration at the time of its issue: see [`Acceptance::offer_at`].
     ///
     /// # Errors
     /// [`ConfigurationRefused`]: what is in force stays.
     pub fn offer(&mut self, signed: &SignedConfiguration) -> Result<Verdict, ConfigurationRefused> {
+        self.offer_at(signed, UnixMillis(u64::MAX))
+    }
+
+    /// Looks at an offered configuration and takes it over when it is newer.
+    ///
+    /// Revocations only become more: one may be left out only when `now`, and the time of the issue, are past the end of
+    /// every credential that it is about. What a revoked manager signs is never newer.
+    ///
+    /// # Errors
+    /// [`ConfigurationRefused`]: what is in force stays.
+    pub fn offer_at(&mut self, signed: &SignedConfiguration, now: UnixMillis) -> Result<Verdict, ConfigurationRefused> {
         if let Some(current) = &self.current {
             if current.signed == *signed {
                 return Ok(Verdict::Known);
@@ -322,7 +355,7 @@ impl Acceptance {
                 });
             }
         }
-        let configuration = self.verify(signed)?;
+        let (configuration, signer) = self.verify_signer(signed)?;
         match &self.current {
             // Another certificate of the same signer may go along with it.
             Some(current) if current.configuration == configuration => return Ok(Verdict::Known),
@@ -333,6 +366,9 @@ impl Acceptance {
         }
         if !configuration.roots.follow(&self.roots) {
             return Err(ConfigurationRefused::OtherRoots);
+        }
+        if let Some(current) = &self.current {
+            keeps_revocations(&current.configuration, &configuration, signer, now)?;
         }
         self.roots = configuration.roots.clone();
         let ring = configuration.ring();
@@ -346,6 +382,10 @@ impl Acceptance {
     /// # Errors
     /// [`ConfigurationRefused`]: it was not signed by the cluster, or is not well-formed.
     pub fn verify(&self, signed: &SignedConfiguration) -> Result<Configuration, ConfigurationRefused> {
+        self.verify_signer(signed).map(|(configuration, _)| configuration)
+    }
+
+    fn verify_signer(&self, signed: &SignedConfiguration) -> Result<(Configuration, PeerId), ConfigurationRefused> {
         let outer: pb::SignedConfiguration = pb::decode("configuration", signed.as_bytes())?;
         let issuer = IssuerCertificate::from_pb(outer.issuer)?;
         let signer = issuer.certified(&self.roots).map_err(ConfigurationRefused::OtherSigner)?;
@@ -368,7 +408,27 @@ impl Acceptance {
         let settings = Settings::from_signed(&body.settings)?;
         let revoked = pb::at_most("revocations", body.revoked, REVOKED_MAX)?;
         let revoked = revoked.into_iter().map(Revocation::from_pb).collect::<Result<_, _>>()?;
-        Ok(Configuration { cluster, epoch: body.epoch, issued, settings, revoked, roots })
+        let configuration = Configuration { cluster, epoch: body.epoch, issued, settings, revoked, roots };
+        Ok((configuration, signer.key.to_peer_id()))
+    }
+}
+
+/// Whether `next` may follow `current` as far as revocations go.
+fn keeps_revocations(
+    current: &Configuration,
+    next: &Configuration,
+    signer: PeerId,
+    now: UnixMillis,
+) -> Result<(), ConfigurationRefused> {
+    if current.revoked.iter().any(|revoked| revoked.peer == signer) {
+        return Err(ConfigurationRefused::SignerRevoked(signer));
+    }
+    let time = next.issued.min(now);
+    let still: HashMap<_, _> = next.revoked.iter().map(|still| (still.peer, still.at)).collect();
+    let mut needed = current.revoked.iter().filter(|revoked| revoked.ends(&current.settings) > time.0);
+    match needed.find(|revoked| still.get(&revoked.peer).is_none_or(|at| *at > revoked.at)) {
+        Some(missing) => Err(ConfigurationRefused::Unrevoked(missing.peer)),
+        None => Ok(()),
     }
 }
 

@@ -317,6 +317,8 @@ pub struct HostAnswer {
     pub mismatched: Vec<u8>,
     /// See [`Missing::warm`].
     pub warm: bool,
+    /// The scheduler's wall clock, unless it doubts it.
+    pub time: Option<UnixMillis>,
 }
 
 mod convert;

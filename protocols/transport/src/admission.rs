@@ -8,7 +8,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use damselfly_messages::{
@@ -24,7 +24,10 @@ use futures::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use libp2p::PeerId;
 use tokio::sync::watch;
 
-use crate::frame::{self, FrameError};
+use crate::{
+    clock::{Clock, Signed},
+    frame::{self, FrameError},
+};
 
 /// Both credentials and both verdicts must have passed by then.
 const WITHIN: Duration = Duration::from_secs(4);
@@ -67,6 +70,7 @@ pub struct Admission {
 
 #[derive(Debug)]
 struct Inner {
+    clock: Clock,
     state: Mutex<State>,
     /// Grows whenever somebody may have ceased to be a member, or this host shows another credential.
     changed: watch::Sender<u64>,
@@ -83,24 +87,42 @@ struct State {
 #[derive(Debug)]
 struct Member {
     admitted: Admitted,
+    /// The time by which it was admitted, and when that was by the monotonic clock.
+    judged: (UnixMillis, Duration),
     connected: bool,
     seen: Instant,
+}
+
+impl Member {
+    /// The time that it is judged by: the one by which it was admitted, and what has passed since. Whoever sets a clock
+    /// while it is connected changes nothing.
+    const fn time(&self, elapsed: Duration) -> UnixMillis {
+        let passed = elapsed.saturating_sub(self.judged.1).as_millis() as u64;
+        UnixMillis(self.judged.0.0.saturating_add(passed))
+    }
 }
 
 impl Admission {
     /// A host of no cluster admits nobody.
     pub fn closed() -> Self {
-        Self { inner: Arc::new(Inner { state: Mutex::default(), changed: watch::Sender::new(0) }) }
+        Self::closed_by(Clock::system())
+    }
+
+    /// The same, with the host's own clock.
+    pub fn closed_by(clock: Clock) -> Self {
+        Self { inner: Arc::new(Inner { clock, state: Mutex::default(), changed: watch::Sender::new(0) }) }
     }
 
     /// Admits members of `cluster`, and shows them `own`.
     pub fn new(cluster: ClusterId, own: SignedCredential) -> Self {
-        let admission = Self::closed();
-        {
-            let mut state = admission.lock();
-            state.trust = Some(Trust::new(cluster));
-            state.own = Some(own);
-        }
+        Self::new_by(Clock::system(), cluster, own)
+    }
+
+    /// The same, with the host's own clock.
+    pub fn new_by(clock: Clock, cluster: ClusterId, own: SignedCredential) -> Self {
+        let admission = Self::closed_by(clock);
+        admission.lock().trust = Some(Trust::new(cluster));
+        admission.present(own);
         admission
     }
 
@@ -114,9 +136,28 @@ impl Admission {
         roles: impl IntoIterator<Item = Role>,
         lifetime: Duration,
     ) -> Result<Self, Invalid> {
+        Self::issued_by(Clock::system(), issuer, peer, roles, lifetime)
+    }
+
+    /// The same, with the host's own clock.
+    ///
+    /// # Errors
+    /// [`Invalid`] when it cannot sign.
+    pub fn issued_by(
+        clock: Clock,
+        issuer: &Issuer,
+        peer: PeerId,
+        roles: impl IntoIterator<Item = Role>,
+        lifetime: Duration,
+    ) -> Result<Self, Invalid> {
         let (roles, tags) = (Roles::of(roles), Tags::new());
-        let (own, _) = issuer.issue(peer, (roles, &tags), 0, (now(), lifetime))?;
-        Ok(Self::new(issuer.cluster(), own))
+        let (own, _) = issuer.issue(peer, (roles, &tags), 0, (clock.now(), lifetime))?;
+        Ok(Self::new_by(clock, issuer.cluster(), own))
+    }
+
+    /// The host's clock.
+    pub fn clock(&self) -> &Clock {
+        &self.inner.clock
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -125,6 +166,9 @@ impl Admission {
 
     /// Shows `own` from now on.
     pub fn present(&self, own: SignedCredential) {
+        if let Ok(claim) = own.claim() {
+            self.inner.clock.learn(Signed::Credential, claim.not_before);
+        }
         self.lock().own = Some(own);
         self.inner.changed.send_modify(|changes| *changes += 1);
     }
@@ -146,13 +190,18 @@ impl Admission {
     pub fn own_standing(&self) -> Result<Standing, Refused> {
         let state = self.lock();
         let (Some(trust), Some(own)) = (&state.trust, &state.own) else { return Err(Refused::Missing) };
-        trust.own_standing(own, now())
+        trust.own_standing(own, self.inner.clock.now())
     }
 
     /// Whether this host's credential comes from the cluster's newest root, as it should sooner or later.
     pub fn own_is_newest(&self) -> bool {
         let state = self.lock();
         state.trust.iter().zip(&state.own).all(|(trust, own)| trust.is_newest(own))
+    }
+
+    /// Whether the cluster has revoked `peer`.
+    pub fn is_revoked(&self, peer: &PeerId) -> bool {
+        self.lock().trust.as_ref().is_some_and(|trust| trust.is_revoked(peer))
     }
 
     /// How often others have refused this host.
@@ -162,6 +211,7 @@ impl Admission {
 
     /// Takes over whom an accepted configuration revokes; those are out at once.
     pub fn follow(&self, configuration: &Configuration) {
+        self.inner.clock.learn(Signed::Configuration, configuration.issued);
         if let Some(trust) = &mut self.lock().trust {
             trust.follow(configuration);
         }
@@ -173,28 +223,31 @@ impl Admission {
     /// # Errors
     /// [`Refused`]
     pub fn judge(&self, peer: PeerId, shown: &SignedCredential) -> Result<Roles, Refused> {
+        let clock = &self.inner.clock;
         let mut state = self.lock();
         let trust = state.trust.as_ref().ok_or(Refused::Missing)?;
-        let admitted = trust.admit(&peer, shown, now())?;
+        let mut now = clock.now();
+        let mut admitted = trust.admit(&peer, shown, now);
+        if let Err(Refused::NotYet { .. }) = admitted
+            && let Some(limit) = state.own.as_ref().and_then(|own| own.claim().ok()).map(|own| own.not_after)
+            && let Ok(claim) = shown.claim()
+            // It is genuine, so the cluster's time is at least that.
+            && clock.learn_from_peer(claim.not_before, limit)
+        {
+            now = clock.now();
+            admitted = trust.admit(&peer, shown, now);
+        }
+        let admitted = admitted?;
         let roles = admitted.credential.roles;
         let connected = state.members.get(&peer).is_some_and(|member| member.connected);
-        state.members.insert(peer, Member { admitted, connected, seen: Instant::now() });
+        let judged = (now, clock.elapsed());
+        state.members.insert(peer, Member { admitted, judged, connected, seen: Instant::now() });
         Ok(roles)
     }
 
     /// What a peer was admitted as; nothing when it was not.
     pub fn roles(&self, peer: &PeerId) -> Roles {
         self.lock().members.get(peer).map_or(Roles::NONE, |member| member.admitted.credential.roles)
-    }
-
-    /// The tags in the credential of a peer that is connected; none of others.
-    pub fn tags(&self, peer: &PeerId) -> Tags {
-        self.lock().members.get(peer).map(|member| member.admitted.credential.tags.clone()).unwrap_or_default()
-    }
-
-    /// The tags in this host's own credential.
-    pub fn own_tags(&self) -> Tags {
-        self.own().and_then(|own| own.claim().ok()).map(|own| own.tags).unwrap_or_default()
     }
 
     /// How many peers were refused, by reason; every reason there is.
@@ -264,7 +317,7 @@ impl Admission {
         let state = self.lock();
         let State { trust: Some(trust), members, .. } = &*state else { return Err(Refused::Missing) };
         let member = members.get(peer).ok_or(Refused::Missing)?;
-        trust.standing(&member.admitted, now()).map(drop)
+        trust.standing(&member.admitted, member.time(self.inner.clock.elapsed())).map(drop)
     }
 
     /// Notes that there is a connection with `peer`.
@@ -286,9 +339,10 @@ impl Admission {
         let mut state = self.lock();
         state.members.retain(|_, member| member.connected || member.seen.elapsed() < REMEMBERED);
         let State { trust: Some(trust), members, .. } = &*state else { return Vec::new() };
-        let now = now();
+        let elapsed = self.inner.clock.elapsed();
         let connected = members.iter().filter(|(_, member)| member.connected);
-        connected.filter_map(|(peer, member)| Some((*peer, trust.standing(&member.admitted, now).err()?))).collect()
+        let standing = |member: &Member| trust.standing(&member.admitted, member.time(elapsed));
+        connected.filter_map(|(peer, member)| Some((*peer, standing(member).err()?))).collect()
     }
 
     /// Tells whenever somebody may have ceased to be a member, or this host shows another credential.
@@ -298,13 +352,14 @@ impl Admission {
 }
 
 /// What refusals are counted as: see [`label`].
-const LABELS: [&str; 12] = [
+const LABELS: [&str; 13] = [
     "missing",
     "not_genuine",
     "other_cluster",
     "other_peer",
     "root_retired",
     "issuer_expired",
+    "issuer_revoked",
     "not_yet",
     "expired",
     "revoked",
@@ -323,6 +378,7 @@ const fn label(error: &NotAdmitted) -> &'static str {
             Refused::OtherPeer(_) => "other_peer",
             Refused::RootRetired => "root_retired",
             Refused::IssuerExpired => "issuer_expired",
+            Refused::IssuerRevoked => "issuer_revoked",
             Refused::NotYet { .. } => "not_yet",
             Refused::Expired { .. } => "expired",
             Refused::Revoked => "revoked",
@@ -337,8 +393,4 @@ impl From<NotAdmitted> for io::Error {
     fn from(error: NotAdmitted) -> Self {
         Self::new(io::ErrorKind::PermissionDenied, error)
     }
-}
-
-fn now() -> UnixMillis {
-    SystemTime::now().into()
 }

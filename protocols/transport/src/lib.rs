@@ -3,11 +3,13 @@
 //! - [`protocol`]: every protocol name, with its limits
 //! - [`connection`]: the one transport, from TCP by way of [`tls`] and [`admission`] to the [`muxer`]
 //! - [`rpc`] and [`streams`]: what runs over a connection, in [`frame`]s
+//! - [`clock`]: the wall time that decisions go by
 //! - [`network`]: the worker that drives it, and the handle to it
 //! - [`trace`]: spans that follow an export over all of that, for who collects them
 
 pub mod addresses;
 pub mod admission;
+pub mod clock;
 pub mod connection;
 pub mod dialing;
 pub mod frame;

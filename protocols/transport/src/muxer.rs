@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashSet, VecDeque},
-    io::{self, IoSlice, IoSliceMut},
+    io::{self, IoSliceMut},
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -17,6 +17,9 @@ use libp2p::{
     core::muxing::{StreamMuxer, StreamMuxerEvent},
 };
 use yamux::{Connection, ConnectionError, Mode};
+
+mod send_queue;
+use send_queue::{Counted, SendQueue};
 
 /// The longest yamux frame we send: the largest a receiver takes. 16 KiB, the default, costs more than half of the
 /// throughput, because each frame is a buffer, a queue entry and a wake-up.
@@ -59,7 +62,8 @@ const GROWTH_PART: usize = 3;
 
 /// A yamux connection as libp2p wants it.
 pub struct Muxer<C> {
-    connection: Connection<C>,
+    connection: Connection<Counted<C>>,
+    queue: SendQueue,
     /// Streams that arrived while libp2p asked for something else; bounded by [`INBOUND_STREAMS_MAX`].
     arrived: VecDeque<Substream>,
     waiting_for_inbound: Option<Waker>,
@@ -71,8 +75,10 @@ impl<C: AsyncRead + AsyncWrite + Unpin> Muxer<C> {
     /// Starts the multiplexer on an admitted connection.
     pub fn new(socket: C, peer: PeerId, mode: Mode, budget: &GrowthBudget) -> Self {
         let growth = budget.take(peer, mode);
+        let queue = SendQueue::default();
         Self {
-            connection: Connection::new(socket, config(growth.bytes), mode),
+            connection: Connection::new(Counted::new(socket, queue.clone()), config(growth.bytes), mode),
+            queue,
             arrived: VecDeque::new(),
             waiting_for_inbound: None,
             open: Arc::default(),
@@ -85,10 +91,16 @@ impl<C: AsyncRead + AsyncWrite + Unpin> Muxer<C> {
         loop {
             let stream = ready!(self.connection.poll_next_inbound(cx)).ok_or(ConnectionError::Closed)??;
             match Slot::take(&self.open, Direction::Inbound) {
-                Some(slot) => return Poll::Ready(Ok(Substream { stream, _slot: slot })),
+                Some(slot) => return Poll::Ready(Ok(Substream { stream, queue: self.queue.clone(), _slot: slot })),
                 None => tracing::debug!(limit = INBOUND_STREAMS_MAX, "stream reset: too many on this connection"),
             }
         }
+    }
+}
+
+impl<C> Drop for Muxer<C> {
+    fn drop(&mut self) {
+        self.queue.close();
     }
 }
 
@@ -116,7 +128,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin> StreamMuxer for Muxer<C> {
     fn poll_outbound(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Substream, ConnectionError>> {
         let Some(slot) = Slot::take_or_wait(&self.open, cx) else { return Poll::Pending };
         let stream = ready!(self.connection.poll_new_outbound(cx))?;
-        Poll::Ready(Ok(Substream { stream, _slot: slot }))
+        Poll::Ready(Ok(Substream { stream, queue: self.queue.clone(), _slot: slot }))
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), ConnectionError>> {
@@ -254,10 +266,11 @@ impl Drop for Slot {
     }
 }
 
-/// One stream of a [`Muxer`].
+/// One stream of a [`Muxer`]. Flushing it waits until what was written has been sent.
 #[derive(Debug)]
 pub struct Substream {
     stream: yamux::Stream,
+    queue: SendQueue,
     _slot: Slot,
 }
 
@@ -277,19 +290,18 @@ impl AsyncRead for Substream {
 
 impl AsyncWrite for Substream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, from)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        from: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, from)
+        let id = self.stream.id().val();
+        // Taken before: the connection may have sent the bytes when yamux returns.
+        let room = ready!(self.queue.poll_room(cx, id, from.len()));
+        let written = Pin::new(&mut self.stream).poll_write(cx, &from[..room]);
+        let used = if let Poll::Ready(Ok(written)) = written { written } else { 0 };
+        self.queue.give_back(id, room - used);
+        written
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+        self.queue.poll_sent(cx, self.stream.id().val()).map(Ok)
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -358,6 +370,21 @@ mod tests {
         assert!(try_open(&mut left).is_none(), "yamux would end the connection instead");
         streams.pop();
         assert!(try_open(&mut left).is_some());
+    }
+
+    #[tokio::test]
+    async fn flushing_waits_until_the_bytes_are_sent() {
+        let (mut left, _right) = pair();
+        let mut stream = try_open(&mut left).expect("below");
+        poll_fn(|cx| Pin::new(&mut stream).poll_write(cx, b"x")).await.expect("queued");
+        let is_pending = poll_fn(|cx| Poll::Ready(Pin::new(&mut stream).poll_flush(cx).is_pending())).await;
+        assert!(is_pending, "it is queued only");
+        // The connection sends while it is polled.
+        let sent = poll_fn(|cx| {
+            assert!(Pin::new(&mut left).poll_inbound(cx).is_pending(), "nothing arrives");
+            Pin::new(&mut stream).poll_flush(cx)
+        });
+        sent.await.expect("sent");
     }
 
     #[tokio::test]

@@ -26,16 +26,16 @@ impl State {
         let same_epoch = asker.epoch == self.eras.epoch();
         let Some(id) = self.hosts.hear(asker.peer, now.at, self.limits.hosts) else {
             // It has told nothing here, so nothing needs to be told again.
-            return ResponseBody::Host(HostAnswer { mismatched: Vec::new(), warm });
+            return ResponseBody::Host(HostAnswer { mismatched: Vec::new(), warm, time: None });
         };
         let Some(host) = self.hosts.get_mut(id) else {
-            return ResponseBody::Host(HostAnswer { mismatched: Vec::new(), warm });
+            return ResponseBody::Host(HostAnswer { mismatched: Vec::new(), warm, time: None });
         };
         host.describe(heartbeat.addresses, heartbeat.seed, Locality::of(&heartbeat.tags));
         (host.epoch, host.version, host.report) = (asker.epoch, heartbeat.version.into(), heartbeat.report);
         let told = heartbeat.buckets.filter(|_| same_epoch);
         let mismatched = told.map_or_else(Vec::new, |told| host.digests().mismatches(&told));
-        ResponseBody::Host(HostAnswer { mismatched, warm })
+        ResponseBody::Host(HostAnswer { mismatched, warm, time: None })
     }
 
     /// Judges each record. With other epochs, one record of a task not owned here makes the answer *not owner* and

@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use damselfly_messages::membership::{JoinToken, Role, Tags};
 use damselfly_transport::{
+    clock::Clock,
     network::{self, Network, NetworkConfig, Serves},
     program::{
         follower::{self, Follower, FollowerConfig},
@@ -113,7 +114,9 @@ impl Host {
         identity::prepare_data_dir(&data_dir)?;
         let keypair = identity::load_or_create(&data_dir.join(KEY_FILE))?;
         let listen: Vec<Multiaddr> = vec!["/ip4/127.0.0.1/tcp/0".parse()?];
+        let clock = Clock::system();
         let joining = Joining {
+            clock: &clock,
             data_dir: &data_dir,
             keypair: &keypair,
             token: Some(token),
@@ -122,7 +125,7 @@ impl Host {
         };
         let membership = Membership::enter(&joining).await?.context("no membership")?;
         let config = NetworkConfig {
-            admission: membership.admission()?,
+            admission: membership.admission(clock)?,
             keypair,
             listen,
             serves: Serves { config: true, ..Serves::default() },

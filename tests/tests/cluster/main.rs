@@ -2,6 +2,7 @@
 
 mod broken;
 mod browser;
+mod clocks;
 mod conflict;
 mod console;
 mod delete;
@@ -19,6 +20,7 @@ mod restore;
 mod ring;
 mod roots;
 mod schedulers;
+mod slow;
 mod support;
 mod traces;
 mod ttl;

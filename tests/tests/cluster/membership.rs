@@ -96,6 +96,7 @@ async fn a_token_lets_in_whom_it_says_and_nobody_else() -> anyhow::Result<()> {
         .await?;
         println!("from the start with a token to a working node: {:?}", begun.elapsed());
         running.kill().await?;
+        starts_without_its_token(&newcomer, &token_file).await?;
 
         let expired = cluster.join_token(&["node"], 1, 1).await?;
         let withdrawn = cluster.join_token(&["node"], 1, 600).await?;
@@ -136,6 +137,74 @@ async fn a_token_lets_in_whom_it_says_and_nobody_else() -> anyhow::Result<()> {
         })
         .await?;
         hosts(cluster, 4).await.map(drop)
+    })
+    .await
+}
+
+/// A member needs its token no more: one warning says that it is gone, or damaged.
+async fn starts_without_its_token(member: &Newcomer, token_file: &Path) -> anyhow::Result<()> {
+    for text in [None, Some("dfj1_damaged")] {
+        match text {
+            None => fs::remove_file(token_file)?,
+            Some(text) => fs::write(token_file, text)?,
+        }
+        let log = member.folder.join("log");
+        let mut command = member.command(&format!("@{}", token_file.display()));
+        let mut running = command.stderr(fs::File::create(&log)?).spawn()?;
+        until("it is up", SETTLED, async || {
+            let log = fs::read_to_string(&log)?;
+            ensure!(log.contains("dfdaemon is up"), "{log}");
+            Ok(())
+        })
+        .await?;
+        running.kill().await?;
+        let log = fs::read_to_string(&log)?;
+        ensure!(log.matches("the join token is not used").count() == 1, "{log}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_join_whose_answer_is_not_kept_takes_no_further_use() -> anyhow::Result<()> {
+    Cluster::run(Options { nodes: 1, ..Options::default() }, async |cluster| {
+        let token = cluster.join_token(&["node"], 1, 600).await?;
+        let left = async || -> anyhow::Result<Value> {
+            let listed: Value = serde_json::from_str(&cluster.manage("GET", "join-tokens", None).await?.body)?;
+            let ours = listed["items"].as_array().and_then(|all| all.iter().find(|one| one["id"] == token["id"]));
+            Ok(ours.context("no such token")?["uses_left"].clone())
+        };
+        let newcomer = Newcomer::new(cluster, "dfdaemon", "newcomer")?;
+        let data = newcomer.folder.join("data");
+        fs::create_dir(&data)?;
+        fs::set_permissions(&data, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+        for in_the_way in ["configuration.signed", "membership.json"] {
+            fs::create_dir(data.join(in_the_way))?;
+            let refused = newcomer.fails(text(&token)).await?;
+            let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+            ensure!(!refused.status.success() && told.contains(in_the_way), "{told}");
+            ensure!(left().await? == 1, "a use is gone before anything could be kept");
+            fs::remove_dir(data.join(in_the_way))?;
+        }
+        let up = async || -> anyhow::Result<()> {
+            let log = newcomer.folder.join("log");
+            let mut running = newcomer.command(text(&token)).stderr(fs::File::create(&log)?).spawn()?;
+            until("it is up", SETTLED, async || {
+                let log = fs::read_to_string(&log)?;
+                ensure!(log.contains("dfdaemon is up"), "{log}");
+                Ok(())
+            })
+            .await?;
+            Ok(running.kill().await?)
+        };
+        up().await?;
+        ensure!(left().await? == 0, "it has joined");
+        // As if it had been killed between the answer and the first write.
+        fs::remove_file(data.join("membership.json"))?;
+        fs::remove_file(data.join("configuration.signed"))?;
+        up().await?;
+        let other = Newcomer::new(cluster, "dfdaemon", "other")?.fails(text(&token)).await?;
+        ensure!(String::from_utf8_lossy(&other.stderr).contains("has used it"), "{other:?}");
+        Ok(())
     })
     .await
 }
@@ -199,6 +268,7 @@ async fn who_is_put_out_is_out_in_the_middle_of_a_transfer_and_stays_out() -> an
         ensure!(revoked.len() == 1 && revoked[0]["peer_id"] == out.program().peer_id(), "{revoked:?}");
         let token = cluster.join_token(&["node"], 1, 600).await?;
         refused_for_good(cluster, out.program().folder(), text(&token)).await?;
+        says_what_to_do(out, text(&token)).await?;
         // One that was off, and so has heard nothing of it.
         let off = cluster.node(1);
         off.program().kill().await?;
@@ -222,6 +292,25 @@ async fn starts_in_vain(node: &Node) -> anyhow::Result<()> {
     .await
 }
 
+/// With a new token it says at once that it needs a new identity, and with that it is a member.
+async fn says_what_to_do(node: &Node, token: &str) -> anyhow::Result<()> {
+    let (program, before) = (node.program(), node.program().log().len());
+    program.start_with(&["--join", token], &[])?;
+    let told = until("it says what to do", SETTLED, async || {
+        let told = program.log().split_off(before);
+        ensure!(!program.is_running() && told.contains("remove identity.key and membership.json"), "{told}");
+        Ok(told)
+    })
+    .await?;
+    ensure!(!told.contains("dfdaemon is up"), "it started first: {told}");
+    for file in ["identity.key", "membership.json"] {
+        fs::remove_file(program.data().join(file))?;
+    }
+    program.start_with(&["--join", token], &[])?;
+    program.ready().await?;
+    program.kill().await
+}
+
 /// Not with a new token either: the key is out.
 async fn refused_for_good(cluster: &Cluster, folder: &Path, token: &str) -> anyhow::Result<()> {
     let newcomer = Newcomer::new(cluster, "dfdaemon", "comes back")?;
@@ -235,7 +324,7 @@ async fn refused_for_good(cluster: &Cluster, folder: &Path, token: &str) -> anyh
 }
 
 #[tokio::test]
-async fn a_credential_is_renewed_and_without_a_manager_it_ends() -> anyhow::Result<()> {
+async fn a_credential_is_renewed_and_without_a_manager_the_host_waits() -> anyhow::Result<()> {
     Cluster::run(Options { nodes: 1, ..Options::default() }, async |cluster| {
         cluster
             .change_settings(|settings| {
@@ -268,15 +357,33 @@ async fn a_credential_is_renewed_and_without_a_manager_it_ends() -> anyhow::Resu
         }
         ensure!(short.program().is_running() && !short.program().log().contains("no member"), "it was put out");
         cluster.manager().kill().await?;
-        until("it ends", SETTLED, async || {
-            ensure!(!short.program().is_running(), "it runs");
+        until("it says that it is no member now", SETTLED, async || {
+            let ready = damselfly_testnet::http::get(&short.program().url("readyz")).await?;
+            ensure!(ready.status == 503 && ready.body.contains("has expired"), "{}", ready.body);
+            let health = short.run(&["health"]).await?.json;
+            let problems = health["problems"].as_array().context("no problems")?;
+            ensure!(problems.iter().any(|problem| problem["code"] == "credential"), "{health}");
+            ensure!(short.program().log().contains("has expired"), "not in the log");
             Ok(())
         })
         .await?;
-        ensure!(short.program().log().contains("has expired"), "without a reason");
+        until("others have closed their connections", SETTLED, async || {
+            let connected = short.program().metric("damselfly_connected_peers").await?;
+            ensure!(connected == 0.0, "{connected}");
+            Ok(())
+        })
+        .await?;
+        // What is here is of use meanwhile, also after a restart.
+        exports(cluster, &short, "file", &file).await?;
+        short.program().terminate().await?;
+        short.program().start()?;
+        fs::remove_file(cluster.path(&format!("file of {}", short.program().name())))?;
+        until("it serves its users again", SETTLED, async || exports(cluster, &short, "file", &file).await.map(drop))
+            .await?;
+        ensure!(short.program().is_running(), "it has ended");
         // The manager comes back, and with it the host, although its credential has expired long ago.
         cluster.manager().start_ready().await?;
-        short.program().start_ready().await?;
+        short.program().ready().await?;
         until("it is a holder again", SETTLED, async || {
             exports(cluster, cluster.node(0), "file", &file).await.map(drop)
         })

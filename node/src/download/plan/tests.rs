@@ -46,7 +46,7 @@ fn who_gave_the_manifest_cannot_put_the_proof_off_for_ever() {
     plan.add_parent(author, true, now);
     plan.add_parent(other, true, now);
     let last = plan.next(&author, now).expect("missing");
-    plan.on_busy(&author, last, now + STUCK_AFTER);
+    plan.on_busy(&author, last, now + STUCK_AFTER, now);
     assert_eq!(plan.next(&other, now + STUCK_AFTER), None, "it may be busy for a while");
     assert_eq!(plan.next(&author, now + STUCK_AFTER), Some(last));
     assert_eq!(plan.next(&other, now + AUTHOR_ALONE), Some(last), "beside the author, who has it again");
@@ -202,7 +202,7 @@ fn a_busy_parent_rests() {
     let peer = PeerId::random();
     plan.add_parent(peer, true, now);
     let index = plan.next(&peer, now).expect("missing");
-    plan.on_busy(&peer, index, now + Duration::from_secs(1));
+    plan.on_busy(&peer, index, now + Duration::from_secs(1), now);
     assert_eq!(plan.next(&peer, now), None);
     assert_eq!(plan.next(&peer, now + Duration::from_secs(1)), Some(index));
 }
@@ -226,7 +226,7 @@ proptest! {
                 2 => if let Some(index) = under_way[who].pop() {
                     prop_assert_eq!(plan.on_piece(&peer, index, now), arrived.insert(index));
                 },
-                3 => if let Some(index) = under_way[who].pop() { plan.on_busy(&peer, index, now) },
+                3 => if let Some(index) = under_way[who].pop() { plan.on_busy(&peer, index, now, now) },
                 4 => if let Some(index) = under_way[who].pop() { plan.give_back(&peer, index) },
                 _ => { plan.remove_parent(&peer, ParentFault::NotHeld, now); under_way[who].clear(); }
             }
@@ -241,4 +241,104 @@ proptest! {
         }
         prop_assert!(plan.is_complete());
     }
+}
+
+/// A parent that sends each of its pieces evenly, `rate` bytes per second together, for `seconds`.
+fn trickle(plan: &mut Plan, peer: &PeerId, pieces: &[u32], from: Instant, rate: u64, seconds: u64) -> Vec<u32> {
+    let mut withdrawn = Vec::new();
+    for tenth in 1..=seconds * 10 {
+        for index in pieces.iter().filter(|index| !withdrawn.contains(*index)).copied().collect::<Vec<_>>() {
+            let piece = plan.layout.index(index).expect("a piece");
+            let bytes = rate / 10 / (pieces.len() - withdrawn.len()) as u64;
+            if plan.on_bytes(peer, piece, bytes, from + Duration::from_millis(tenth * 100)) == Receiving::Withdrawn {
+                plan.give_back(peer, piece);
+                withdrawn.push(index);
+            }
+        }
+    }
+    withdrawn
+}
+
+#[test]
+fn received_bytes_are_progress() {
+    let (mut plan, now) = plan(3);
+    let peer = PeerId::random();
+    plan.add_parent(peer, true, now);
+    let index = plan.next(&peer, now).expect("missing");
+    let later = now + Duration::from_secs(29);
+    plan.on_bytes(&peer, index, 1, later);
+    assert_eq!(plan.last_progress(), later);
+}
+
+#[test]
+fn a_slow_parent_is_asked_for_what_it_can_send_soon() {
+    let (mut plan, now) = plan(100);
+    let peer = PeerId::random();
+    plan.add_parent(peer, true, now);
+    let first = drain(&mut plan, &peer, now);
+    assert_eq!(first.len(), OUTSTANDING_FIRST);
+    let withdrawn = trickle(&mut plan, &peer, &first, now, 200 << 10, 4);
+    assert!(!withdrawn.contains(&99), "what proves the length is kept");
+    assert!((4..OUTSTANDING_FIRST).contains(&withdrawn.len()), "20 s of 200 KiB/s are four pieces: {withdrawn:?}");
+    assert_eq!(plan.allowed(&peer), 1);
+    assert_eq!(drain(&mut plan, &peer, now + Duration::from_secs(4)), [0u32; 0], "it has enough to do");
+}
+
+#[test]
+fn a_fast_parent_loses_nothing() {
+    let (mut plan, now) = plan(100);
+    let peer = PeerId::random();
+    plan.add_parent(peer, true, now);
+    let first = drain(&mut plan, &peer, now);
+    assert_eq!(trickle(&mut plan, &peer, &first, now, 1 << 20, 4), [0u32; 0]);
+    assert!(plan.allowed(&peer) > 1);
+}
+
+#[test]
+fn large_pieces_are_asked_for_two_at_a_time() {
+    let layout = PieceLayout::new(1 << 40).expect("short enough");
+    assert_eq!(layout.piece_bytes(), 16 << 20);
+    let now = Instant::now();
+    let mut plan = Plan::new(layout, layout.indices().take(100), 0, now);
+    let peer = PeerId::random();
+    plan.add_parent(peer, true, now);
+    assert_eq!(drain(&mut plan, &peer, now).len(), 2);
+}
+
+#[test]
+fn what_a_much_slower_parent_has_is_asked_elsewhere_before_the_end() {
+    let (mut plan, now) = plan(1000);
+    let [slow, fast] = [PeerId::random(), PeerId::random()];
+    plan.add_parent(slow, true, now);
+    let held = plan.next(&slow, now).expect("missing");
+    plan.add_parent(fast, true, now);
+    let own = plan.next(&fast, now).expect("missing");
+    for second in 1..=5 {
+        plan.on_bytes(&slow, held, 1, now + Duration::from_secs(second));
+        plan.on_bytes(&fast, own, 8 * MIB, now + Duration::from_secs(second));
+    }
+    let before = now + SLOW_AFTER - Duration::from_millis(1);
+    assert_ne!(plan.next(&fast, before), Some(held), "not so soon");
+    let late = now + SLOW_AFTER;
+    assert_eq!(plan.next(&fast, late), Some(held), "although others are missing that nobody was asked for");
+    assert_ne!(plan.next(&fast, late), Some(held), "once");
+    assert!(plan.on_piece(&fast, held, late));
+    assert_eq!(plan.on_bytes(&slow, held, 1, late), Receiving::Withdrawn, "it is not received twice");
+    assert_eq!(plan.while_silent(&slow, held, late, late), Receiving::Withdrawn);
+}
+
+#[test]
+fn a_silent_parent_is_given_up_when_another_has_what_is_missing() {
+    let (mut plan, now) = plan(3);
+    let [silent, other] = [PeerId::random(), PeerId::random()];
+    plan.add_parent(silent, true, now);
+    let index = plan.next(&silent, now).expect("missing");
+    let long = now + STREAM_SILENCE_MAX;
+    assert_eq!(plan.while_silent(&silent, index, now, long), Receiving::Wanted, "there is nobody else");
+    plan.add_parent(other, true, now);
+    assert_eq!(plan.while_silent(&silent, index, now, now + SILENCE_MAX / 2), Receiving::Wanted, "not yet");
+    assert_eq!(plan.while_silent(&silent, index, now, now + SILENCE_MAX), Receiving::Silent);
+    plan.on_bytes(&silent, index, 1, long);
+    assert_eq!(plan.while_silent(&silent, index, long, long), Receiving::Wanted);
+    assert_eq!(plan.while_silent(&silent, index, now, long), Receiving::Withdrawn, "only this stream is stuck");
 }

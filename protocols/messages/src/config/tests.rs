@@ -110,3 +110,98 @@ fn what_nobody_would_accept_is_not_signed() {
     assert!(Acceptance::new(ClusterId::of_root(&root.public())).offer(&most).is_ok());
     assert!(revoked(REVOKED_MAX + 1).is_err());
 }
+
+/// Two managers of a cluster, and a host.
+struct Managers {
+    root: Keypair,
+    honest: Keypair,
+    stolen: Keypair,
+    host: PeerId,
+}
+
+const DAY: u64 = 24 * 3_600_000;
+const NOW: u64 = 1_000 * DAY;
+
+impl Managers {
+    fn new() -> Self {
+        let key = Keypair::generate_ed25519;
+        Self { root: key(), honest: key(), stolen: key(), host: PeerId::random() }
+    }
+
+    fn cluster(&self) -> ClusterId {
+        ClusterId::of_root(&self.root.public())
+    }
+
+    fn issuer(&self, key: &Keypair, days: u64) -> Issuer {
+        let root = Root::founding(self.root.clone());
+        root.certify(key.clone(), UnixMillis(NOW), Duration::from_millis(days * DAY)).expect("certified")
+    }
+
+    fn signed(&self, by: &Keypair, epoch: u64, issued: u64, revoked: &[(PeerId, u64)]) -> SignedConfiguration {
+        let revoked = revoked.iter().map(|(peer, at)| Revocation { peer: *peer, at: UnixMillis(*at) }).collect();
+        let configuration = Configuration { issued: UnixMillis(issued), revoked, ..configuration(&self.root, epoch) };
+        configuration.sign(&self.issuer(by, 200)).expect("signed")
+    }
+
+    /// A member that knows whom the honest manager has revoked.
+    fn member(&self, revoked: &[(PeerId, u64)]) -> Acceptance {
+        let mut member = Acceptance::new(self.cluster());
+        member.offer_at(&self.signed(&self.honest, 5, NOW, revoked), UnixMillis(NOW)).expect("the first");
+        member
+    }
+}
+
+#[test]
+fn what_a_revoked_manager_signs_is_never_newer() {
+    let managers = Managers::new();
+    let stolen = managers.stolen.public().to_peer_id();
+    let revoked = [(stolen, NOW)];
+    for (issued, epoch, why) in [
+        (NOW + 1, 6, "after its revocation"),
+        (NOW, 6, "at that moment"),
+        (NOW - 1, 6, "dated back"),
+        (NOW + 100 * DAY, 6, "when its revocation need not be named any more"),
+        (NOW, u64::MAX, "above every epoch"),
+    ] {
+        for names in [&revoked[..], &[]] {
+            let mut member = managers.member(&revoked);
+            let signed = managers.signed(&managers.stolen, epoch, issued, names);
+            let refused = member.offer_at(&signed, UnixMillis(issued)).expect_err(why);
+            assert_eq!(refused, ConfigurationRefused::SignerRevoked(stolen), "{why}");
+            let next = managers.signed(&managers.honest, 6, NOW + 2, &revoked);
+            assert!(matches!(member.offer_at(&next, UnixMillis(NOW + 2)), Ok(Verdict::Newer(_))), "{why}");
+        }
+    }
+    // Before its revocation it counts, and the one that revokes it may be its own.
+    let mut member = managers.member(&[]);
+    let own = managers.signed(&managers.stolen, 6, NOW, &revoked);
+    assert!(matches!(member.offer_at(&own, UnixMillis(NOW)), Ok(Verdict::Newer(_))));
+}
+
+#[test]
+fn revocations_only_become_more_within_their_time() {
+    let managers = Managers::new();
+    let (host, other) = (managers.host, PeerId::random());
+    let ends = NOW + 97 * DAY;
+    // (who the next one names, when it is issued, the member's time, whether it is taken, why)
+    let table = [
+        (vec![(host, NOW)], NOW + 1, NOW + 1, true, "as it was"),
+        (vec![(host, NOW), (other, NOW + 1)], NOW + 1, NOW + 1, true, "one more"),
+        (Vec::new(), NOW + 1, NOW + 1, false, "taken back"),
+        (vec![(host, NOW + 1)], NOW + 1, NOW + 1, false, "said to be later, so that more of its signatures count"),
+        (Vec::new(), ends + 1, ends + 1, true, "no credential can hold any more"),
+        (Vec::new(), ends + 1, NOW + 1, false, "only the issuer says that so much time has passed"),
+        (Vec::new(), NOW + 1, ends + 1, false, "it was issued when they could hold"),
+    ];
+    for (names, issued, now, is_taken, why) in table {
+        let mut member = managers.member(&[(host, NOW)]);
+        let offered = member.offer_at(&managers.signed(&managers.honest, 6, issued, &names), UnixMillis(now));
+        match is_taken {
+            true => assert!(matches!(offered, Ok(Verdict::Newer(_))), "{why}: {offered:?}"),
+            false => assert_eq!(offered.expect_err(why), ConfigurationRefused::Unrevoked(host), "{why}"),
+        }
+    }
+    let (settings, revocation) = (Settings::default(), Revocation { peer: host, at: UnixMillis(NOW) });
+    assert!(revocation.is_needed(&settings, UnixMillis(ends)), "managers keep it longer than members insist on it");
+    assert!(!revocation.is_needed(&settings, UnixMillis(ends + DAY)));
+}

@@ -110,6 +110,29 @@ fn who_is_revoked_is_out() {
     assert_eq!(trust.admit(&host(), &issue(&issuer(1)), NOW), Err(Refused::Revoked));
 }
 
+#[test]
+fn a_revoked_manager_makes_no_members() {
+    let manager = key(50).public().to_peer_id();
+    let issued_at = |seconds| {
+        let granted = (Roles::NODES, &Tags::new());
+        issuer(1).issue(host(), granted, 1, (at(seconds), 14 * DAY)).expect("issued").0
+    };
+    let mut trust = Trust::new(cluster());
+    let before = issued_at(3600);
+    let admitted = trust.admit(&host(), &issued_at(3602), at(3602)).expect("nobody is revoked");
+    trust.follow(&configuration(Settings::default(), vec![Revocation { peer: manager, at: at(3601) }]));
+    trust.admit(&host(), &before, at(7200)).expect("it could sign then");
+    for shown in [issued_at(3602), issued_at(86_400)] {
+        assert_eq!(trust.admit(&host(), &shown, at(90_000)), Err(Refused::IssuerRevoked));
+        assert_eq!(trust.own_standing(&shown, at(90_000)), Err(Refused::IssuerRevoked));
+    }
+    assert_eq!(
+        trust.standing(&admitted, at(7200)),
+        Err(Refused::IssuerRevoked),
+        "nor does who was admitted before stay"
+    );
+}
+
 fn token() -> JoinToken {
     let manager = key(50).public().to_peer_id();
     let address = format!("/ip4/10.0.0.1/tcp/4700/p2p/{manager}").parse().expect("an address");
@@ -271,28 +294,4 @@ fn configurations_bring_roots_and_take_none_back() {
         member.offer(&expired.sign(&later).expect("signed")).expect_err("before its signer's time"),
         ConfigurationRefused::SignerExpired
     );
-}
-
-#[test]
-fn the_tags_of_a_host_are_those_granted_and_its_own_where_that_is_allowed() {
-    let tags = |tags: &[(&str, &str)]| -> Tags {
-        tags.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
-    };
-    type Row<'a> =
-        (&'a [(&'a str, &'a str)], &'a [(&'a str, &'a str)], &'a [(&'a str, &'a str)], &'a [&'a str], &'a str);
-    let table: [Row<'_>; 6] = [
-        (&[], &[("zone", "a")], &[("zone", "a")], &[], "a token that says nothing"),
-        (&[("zone", "a")], &[("rack", "1")], &[("rack", "1"), ("zone", "a")], &[], "other names"),
-        (&[("zone", "a")], &[("zone", "b")], &[("zone", "a")], &["zone"], "what the token says, counts"),
-        (&[("zone", "a")], &[("zone", "a")], &[("zone", "a")], &[], "the same"),
-        (&[("own_tags", "none")], &[("rack", "1")], &[("own_tags", "none")], &["rack"], "a token that allows none"),
-        (&[], &[("own_tags", "any")], &[], &["own_tags"], "a host allows itself nothing"),
-    ];
-    for (granted, own, expected, overruled, reason) in table {
-        let (granted, own) = (tags(granted), tags(own));
-        assert_eq!(host_tags(&granted, &own), tags(expected), "{reason}");
-        assert_eq!(overruled_tags(&granted, &own), overruled, "{reason}");
-    }
-    let many: Tags = (0..TAGS_MAX + 8).map(|number| (number.to_string(), String::new())).collect();
-    assert_eq!(host_tags(&tags(&[("zone", "a")]), &many).len(), TAGS_MAX, "no more than can be told");
 }

@@ -1,17 +1,23 @@
 //! Who is admitted. Pure: the time is told.
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashMap, time::Duration};
 
 use libp2p::PeerId;
 
 use super::{CLOCK_LEEWAY, Credential, Fingerprint, Roots, SignedCredential};
-use crate::{config::Configuration, id::ClusterId, record::UnixMillis, wire::Invalid};
+use crate::{
+    config::{Configuration, Revocation},
+    id::ClusterId,
+    record::UnixMillis,
+    wire::Invalid,
+};
 
 /// What decides about credentials: the cluster's roots, whom it has revoked, and how long it bears with expired ones.
 #[derive(Debug, Clone)]
 pub struct Trust {
     roots: Roots,
-    revoked: HashSet<PeerId>,
+    /// Who is revoked, and since when.
+    revoked: HashMap<PeerId, UnixMillis>,
     grace: Duration,
 }
 
@@ -20,6 +26,8 @@ pub struct Trust {
 pub struct Admitted {
     /// The credential that it showed.
     pub credential: Credential,
+    /// Who signed it.
+    pub issuer: PeerId,
     /// The root that it comes from.
     pub root: Fingerprint,
 }
@@ -54,6 +62,9 @@ pub enum Refused {
     /// Its issuer had no right at that time.
     #[error("its issuer's certificate did not hold when it was issued")]
     IssuerExpired,
+    /// The cluster has revoked its issuer before it was issued.
+    #[error("the manager that issued the credential was revoked before that: another manager must renew it")]
+    IssuerRevoked,
     /// It is not valid yet.
     #[error("the credential holds from {} s in the future on: the clock differs by more than {} s", .by.as_secs(), CLOCK_LEEWAY.as_secs())]
     NotYet {
@@ -74,14 +85,19 @@ pub enum Refused {
 impl Trust {
     /// Trusts the first root of `cluster`, and has heard of nothing else.
     pub fn new(cluster: ClusterId) -> Self {
-        Self { roots: Roots::of(cluster), revoked: HashSet::new(), grace: Duration::ZERO }
+        Self { roots: Roots::of(cluster), revoked: HashMap::new(), grace: Duration::ZERO }
     }
 
     /// Takes over what an accepted configuration says.
     pub fn follow(&mut self, configuration: &Configuration) {
         self.roots = configuration.roots.clone();
-        self.revoked = configuration.revoked.iter().map(|revocation| revocation.peer).collect();
+        self.revoke(&configuration.revoked);
         self.grace = Duration::from_millis(configuration.settings.grace_ms);
+    }
+
+    /// These are revoked, and nobody else.
+    pub fn revoke(&mut self, revoked: &[Revocation]) {
+        self.revoked = revoked.iter().map(|revocation| (revocation.peer, revocation.at)).collect();
     }
 
     /// The roots that it accepts.
@@ -91,7 +107,7 @@ impl Trust {
 
     /// Whether the cluster has put `peer` out.
     pub fn is_revoked(&self, peer: &PeerId) -> bool {
-        self.revoked.contains(peer)
+        self.revoked.contains_key(peer)
     }
 
     /// Whether the host that proved to be `peer` is a member, by the credential that it shows.
@@ -113,7 +129,7 @@ impl Trust {
         if credential.not_before < issuer.not_before || credential.not_after > issuer.not_after {
             return Err(Refused::IssuerExpired);
         }
-        let admitted = Admitted { credential, root: issuer.root };
+        let admitted = Admitted { credential, issuer: issuer.key.to_peer_id(), root: issuer.root };
         self.standing(&admitted, now)?;
         Ok(admitted)
     }
@@ -129,14 +145,15 @@ impl Trust {
     /// Those of [`Trust::standing`]; of others than retired roots it is known already that the credential is genuine.
     pub fn own_standing(&self, own: &SignedCredential, now: UnixMillis) -> Result<Standing, Refused> {
         let credential = own.claim()?;
-        let root = own.issuer().certified(&self.roots).map_err(|_| Refused::RootRetired)?.root;
-        self.standing(&Admitted { credential, root }, now)
+        let issuer = own.issuer().certified(&self.roots).map_err(|_| Refused::RootRetired)?;
+        self.standing(&Admitted { credential, issuer: issuer.key.to_peer_id(), root: issuer.root }, now)
     }
 
     /// How a host stands now that was admitted.
     ///
     /// # Errors
-    /// [`Refused::Revoked`], [`Refused::RootRetired`], [`Refused::NotYet`] and [`Refused::Expired`].
+    /// [`Refused::Revoked`], [`Refused::RootRetired`], [`Refused::IssuerRevoked`], [`Refused::NotYet`] and
+    /// [`Refused::Expired`].
     pub fn standing(&self, admitted: &Admitted, now: UnixMillis) -> Result<Standing, Refused> {
         let credential = &admitted.credential;
         if self.is_revoked(&credential.peer) {
@@ -144,6 +161,9 @@ impl Trust {
         }
         if !self.roots.accepts(&admitted.root) {
             return Err(Refused::RootRetired);
+        }
+        if self.revoked.get(&admitted.issuer).is_some_and(|at| credential.not_before > *at) {
+            return Err(Refused::IssuerRevoked);
         }
         let early = Duration::from_millis(credential.not_before.0.saturating_sub(now.0));
         if early > CLOCK_LEEWAY {

@@ -276,7 +276,8 @@ impl From<&ResponseBody> for PbResponse {
                 warm: answer.warm,
             }),
             ResponseBody::Host(answer) => {
-                Self::Host(pb::HostAnswer { mismatched_buckets: answer.mismatched.clone(), warm: answer.warm })
+                let time = answer.time.map(|time| time.0);
+                Self::Host(pb::HostAnswer { mismatched_buckets: answer.mismatched.clone(), warm: answer.warm, time })
             }
             ResponseBody::NotOwner(configuration) => {
                 Self::NotOwner(pb::NotOwner { configuration: configuration.clone().unwrap_or_default() })
@@ -303,6 +304,7 @@ impl TryFrom<PbResponse> for ResponseBody {
             PbResponse::Host(answer) => Self::Host(HostAnswer {
                 mismatched: at_most("mismatched buckets", answer.mismatched_buckets, BUCKETS)?,
                 warm: answer.warm,
+                time: answer.time.map(UnixMillis),
             }),
             PbResponse::NotOwner(answer) => {
                 Self::NotOwner(Some(answer.configuration).filter(|signed| !signed.is_empty()))

@@ -83,6 +83,16 @@ pub enum JoinError {
     /// The connection failed.
     #[error("the connection with the manager failed")]
     Frame(#[from] FrameError),
+    /// Its clock is wrong.
+    #[error(
+        "the manager's credential is valid only in {} s by the time that this host's clock and others agree on: check \
+         the manager's clock",
+        .by.as_secs()
+    )]
+    FromTheFuture {
+        /// How far its time is ahead.
+        by: std::time::Duration,
+    },
     /// It took too long.
     #[error("no answer of the manager within {} s", WITHIN.as_secs())]
     Timeout,

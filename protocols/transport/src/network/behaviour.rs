@@ -22,8 +22,9 @@ use crate::{
 /// A silent connection is asked this often whether it lives.
 const PING_INTERVAL: Duration = Duration::from_secs(15);
 
-/// A connection that does not answer a ping within this time is closed.
-const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// A connection that does not answer a ping within this time is closed. As long as a transfer waits for a byte: a program
+/// that is paused meanwhile, and a slow line on which a ping is behind pieces, are not lost.
+const PING_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// All protocols of a program.
 #[derive(NetworkBehaviour)]

@@ -26,8 +26,26 @@ pub fn create(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     write(path, bytes, mode, RenameFlags::NOREPLACE)
 }
 
+/// Whether [`replace`] has room for `bytes` bytes: writes so many into a file beside `path`, and removes it.
+///
+/// # Errors
+/// [`io::Error`]: it has not, or the folder cannot be written.
+pub fn check_room(path: &Path, bytes: usize, mode: u32) -> io::Result<()> {
+    let temporary = temporary(folder(path));
+    let written = write_synced(&temporary, &vec![0x5a; bytes], mode);
+    let removed = match fs::remove_file(&temporary) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    };
+    written.and(removed)
+}
+
+fn folder(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 fn write(path: &Path, bytes: &[u8], mode: u32, flags: RenameFlags) -> io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = folder(path);
     let temporary = temporary(folder);
     let written = write_synced(&temporary, bytes, mode)
         .and_then(|()| renameat_with(CWD, &temporary, CWD, path, flags).map_err(io::Error::from));

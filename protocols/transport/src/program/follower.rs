@@ -226,7 +226,7 @@ impl Shared {
         let mut acceptance = self.acceptance.lock().unwrap_or_else(PoisonError::into_inner);
         let taken = SignedConfiguration::from_bytes(&bytes)
             .map_err(ConfigurationRefused::from)
-            .and_then(|signed| acceptance.offer(&signed));
+            .and_then(|signed| acceptance.offer_at(&signed, self.admission.clock().now()));
         match taken {
             Ok(_) => {
                 let current = acceptance.current().cloned();
@@ -253,7 +253,7 @@ impl Shared {
     fn take_over(&self, signed: &SignedConfiguration, from: PeerId) -> Result<(), ConfigurationRefused> {
         // Held while the file is written: epochs reach the disk in their order.
         let mut acceptance = self.acceptance.lock().unwrap_or_else(PoisonError::into_inner);
-        match acceptance.offer(signed)? {
+        match acceptance.offer_at(signed, self.admission.clock().now())? {
             Verdict::Known => Ok(()),
             Verdict::Newer(accepted) => {
                 self.store(signed);

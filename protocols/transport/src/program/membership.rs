@@ -6,7 +6,7 @@ use std::{
 };
 
 use damselfly_messages::{
-    config::SignedConfiguration,
+    config::{Acceptance, CONFIGURATION_BYTES_MAX, SignedConfiguration},
     id::ClusterId,
     membership::{JoinToken, MANAGERS_MAX, Role, SignedCredential, join::Welcome},
     wire::{Invalid, Wire as _},
@@ -17,8 +17,9 @@ use serde::{Deserialize, Serialize};
 use super::{cluster::PeerAddress, durable};
 use crate::{
     admission::Admission,
-    dialing::DialPolicy,
+    clock::Clock,
     join::{Asking, JoinError, ask},
+    reason::chain,
 };
 
 mod keeper;
@@ -39,6 +40,9 @@ pub struct Membership {
     managers: Vec<PeerAddress>,
     /// In hex.
     credential: String,
+    /// A manager has said that the host is revoked, which is final.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    is_revoked: bool,
 }
 
 /// How a host joins.
@@ -48,6 +52,8 @@ pub struct Joining<'a> {
     pub data_dir: &'a Path,
     /// Its key.
     pub keypair: &'a Keypair,
+    /// The time.
+    pub clock: &'a Clock,
     /// By what right, if it has not joined yet.
     pub token: Option<&'a JoinToken>,
     /// As what.
@@ -67,11 +73,40 @@ pub fn has_joined(data_dir: &Path) -> bool {
     data_dir.join(MEMBERSHIP_FILE).exists()
 }
 
-/// Reads a join token from a command line: itself, or `@` and the file that holds it, which other users do not see.
+/// What `--join` gives a host.
+#[derive(Debug, Default)]
+pub struct GivenToken {
+    /// The token, if it can be used.
+    pub token: Option<JoinToken>,
+    /// Why it cannot, when the host is a member already and needs none.
+    pub unused: Option<String>,
+}
+
+/// Reads what `--join` says for the host of this data directory. A member needs no token, so one that is gone or damaged
+/// does not keep it from starting.
 ///
 /// # Errors
 /// What is wrong, for a person.
-pub fn read_token(text: &str) -> Result<JoinToken, String> {
+pub fn given_token(join: Option<&str>, data_dir: &Path) -> Result<GivenToken, String> {
+    match join.map(read_token) {
+        None => Ok(GivenToken::default()),
+        Some(Ok(token)) => Ok(GivenToken { token: Some(token), unused: None }),
+        Some(Err(reason)) if has_joined(data_dir) => Ok(GivenToken { token: None, unused: Some(reason) }),
+        Some(Err(reason)) => Err(reason),
+    }
+}
+
+impl GivenToken {
+    /// Says once that the token cannot be used.
+    pub fn warn(&self) {
+        if let Some(reason) = &self.unused {
+            tracing::warn!(reason, "the join token is not used: this host is a member already");
+        }
+    }
+}
+
+/// Reads a join token from a command line: itself, or `@` and the file that holds it, which other users do not see.
+fn read_token(text: &str) -> Result<JoinToken, String> {
     let token = match text.strip_prefix('@') {
         None => text.to_owned(),
         Some(path) => fs::read_to_string(path).map_err(|error| format!("--join: cannot read {path}: {error}"))?,
@@ -100,6 +135,12 @@ pub enum MembershipError {
         /// Why.
         source: io::Error,
     },
+    /// It is revoked.
+    #[error("the host is revoked. {}", keeper::new_identity(.data_dir))]
+    Revoked {
+        /// Where it is remembered.
+        data_dir: PathBuf,
+    },
     /// No manager has made it one.
     #[error("cannot join the cluster")]
     Join(#[source] Box<JoinError>),
@@ -121,20 +162,60 @@ impl Membership {
                 theirs: token.cluster(),
                 data_dir: joining.data_dir.into(),
             }),
-            (Some(known), _) => Ok(Some(known)),
+            (Some(known), _) if known.is_known_revoked(joining) => {
+                Err(MembershipError::Revoked { data_dir: joining.data_dir.into() })
+            }
+            (Some(known), Some(token)) => Ok(Some(known.join_again(joining, token).await)),
+            (Some(known), None) => Ok(Some(known)),
             (None, Some(token)) => Self::join(joining, token).await.map(Some),
             (None, None) => Ok(None),
         }
     }
 
+    /// Whether a manager has told this host that it is revoked, or the configuration that is kept; others may know more.
+    fn is_known_revoked(&self, joining: &Joining<'_>) -> bool {
+        if self.is_revoked {
+            return true;
+        }
+        let us = joining.keypair.public().to_peer_id();
+        let stored = fs::read(joining.data_dir.join(CONFIGURATION_FILE)).ok();
+        let stored = stored.and_then(|bytes| SignedConfiguration::from_bytes(&bytes).ok());
+        let verified = stored.and_then(|signed| Acceptance::new(self.cluster).verify(&signed).ok());
+        verified.is_some_and(|configuration| configuration.revoked.iter().any(|revoked| revoked.peer == us))
+    }
+
+    /// What a token is good for that a member is started with: its credential may have expired too long ago for a renewal.
+    async fn join_again(self, joining: &Joining<'_>, token: &JoinToken) -> Self {
+        let until = self.credential().and_then(|own| own.claim()).map(|own| own.not_after);
+        if until.is_ok_and(|until| until > joining.clock.now()) {
+            tracing::info!("the join token is not used: this host is a member already");
+            return self;
+        }
+        match Self::join(joining, token).await {
+            Ok(member) => member,
+            Err(error) => {
+                let reason = chain(&error);
+                tracing::warn!(
+                    reason,
+                    "the credential has expired, and the join token gives no other; a manager is asked"
+                );
+                self
+            }
+        }
+    }
+
     async fn join(joining: &Joining<'_>, token: &JoinToken) -> Result<Self, MembershipError> {
         let Joining { data_dir, keypair, role, addresses, .. } = joining;
+        check_writable(data_dir)?;
         let mut last = MembershipError::NoManager;
         for (manager, address) in &token.managers {
             let asking = Asking::Join { token, role: *role };
             match ask(keypair, &token.roots, (*manager, address), asking, addresses).await {
                 Ok(Welcome { credential, configuration, managers }) => {
                     tracing::info!(cluster = %token.cluster(), %role, "joined the cluster");
+                    if let Ok(claim) = credential.claim() {
+                        joining.clock.confirm(claim.not_before);
+                    }
                     let known = if managers.is_empty() { &token.managers } else { &managers };
                     let known = known_managers((*manager, address.clone()), known);
                     return Self::remember(data_dir, (token.cluster(), &known), &credential, &configuration);
@@ -157,7 +238,8 @@ impl Membership {
         credential: &SignedCredential,
         configuration: &SignedConfiguration,
     ) -> Result<Self, MembershipError> {
-        let mut this = Self { cluster, managers: Vec::new(), credential: hex::encode(credential.to_bytes()) };
+        let mut this =
+            Self { cluster, managers: Vec::new(), credential: hex::encode(credential.to_bytes()), is_revoked: false };
         this.learn(managers);
         // First what is of no use alone.
         write(&data_dir.join(CONFIGURATION_FILE), configuration.as_bytes())?;
@@ -189,17 +271,6 @@ impl Membership {
         write(&path, &bytes)
     }
 
-    /// Warns, once, when this host has joined by way of a loopback address, but dials none.
-    pub fn warn_of_loopback(&self, policy: &DialPolicy) {
-        if let Some(manager) = self.managers.iter().find(|manager| policy.refuses_loopback(manager.address())) {
-            tracing::warn!(
-                manager = %manager.address(),
-                "the manager is on this host, and other programs here are not dialled: for a cluster on one host set \
-                 `allow_loopback` (--allow-loopback) in each program"
-            );
-        }
-    }
-
     /// What is shown to others.
     ///
     /// # Errors
@@ -209,13 +280,26 @@ impl Membership {
         SignedCredential::from_bytes(&bytes)
     }
 
-    /// The admission of this member.
+    /// The admission of this member, which judges by `clock`.
     ///
     /// # Errors
     /// [`Invalid`] when the file was damaged.
-    pub fn admission(&self) -> Result<Admission, Invalid> {
-        Ok(Admission::new(self.cluster, self.credential()?))
+    pub fn admission(&self, clock: Clock) -> Result<Admission, Invalid> {
+        Ok(Admission::new_by(clock, self.cluster, self.credential()?))
     }
+}
+
+/// Whether what a manager answers can be kept: a join that is not kept takes a use of its token for nothing.
+fn check_writable(data_dir: &Path) -> Result<(), MembershipError> {
+    for name in [CONFIGURATION_FILE, MEMBERSHIP_FILE] {
+        let path = data_dir.join(name);
+        let stored = |source| MembershipError::Stored { path: path.clone(), source };
+        if fs::symlink_metadata(&path).is_ok_and(|there| there.is_dir()) {
+            return Err(stored(io::ErrorKind::IsADirectory.into()));
+        }
+        durable::check_room(&path, CONFIGURATION_BYTES_MAX, 0o600).map_err(stored)?;
+    }
+    Ok(())
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), MembershipError> {
