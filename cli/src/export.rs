@@ -1,11 +1,12 @@
 //! `dfcache export`.
 
+use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, OwnedFd};
 
 use damselfly_transport::local::proto::export_task_request::Target as Named;
 use damselfly_transport::local::proto::export_task_response::Update as Message;
 use damselfly_transport::local::proto::{ExportResult, ExportTaskRequest};
-use damselfly_transport::local::{Failure, Target};
+use damselfly_transport::local::{Code, Failure, Target};
 use serde::Serialize;
 
 use crate::args::Export;
@@ -28,6 +29,12 @@ struct Exported {
 
 /// Writes a task's content to a file or to stdout.
 pub async fn run(context: &Context, args: Export) -> Outcome {
+    if args.is_stdout() && !args.force && io::stdout().is_terminal() {
+        // Bytes that are no text can leave a terminal unusable.
+        return Err(Failure::new(Code::Failed, "stdout is a terminal")
+            .with_hint("redirect it to a file or a pipe, or write to the terminal with --force")
+            .into());
+    }
     let result = if args.is_stdout() { to_stdout(context, &args).await? } else { to_file(context, &args).await? };
     tell(context, &args, result)
 }
@@ -114,6 +121,11 @@ fn tell(context: &Context, args: &Export, result: ExportResult) -> Outcome {
         1 => "1 peer".to_owned(),
         peers => format!("{peers} peers"),
     };
-    context.output.summary(&format!("exported {size} in {time}{rate} from {from}"));
+    let resumed = match result.from_local_bytes {
+        0 => String::new(),
+        _ if result.peers == 0 => String::new(),
+        bytes => format!("; {} of it were here already", units::size(bytes)),
+    };
+    context.output.summary(&format!("exported {size} in {time}{rate} from {from}{resumed}"));
     Ok(())
 }

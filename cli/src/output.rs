@@ -79,7 +79,9 @@ impl Output {
     /// Writes the line at the end of a transfer.
     pub fn summary(&self, line: &str) {
         if !self.quiet && !self.json {
-            eprint_ignoring(&format!("{line}\n"));
+            // On a terminal the content may have ended in the middle of a line.
+            let begin = if self.stdout_is_content && io::stdout().is_terminal() { "\n" } else { "" };
+            eprint_ignoring(&format!("{begin}{line}\n"));
         }
     }
 

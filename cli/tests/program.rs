@@ -254,6 +254,29 @@ async fn an_object_goes_to_stderr_when_stdout_fails() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_terminal_gets_bytes_by_force_only() {
+    let served = Served::start();
+    let on_terminal = |force: &str| {
+        let dfcache = env!("CARGO_BIN_EXE_dfcache");
+        let line = format!("{dfcache} --socket {} export -i a -O - {force}", served.socket.display());
+        let mut command = Command::new("script");
+        command.args(["-qec", &line, "/dev/null"]).stdin(Stdio::null());
+        command
+    };
+    let mut probe = Command::new("script");
+    if !probe.args(["-qec", "true", "/dev/null"]).stdin(Stdio::null()).status().is_ok_and(|status| status.success()) {
+        eprintln!("left out: a terminal needs script(1) of util-linux");
+        return;
+    }
+    let refused = output(on_terminal("")).await;
+    let stdout = text(&refused.stdout);
+    assert!(refused.status.code() == Some(1) && stdout.contains("stdout is a terminal"), "{stdout}");
+    assert!(stdout.contains("--force"), "{stdout}");
+    let forced = output(on_terminal("-f")).await;
+    assert_eq!(forced.status.code(), Some(8), "{}", text(&forced.stdout));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_reading_ends_it_quietly() {
     let served = Served::start();
     let (read, write) = rustix::pipe::pipe().expect("a pipe");

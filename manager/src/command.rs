@@ -144,7 +144,7 @@ async fn run(arguments: Arguments, overrides: Vec<Override>) -> anyhow::Result<E
         }
     };
     if arguments.print_config {
-        print!("{}", loaded.print());
+        damselfly_transport::stdio::print(&loaded.print())?;
         return Ok(ExitCode::SUCCESS);
     }
     if arguments.check_ready {

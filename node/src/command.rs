@@ -120,7 +120,7 @@ fn run(arguments: Arguments, overrides: Vec<Override>) -> anyhow::Result<ExitCod
         Err(error) => return Ok(unusable(&error)),
     };
     if arguments.print_config {
-        print!("{}", loaded.print());
+        damselfly_transport::stdio::print(&loaded.print())?;
         return Ok(ExitCode::SUCCESS);
     }
     if arguments.check_ready {

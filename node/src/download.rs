@@ -74,6 +74,8 @@ struct Shared {
     /// How many pieces are verified and written at a time.
     workers: Semaphore,
     active: Mutex<HashMap<ContentId, Arc<OnceCell<Arc<Download>>>>>,
+    /// For whom contents were downloaded.
+    names: Mutex<HashMap<ContentId, Name>>,
 }
 
 /// What to download, and for whom.

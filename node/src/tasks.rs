@@ -1,8 +1,14 @@
 //! What users ask about tasks besides importing and exporting them: stat, delete, list.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
-use damselfly_messages::{name::Name, piece::PieceLayout, record::Binding, scheduler::StatAnswer};
+use damselfly_messages::{
+    id::{ContentId, TaskId},
+    name::Name,
+    piece::PieceLayout,
+    record::{Binding, UnixMillis},
+    scheduler::StatAnswer,
+};
 use damselfly_transport::local::{Code, Failure};
 
 use crate::{
@@ -100,12 +106,28 @@ impl Tasks {
         // An export may have ended a moment ago, before its copy was in the store.
         let (store, task) = (self.store.clone(), name.task_id());
         self.downloads.settled(&task).await;
-        let removed = blocking(move || store.remove_task(&task)).await.or_failure()?;
-        if removed.is_some() {
+        let removed = blocking(move || store.remove_task(&task)).await.or_failure()?.is_some();
+        if removed {
             self.metrics.deletes.inc();
             self.announcer.leave(task).await;
         }
-        Ok(Deleted { deleted: removed.is_some(), holders: removed.is_some().into() })
+        let removed = self.drop_partial(task).await? || removed;
+        Ok(Deleted { deleted: removed, holders: removed.into() })
+    }
+
+    /// Drops what an interrupted download has left of this task.
+    async fn drop_partial(&self, task: TaskId) -> Result<bool, Failure> {
+        let Some((content, _)) = self.partial().into_iter().find(|(_, name)| name.task_id() == task) else {
+            return Ok(false);
+        };
+        let store = self.store.clone();
+        blocking(move || store.remove_partial(content)).await.or_failure()
+    }
+
+    /// Partial copies, and what they are called here: as they were asked for, and by their content ID after a restart.
+    fn partial(&self) -> Vec<(ContentId, Name)> {
+        let name = |id: ContentId| self.downloads.name_of(id).or_else(|| Name::of_content(id, "").ok());
+        self.store.unnamed_partial().into_iter().filter_map(|(id, _)| Some((id, name(id)?))).collect()
     }
 
     /// Deletes a task in the whole cluster, for this user.
@@ -129,6 +151,10 @@ impl Tasks {
             // The owners never heard of it: then what is here, a conflict or a queued import, is all there is.
             return self.delete_here(name).await;
         };
+        if let Err(failure) = self.drop_partial(name.task_id()).await {
+            // The delete itself is done.
+            tracing::warn!(%failure, cid = name.cid(), "what an interrupted download left of a deleted task stays for now");
+        }
         let held_here = self.announcer.bury(tombstone).await.or_failure()? || here.is_some();
         self.metrics.deletes.inc();
         let holders = answer.dropped + u32::from(held_here);
@@ -149,9 +175,23 @@ impl Tasks {
         Ok(())
     }
 
-    /// What is here, ordered by cid and tag.
+    /// Records as a task would have them, for partial copies.
+    fn partial_records(&self) -> Vec<Arc<TaskRecord>> {
+        let bytes: HashMap<_, _> = self.store.unnamed_partial().into_iter().collect();
+        let record = |(content, name): (ContentId, Name)| {
+            let content_bytes = *bytes.get(&content)?;
+            let binding = Binding { content, content_bytes, generation: 0, accepted: None, expires: None };
+            let (imported, last_used) = (UnixMillis(0), UnixMillis(0));
+            let state = TaskState::Acknowledged;
+            Some(Arc::new(TaskRecord { name, binding, state, imported, last_used, pinned: false, fetched: true }))
+        };
+        self.partial().into_iter().filter_map(record).collect()
+    }
+
+    /// What is here, ordered by cid and tag; partial copies too.
     pub fn list(&self, tag: Option<&str>) -> Vec<Entry> {
         let mut records = self.store.tasks();
+        records.extend(self.partial_records());
         records.retain(|record| tag.is_none_or(|tag| record.name.tag() == tag));
         records.sort_by(|one, other| one.name.cmp(&other.name));
         let entry = |record: Arc<TaskRecord>| Entry { content: self.store.content(record.binding.content), record };

@@ -112,7 +112,7 @@ fn run(arguments: &Arguments, overrides: &[Override]) -> anyhow::Result<ExitCode
         Err(error) => return Ok(unusable(&error)),
     };
     if arguments.print_config {
-        print!("{}", loaded.print());
+        damselfly_transport::stdio::print(&loaded.print())?;
         return Ok(ExitCode::SUCCESS);
     }
     if arguments.check_ready {

@@ -12,6 +12,7 @@ use std::{
 use damselfly_messages::{
     id::{ContentId, TaskId},
     manifest::Manifest,
+    name::Name,
 };
 use damselfly_transport::{network::Network, span, trace};
 use tokio::sync::{Notify, OnceCell, Semaphore, broadcast, mpsc, watch};
@@ -48,6 +49,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 const NEW_PARENTS_MAX: usize = 64;
 /// Pieces gained that a slow listener may lag behind.
 const GAINED_BACKLOG: usize = 4096;
+/// Names that are remembered for partial copies; of those beyond, only the content ID is known.
+const NAMES_MAX: usize = 4096;
 
 impl Downloads {
     /// Downloads into `store`, over `network`.
@@ -73,6 +76,7 @@ impl Downloads {
                 pool: pool::Pool::default(),
                 workers: Semaphore::new(cores.max(2)),
                 active: Mutex::default(),
+                names: Mutex::default(),
             }),
         }
     }
@@ -112,6 +116,11 @@ impl Downloads {
         lock(&self.shared.active).get(&content).and_then(|slot| slot.get().cloned())
     }
 
+    /// The name for which a content was last downloaded since the daemon began.
+    pub fn name_of(&self, content: ContentId) -> Option<Name> {
+        lock(&self.shared.names).get(&content).cloned()
+    }
+
     /// How many are under way.
     pub fn count(&self) -> usize {
         lock(&self.shared.active).len()
@@ -131,6 +140,7 @@ impl Downloads {
         let first = tokio::time::timeout(MANIFEST_WITHIN, self.shared.manifest_for(wanted)).await;
         let First { manifest, data_bytes, author: unproved, lost } =
             first.map_err(|_| FetchError::Stalled(MANIFEST_WITHIN.as_secs()))??;
+        self.shared.note_name(manifest.content(), &wanted.name);
         let stored = self.shared.begin_stored(&manifest, data_bytes).await?;
         let held = stored.held();
         let layout = manifest.layout();
@@ -184,6 +194,17 @@ impl Downloads {
 }
 
 impl Shared {
+    fn note_name(&self, content: ContentId, name: &Name) {
+        let mut names = lock(&self.names);
+        if names.len() >= NAMES_MAX {
+            let partial = |id: &ContentId| matches!(self.store.content(*id), Some(ContentState::Partial { .. }));
+            names.retain(|id, _| partial(id));
+        }
+        if names.len() < NAMES_MAX {
+            names.insert(content, name.clone());
+        }
+    }
+
     /// Begins the download in the store; one that has just ended may take a moment to leave it.
     async fn begin_stored(&self, manifest: &Manifest, data_bytes: u64) -> Result<store::Download, FetchError> {
         let deadline = Instant::now() + LEAVE_WITHIN;

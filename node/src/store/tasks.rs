@@ -90,6 +90,34 @@ impl Store {
         Ok(removed.map(Arc::unwrap_or_clone))
     }
 
+    /// The contents of which a part is here and that no task names: downloads under way or interrupted.
+    pub fn unnamed_partial(&self) -> Vec<(ContentId, u64)> {
+        let state = self.inner.state();
+        let partial = |content: &super::state::Content| matches!(content.record.state, Held::Partial(_));
+        let contents =
+            state.contents.iter().filter(|(id, content)| partial(content) && state.tasks_of(**id).next().is_none());
+        contents.map(|(id, content)| (*id, content.record.bytes)).collect()
+    }
+
+    /// Removes what is here of a content that is not complete and that no task names; whether there was something. One
+    /// that is being downloaded stays.
+    ///
+    /// # Errors
+    /// [`StoreError`] when it could not be made durable.
+    pub fn remove_partial(&self, id: ContentId) -> Result<bool, StoreError> {
+        if lock(&self.inner.under_way).contains_key(&id) {
+            return Ok(false);
+        }
+        self.inner.write(move |changes| {
+            let partial = changes.content(id).is_some_and(|content| matches!(content.record.state, Held::Partial(_)));
+            let removed = partial && !changes.is_named(id) && !changes.is_kept(id);
+            if removed {
+                changes.remove_content(id);
+            }
+            Ok(removed)
+        })
+    }
+
     /// Notes that a task was used. Costs no sync and may be lost: see [`Store::keep_last_used`].
     pub fn touch(&self, task: &TaskId, used: UnixMillis) {
         self.inner.state_mut().touch(task, used);

@@ -209,3 +209,30 @@ impl Wire for HaveUpdate {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_of_holes_is_never_more_than_the_content() {
+        let digests = digests_of(&PieceLayout::new(1000).expect("short"));
+        let header = |data_bytes| {
+            let manifest = pb::ManifestHeader { content_bytes: 1000, digests: digests as u32, data_bytes };
+            let response = pb::PieceResponse { body: Some(piece_response::Body::Manifest(manifest)) };
+            PieceResponse::from_bytes(&response.encode_to_vec())
+        };
+        let rows = [
+            (None, 1000, "an older holder says nothing"),
+            (Some(10), 10, "mostly holes"),
+            (Some(0), 0, "nothing but holes"),
+            (Some(u64::MAX), 1000, "more than there is"),
+        ];
+        for (said, data_bytes, reason) in rows {
+            let expected = PieceResponse::Manifest { content_bytes: 1000, digests, data_bytes };
+            let read = header(said).expect("a manifest");
+            assert_eq!(read, expected, "{reason}");
+            assert_eq!(PieceResponse::from_bytes(&read.to_bytes()), Ok(expected), "{reason}");
+        }
+    }
+}

@@ -3,8 +3,9 @@
 use std::{fs, process::Stdio, time::Duration};
 
 use anyhow::{Context as _, ensure};
-use damselfly_tests::{Cluster, Options, until};
+use damselfly_tests::{Cluster, Node, Options, until};
 use rustix::process::Signal;
+use serde_json::Value;
 use tokio::{io::AsyncWriteExt as _, process::Child};
 
 use crate::support::{Host, holds, list, random, send, tells_json, tells_text, text};
@@ -126,12 +127,64 @@ async fn an_export_from_another_node() -> anyhow::Result<()> {
         tokio::time::sleep(Duration::from_millis(700)).await;
         interrupted(export, Signal::INT, false).await?;
         ensure!(list(&folder)?.is_empty(), "left: {:?}", list(&folder)?);
-        // What had come is kept for the next time.
+        // What had come is kept for the next time, and shown.
         let output = folder.join("output");
-        node.run(&["export", "-i", "task", &text(&output)]).await?.ok()?;
+        let entry = partial(node, "task").await?;
+        ensure!(entry["bytes_held"].as_u64().is_some_and(|held| held > 0 && held < 8 << 20), "{entry}");
+        let mut command = node.command();
+        command.args(["export", "-i", "task"]).arg(&output);
+        let done = crate::support::output(command).await?;
+        let stderr = String::from_utf8_lossy(&done.stderr).into_owned();
+        ensure!(done.status.success() && stderr.contains("MiB of it were here already"), "{stderr}");
         crate::support::same_files(&file, &output)?;
         ensure!(list(&folder)? == ["output"]);
         Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_partial_copy_can_be_removed() -> anyhow::Result<()> {
+    let options = Options { schedulers: 1, nodes: 2, upload_rate_limit: Some("4MiB/s"), ..Options::default() };
+    Cluster::run(options, async |cluster| {
+        let file = cluster.file("task", 8 << 20)?;
+        let content = cluster.node(0).import("task", &file).await?.ok()?;
+        let content = content["content_id"].as_str().context("no content ID")?.to_owned();
+        let node = cluster.node(1);
+        for restarted in [false, true] {
+            let mut command = node.command();
+            command.args(["export", "-i", "task"]).arg(cluster.path("output"));
+            let export = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            interrupted(export, Signal::INT, false).await?;
+            partial(node, "task").await?;
+            let mut cid = "task";
+            if restarted {
+                node.program().terminate().await?;
+                node.program().start_ready().await?;
+                cid = &content;
+                partial(node, cid).await?;
+            }
+            let deleted = node.run(&["delete", "-l", "-i", cid]).await?.ok()?;
+            ensure!(deleted["deleted"] == true, "{deleted}");
+            ensure!(node.entries().await?.is_empty(), "it is still listed");
+            let left = list(&node.program().data().join("partial"))?;
+            ensure!(left.is_empty(), "left: {left:?}");
+        }
+        // The other host still has all of it.
+        ensure!(cluster.node(0).entry("task").await?.is_some());
+        Ok(())
+    })
+    .await
+}
+
+/// The entry of a partial copy, as soon as the interrupted download has ended.
+async fn partial(node: &Node, cid: &str) -> anyhow::Result<Value> {
+    until("the partial copy is listed", Duration::from_secs(10), async || {
+        let found = node.entry(cid).await?.context("it is not listed")?;
+        let held = &found["bytes_held"];
+        ensure!(found["state"] == "partial" && held.as_u64().is_some_and(|held| held > 0), "{found}");
+        Ok(found)
     })
     .await
 }

@@ -182,6 +182,12 @@ async fn nothing_is_done_for_a_closed_stream() -> anyhow::Result<()> {
             ensure!(done.status.code() == Some(1), "{redirection}: {}", done.status);
             host.is_empty().await?;
         }
+        for program in ["dfdaemon", "dfscheduler", "dfmanager"] {
+            let mut command = Command::new("sh");
+            command.args(["-c", "exec \"$0\" --print-config >&-"]).arg(host.programs().path(program));
+            let done = output(command).await?;
+            ensure!(!done.status.success(), "{program} writes its configuration to nowhere");
+        }
         Ok(())
     })
     .await
