@@ -110,7 +110,8 @@ impl Command {
 /// `dfcache import`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "The cid may be any name. A digest (sha256:<hex>, blake3:<hex>, or a CIDv1 raw with one \
-of these) is checked against the bytes.\n\nExamples:\n  \
+of these) is checked against the bytes. Only bytes are kept: mode bits, owner and modification time are not, so pack \
+with tar what needs them.\n\nExamples:\n  \
 dfcache import model.bin                    # prints the content ID\n  \
 dfcache import -i models/7b -t v2 model.bin\n  \
 cid=$(tar c src | dfcache import -)")]
@@ -175,7 +176,7 @@ pub struct Export {
     /// Only the copy of this host
     #[arg(short, long)]
     pub local: bool,
-    /// Replace an existing file
+    /// Replace an existing file; with `-O -`, write to a terminal
     #[arg(short, long)]
     pub force: bool,
     /// Where to write it; - for stdout
