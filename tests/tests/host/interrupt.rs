@@ -8,7 +8,10 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tokio::{io::AsyncWriteExt as _, process::Child};
 
-use crate::support::{Host, holds, list, random, send, tells_json, tells_text, text};
+use crate::support::{Host, holds, list, random, send, tells_json, tells_text};
+
+/// Pieces that a node has received from others.
+const RECEIVED: &str = "damselfly_node_received_pieces_total";
 
 #[tokio::test]
 async fn an_import_from_a_slow_pipe() -> anyhow::Result<()> {
@@ -117,20 +120,20 @@ async fn an_export_that_takes_its_time() -> anyhow::Result<()> {
 async fn an_export_from_another_node() -> anyhow::Result<()> {
     let options = Options { schedulers: 1, nodes: 2, upload_rate_limit: Some("4MiB/s"), ..Options::default() };
     Cluster::run(options, async |cluster| {
-        let file = cluster.file("task", 8 << 20)?;
+        let file = cluster.file("task", 24 << 20)?;
         cluster.node(0).import("task", &file).await?.ok()?;
         let (node, folder) = (cluster.node(1), cluster.path("outputs"));
         fs::create_dir(&folder)?;
         let mut command = node.command();
         command.args(["export", "-i", "task"]).arg(folder.join("output"));
         let export = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-        tokio::time::sleep(Duration::from_millis(700)).await;
+        received(node, 2.0).await?;
         interrupted(export, Signal::INT, false).await?;
         ensure!(list(&folder)?.is_empty(), "left: {:?}", list(&folder)?);
         // What had come is kept for the next time, and shown.
         let output = folder.join("output");
         let entry = partial(node, "task").await?;
-        ensure!(entry["bytes_held"].as_u64().is_some_and(|held| held > 0 && held < 8 << 20), "{entry}");
+        ensure!(entry["bytes_held"].as_u64().is_some_and(|held| held > 0 && held < 24 << 20), "{entry}");
         let mut command = node.command();
         command.args(["export", "-i", "task"]).arg(&output);
         let done = crate::support::output(command).await?;
@@ -147,15 +150,16 @@ async fn an_export_from_another_node() -> anyhow::Result<()> {
 async fn a_partial_copy_can_be_removed() -> anyhow::Result<()> {
     let options = Options { schedulers: 1, nodes: 2, upload_rate_limit: Some("4MiB/s"), ..Options::default() };
     Cluster::run(options, async |cluster| {
-        let file = cluster.file("task", 8 << 20)?;
+        let file = cluster.file("task", 24 << 20)?;
         let content = cluster.node(0).import("task", &file).await?.ok()?;
         let content = content["content_id"].as_str().context("no content ID")?.to_owned();
         let node = cluster.node(1);
         for restarted in [false, true] {
             let mut command = node.command();
             command.args(["export", "-i", "task"]).arg(cluster.path("output"));
+            let before = node.program().metric(RECEIVED).await?;
             let export = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-            tokio::time::sleep(Duration::from_millis(700)).await;
+            received(node, before + 2.0).await?;
             interrupted(export, Signal::INT, false).await?;
             partial(node, "task").await?;
             let mut cid = "task";
@@ -173,6 +177,16 @@ async fn a_partial_copy_can_be_removed() -> anyhow::Result<()> {
         }
         // The other host still has all of it.
         ensure!(cluster.node(0).entry("task").await?.is_some());
+        Ok(())
+    })
+    .await
+}
+
+/// Waits until this node has received so many pieces since its start.
+async fn received(node: &Node, pieces: f64) -> anyhow::Result<()> {
+    until("pieces arrive", Duration::from_secs(20), async || {
+        let received = node.program().metric(RECEIVED).await?;
+        ensure!(received >= pieces, "{received} of {pieces}");
         Ok(())
     })
     .await
