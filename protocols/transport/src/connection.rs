@@ -1,6 +1,6 @@
 //! The one transport: TCP, DNS, TLS, admission, multiplexer. There is no way around it to a protocol.
 
-use std::{io, iter, net::IpAddr, time::Duration};
+use std::{iter, net::IpAddr, time::Duration};
 
 use futures::{AsyncRead, AsyncWrite, FutureExt, future::BoxFuture, io::BufReader};
 use libp2p::{
@@ -11,7 +11,7 @@ use libp2p::{
         transport::Boxed,
         upgrade::{InboundConnectionUpgrade, OutboundConnectionUpgrade, Version},
     },
-    dns, identity, multiaddr, tcp,
+    identity, multiaddr, tcp,
 };
 use yamux::Mode;
 
@@ -20,7 +20,7 @@ use crate::{
     dialing::{DialPolicy, Policed},
     liveness,
     muxer::{GrowthBudget, Muxer},
-    names,
+    names::{Resolving, System},
     protocol::MUXER,
     spoken::Spoken,
     tls::{CertificateError, Tls},
@@ -45,9 +45,6 @@ pub enum TransportError {
     /// This host's key is of no use for TLS.
     #[error("no TLS with this host's key")]
     Certificate(#[from] CertificateError),
-    /// The system's resolver configuration cannot be read.
-    #[error("no DNS resolver")]
-    Dns(#[source] io::Error),
 }
 
 /// Makes the transport of this host, which reads `read_bytes` at a time; must be called inside of a tokio runtime.
@@ -68,8 +65,7 @@ pub fn transport(
         BufReader::with_capacity(read_bytes, stream)
     });
     // Inside of DNS, so that a name cannot stand for an address that the policy refuses.
-    let (servers, options) = names::system().map_err(TransportError::Dns)?;
-    let tcp = dns::tokio::Transport::custom(Policed::new(tcp, policy), servers, options);
+    let tcp = Resolving::new(Policed::new(tcp, policy), System::default());
     Ok(tcp
         .upgrade(Version::V1Lazy)
         .authenticate(tls)
