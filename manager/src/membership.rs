@@ -22,7 +22,7 @@ use damselfly_transport::{
     reason::chain,
 };
 use libp2p::{Multiaddr, PeerId, multiaddr::Protocol};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::{
     database::{
@@ -47,6 +47,8 @@ const CERTIFIED_EVERY: Duration = Duration::from_secs(24 * 3600);
 /// A scheduler that joined is dialled for so long before it is given up.
 const HEALTHY_WITHIN: Duration = Duration::from_secs(120);
 const DIAL_WITHIN: Duration = Duration::from_secs(5);
+/// A scheduler that joins begins to listen right after; when it is not reached by then, the log says so.
+const REPORTED_AFTER: Duration = Duration::from_secs(10);
 const DIAL_PAUSE: Duration = Duration::from_millis(250);
 
 /// The cluster's membership; cheap to clone.
@@ -308,9 +310,22 @@ impl Membership {
 
     /// Puts a scheduler that has joined into the ring as soon as it answers.
     async fn put_into_ring(self, peer: PeerId, addresses: Vec<Multiaddr>) {
+        if addresses.is_empty() {
+            return tracing::warn!(
+                %peer,
+                "the scheduler that joined is not in the ring: it names no address that others can dial, and does not listen \
+                 at the one that it is seen at; add it to `schedulers` of the configuration with an address, or let it join anew with `advertise`. \
+                 Addresses on loopback are dialled with `allow_loopback` (--allow-loopback) only"
+            );
+        }
         let healthy = async {
+            let begun = Instant::now();
+            let mut is_reported = false;
             while let Err(error) = self.inner.network.connect(peer, addresses.clone(), DIAL_WITHIN).await {
-                tracing::debug!(%peer, %error, "the new scheduler does not answer yet");
+                if !is_reported && begun.elapsed() >= REPORTED_AFTER {
+                    is_reported = true;
+                    tracing::warn!(%peer, ?addresses, %error, "the scheduler that joined cannot be reached yet");
+                }
                 tokio::time::sleep(DIAL_PAUSE).await;
             }
         };

@@ -25,14 +25,11 @@ use damselfly_transport::{
         follower::{self, Follower, FollowerConfig, Role},
         http::{self, HttpError, HttpServer, Monitoring},
         identity::{self, IdentityError},
-        metrics,
+        listener, metrics,
     },
 };
 use libp2p::identity::Keypair;
-use tokio::{
-    net::TcpListener,
-    task::{JoinError, JoinHandle, spawn_blocking},
-};
+use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
 use crate::{
     access::Access,
@@ -146,7 +143,7 @@ impl Server {
             Follower::start(followed, network.clone(), inbox.gossip, inbox.config).map_err(ServerError::Follower)?;
         follower.offer(store.newest().as_bytes(), network.peer_id()).await?;
         let state = State::new(store, network.clone(), follower.clone());
-        let listener = TcpListener::bind(join_listen).await;
+        let listener = listener::bind(join_listen);
         let listener = listener.map_err(|source| ServerError::JoinListener { address: join_listen, source })?;
         let port = listener.local_addr().map_or(join_listen.port(), |address| address.port());
         let join_at = match join_advertise.is_empty() {

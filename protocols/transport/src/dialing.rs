@@ -15,7 +15,12 @@ use libp2p::{
     core::transport::{DialOpts, ListenerId, TransportError, TransportEvent},
     multiaddr,
 };
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+
+/// What to do when [`DialPolicy::allows`] refuses an address.
+pub(crate) const REFUSED_HINT: &str = "see [dial] networks in the configuration; loopback addresses, for a cluster on one \
+                                       host, need `allow_loopback` (--allow-loopback) in each program";
 
 /// Where clouds keep credentials of their hosts: services that believe whoever reaches them. Those at link-local
 /// addresses are refused as such.
@@ -113,6 +118,17 @@ impl DialPolicy {
         })
     }
 
+    /// Whether `address` is on this host, and refused: the cluster seems to be meant for one host.
+    pub fn refuses_loopback(&self, address: &Multiaddr) -> bool {
+        let is_loopback = |ip: IpAddr| ip.to_canonical().is_loopback();
+        !self.allows(address)
+            && address.iter().any(|part| match part {
+                multiaddr::Protocol::Ip4(ip) => is_loopback(ip.into()),
+                multiaddr::Protocol::Ip6(ip) => is_loopback(ip.into()),
+                _ => false,
+            })
+    }
+
     /// Whether `address` may be dialled that a host has announced, whose word alone it is.
     pub fn allows_of_member(&self, address: &Multiaddr) -> bool {
         self.allows(address) && (self.member_names || !has_name(address))
@@ -148,6 +164,12 @@ fn is_unicast(ip: IpAddr) -> bool {
         IpAddr::V4(ip) => ip.octets()[0] != 0 && ip.octets()[0] < 224,
         IpAddr::V6(ip) => !ip.is_unspecified() && !ip.is_multicast(),
     }
+}
+
+/// Whether a listener on `[::]` fails because this system has no IPv6.
+pub(crate) fn is_without_ipv6(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(errno, Some(Errno::AFNOSUPPORT | Errno::PROTONOSUPPORT | Errno::ADDRNOTAVAIL))
 }
 
 fn is_link_local(ip: IpAddr) -> bool {
@@ -197,9 +219,7 @@ impl<T: Transport<Error = io::Error> + Unpin> Transport for Policed<T> {
         if self.policy.allows(&address) {
             return self.inner.dial(address, opts);
         }
-        let reason = format!(
-            "{address} is refused by the dial policy: see [dial] networks and allow_loopback in the configuration"
-        );
+        let reason = format!("{address} is refused by the dial policy: {REFUSED_HINT}");
         Err(TransportError::Other(io::Error::new(io::ErrorKind::AddrNotAvailable, reason)))
     }
 
@@ -244,6 +264,9 @@ mod tests {
         for (text, routable, local, why) in table {
             assert_eq!(DialPolicy::routable().allows(&address(text)), routable, "{text}: {why}");
             assert_eq!(DialPolicy::local().allows(&address(text)), local, "{text}: {why}");
+            let is_loopback = why.contains("loopback") || why.contains("127/8");
+            assert_eq!(DialPolicy::routable().refuses_loopback(&address(text)), is_loopback, "{text}: {why}");
+            assert!(!DialPolicy::local().refuses_loopback(&address(text)), "{text}: {why}");
         }
     }
 

@@ -2,8 +2,8 @@
 
 use std::{
     collections::HashMap,
-    io,
-    net::{IpAddr, TcpListener},
+    fs, io,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     thread,
     time::Duration,
@@ -14,7 +14,9 @@ use libp2p::{
     Multiaddr, Swarm, multiaddr,
     swarm::{Config, SwarmEvent},
 };
+use rustix::net::sockopt::set_ipv6_v6only;
 use tokio::{
+    net::TcpSocket,
     runtime,
     sync::{mpsc, watch},
 };
@@ -30,7 +32,7 @@ use super::{
 };
 use crate::{
     connection::{READ_BYTES, READ_BYTES_OF_HUBS, transport},
-    dialing::DialPolicy,
+    dialing::{DialPolicy, is_without_ipv6},
     handshakes::Handshakes,
     muxer::GrowthBudget,
 };
@@ -128,13 +130,23 @@ fn swarm(
     Ok(Swarm::new(transport, behaviour, peer, swarm_config))
 }
 
-/// Binds all `addresses` and waits until each has at least one real address.
+/// Binds all `addresses` and waits until each has at least one real address, unless this system has none of its kind.
 async fn listen(worker: &mut Worker, addresses: &[Multiaddr]) -> Result<(), StartError> {
     let mut waiting = HashMap::new();
     for address in addresses {
-        probe(address).map_err(|error| failed(address, &error))?;
+        if let Err(error) = probe(address) {
+            if addresses.len() > 1 && is_any_ipv6(address) && is_without_ipv6(&error) {
+                tracing::info!(%address, %error, "this system has no IPv6: peers are listened for over IPv4");
+                continue;
+            }
+            return Err(failed(address, &error));
+        }
         let id = worker.swarm.listen_on(address.clone()).map_err(|error| failed(address, &error))?;
         waiting.insert(id, address);
+    }
+    if addresses.len() > 1 {
+        // Their interfaces may get addresses later.
+        waiting.retain(|_, address| !has_no_address(address));
     }
     while !waiting.is_empty() {
         let event = worker.swarm.select_next_some().await;
@@ -162,9 +174,31 @@ fn probe(address: &Multiaddr) -> io::Result<()> {
         Some(multiaddr::Protocol::Ip6(ip)) => IpAddr::from(ip),
         _ => return Ok(()),
     };
-    match parts.next() {
-        Some(multiaddr::Protocol::Tcp(port)) if port != 0 => TcpListener::bind((ip, port)).map(drop),
-        _ => Ok(()),
+    let Some(multiaddr::Protocol::Tcp(port)) = parts.next() else { return Ok(()) };
+    let socket = if ip.is_ipv6() { TcpSocket::new_v6()? } else { TcpSocket::new_v4()? };
+    if ip.is_ipv6() {
+        // As libp2p does, so that there may be another listener for IPv4 at the same port.
+        set_ipv6_v6only(&socket, true)?;
+    }
+    socket.set_reuseaddr(true)?;
+    socket.bind(SocketAddr::new(ip, port))?;
+    socket.listen(1).map(drop)
+}
+
+fn is_any_ipv6(address: &Multiaddr) -> bool {
+    matches!(address.iter().next(), Some(multiaddr::Protocol::Ip6(ip)) if ip.is_unspecified())
+}
+
+/// Whether `address` stands for all of this host's of one kind, and there is none now.
+fn has_no_address(address: &Multiaddr) -> bool {
+    match address.iter().next() {
+        Some(multiaddr::Protocol::Ip4(ip)) if ip.is_unspecified() => {
+            fs::read_to_string("/proc/net/fib_trie").is_ok_and(|routes| !routes.contains("host LOCAL"))
+        }
+        Some(multiaddr::Protocol::Ip6(ip)) if ip.is_unspecified() => {
+            fs::read_to_string("/proc/net/if_inet6").map_or(true, |all| all.trim().is_empty())
+        }
+        _ => false,
     }
 }
 

@@ -29,7 +29,7 @@ use super::{
     inbox::Gossip,
 };
 use crate::{
-    dialing::DialPolicy,
+    dialing::{DialPolicy, REFUSED_HINT},
     muxer::GrowthBudget,
     reason::{chain, tally},
 };
@@ -156,7 +156,7 @@ impl Worker {
         if allowed.is_empty() {
             let reason = match &refused[..] {
                 [] => "none is known".to_owned(),
-                _ => format!("the dial policy refuses {}", list(&refused)),
+                _ => format!("the dial policy refuses {}: {REFUSED_HINT}", list(&refused)),
             };
             return drop(reply.send(Err(ConnectError::NoAddress { reason })));
         }

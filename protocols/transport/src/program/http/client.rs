@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -28,7 +28,7 @@ use tokio::{
 };
 use tokio_util::compat::{FuturesAsyncReadCompatExt as _, TokioAsyncReadCompatExt as _};
 
-use super::{HttpConfig, tls};
+use super::{HttpConfig, monitoring::READY, tls};
 
 /// A program that answers, answers sooner.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -110,7 +110,11 @@ pub async fn ask(config: &HttpConfig, data_dir: &Path, question: Question<'_>) -
 pub async fn check_ready(program: &str, config: &HttpConfig, data_dir: &Path) -> ExitCode {
     let question = Question { method: Method::GET, path: "/readyz", token: None, body: String::new() };
     match ask(config, data_dir, question).await {
-        Ok(answer) if answer.status == 200 => return ExitCode::SUCCESS,
+        Ok(answer) if answer.status == 200 && answer.body.trim() == READY => return ExitCode::SUCCESS,
+        Ok(answer) if answer.status == 200 => {
+            let obstacles = answer.body.trim().trim_start_matches(READY).trim().replace('\n', "; ");
+            eprintln!("{program}: ready, but it cannot do its work: {obstacles}");
+        }
         Ok(answer) => eprintln!("{program}: not ready: {}", answer.body.trim_end().replace('\n', "; ")),
         Err(error) => eprintln!("{program}: not ready: {error}"),
     }
@@ -129,11 +133,8 @@ async fn exchange(config: &HttpConfig, data_dir: &Path, question: Question<'_>) 
 
 /// Where a program of this host that listens there is reached.
 fn reachable(listen: SocketAddr) -> Option<SocketAddr> {
-    let loopback = match listen {
-        SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-        SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-    };
-    let ip = if listen.ip().is_unspecified() { loopback } else { listen.ip() };
+    // `[::]` is bound for IPv4 too, also on a system without IPv6.
+    let ip = if listen.ip().is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { listen.ip() };
     (listen.port() != 0).then(|| SocketAddr::new(ip, listen.port()))
 }
 
