@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use damselfly_messages::config::{Accepted, Settings};
+use damselfly_messages::{
+    config::{Accepted, Settings},
+    membership::{Tags, host_tags},
+};
 use damselfly_transport::{
     admission::Admission,
     local::{Code, Failure},
@@ -13,13 +16,15 @@ use tokio::sync::watch;
 /// A handle; cheap to clone. A host of no cluster has the defaults.
 #[derive(Debug, Clone, Default)]
 pub struct HostSettings {
+    /// The tags in this host's configuration.
+    own_tags: Arc<Tags>,
     current: watch::Sender<Arc<Settings>>,
 }
 
 impl HostSettings {
     /// The settings of now. They are others only once [`HostSettings::follow`] runs.
-    pub fn new(follower: &Follower, admission: &Admission) -> Self {
-        let this = Self::default();
+    pub fn new(follower: &Follower, admission: &Admission, own_tags: Tags) -> Self {
+        let this = Self { own_tags: own_tags.into(), ..Self::default() };
         this.take_over(follower.current().as_deref(), admission);
         this
     }
@@ -34,7 +39,7 @@ impl HostSettings {
         self.current.subscribe()
     }
 
-    /// Follows the configuration, and the tags in this host's own credential, until the follower ends.
+    /// Follows the configuration, and the tags that this host's credential grants, until the follower ends.
     pub async fn follow(self, follower: Follower, admission: Admission) {
         let (mut configuration, mut credentials) = (follower.watch(), admission.changes());
         loop {
@@ -48,7 +53,7 @@ impl HostSettings {
     }
 
     fn take_over(&self, accepted: Option<&Accepted>, admission: &Admission) {
-        let tags = admission.own().and_then(|own| own.claim().ok()).map(|own| own.tags).unwrap_or_default();
+        let tags = host_tags(&admission.own_tags(), &self.own_tags);
         let settings = accepted.map(|accepted| accepted.configuration.settings.for_host(&tags)).unwrap_or_default();
         self.current.send_if_modified(|current| {
             let differs = **current != settings;

@@ -5,7 +5,7 @@
 use std::{collections::HashMap, time::Instant};
 
 use damselfly_messages::{
-    membership::Role,
+    membership::{Role, host_tags},
     scheduler::{Request, RequestBody, ResponseBody},
 };
 use damselfly_transport::{
@@ -157,6 +157,7 @@ impl Service {
             host.addresses = reachable(announced, observed.as_ref(), &self.policy);
             host.addresses.retain(|address| self.policy.allows_of_member(address));
             host.seed &= self.network.admission().roles(&peer).contains(Role::Seed);
+            host.tags = host_tags(&self.network.admission().tags(&peer), &host.tags);
         }
     }
 

@@ -12,7 +12,7 @@ use libp2p::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{record::UnixMillis, wire::Invalid};
+use crate::{record::UnixMillis, scheduler::TAGS_MAX, wire::Invalid};
 
 mod credential;
 pub mod join;
@@ -161,6 +161,38 @@ impl fmt::Debug for Roles {
 
 /// Where a host is, and whatever else its token says of it.
 pub type Tags = BTreeMap<String, String>;
+
+/// The tag of a join token that says whether a host may add tags of its own: not with the value [`OWN_TAGS_NONE`].
+pub const OWN_TAGS: &str = "own_tags";
+/// A host has no tags but those of its join token.
+pub const OWN_TAGS_NONE: &str = "none";
+
+/// The tags of a host: those that its credential grants, and of its own configuration those with other names, as far as the
+/// join token allows any.
+///
+/// They decide from whom the host fetches, which overrides are for it, and how it is shown.
+pub fn host_tags(granted: &Tags, own: &Tags) -> Tags {
+    let mut tags = granted.clone();
+    if !may_add_tags(granted) {
+        return tags;
+    }
+    for (name, value) in own {
+        if tags.len() < TAGS_MAX && name != OWN_TAGS {
+            tags.entry(name.clone()).or_insert_with(|| value.clone());
+        }
+    }
+    tags
+}
+
+/// The names of the tags in a host's own configuration that do not count, because its credential says otherwise.
+pub fn overruled_tags<'a>(granted: &Tags, own: &'a Tags) -> Vec<&'a str> {
+    let tags = host_tags(granted, own);
+    own.iter().filter(|(name, value)| tags.get(*name) != Some(*value)).map(|(name, _)| name.as_str()).collect()
+}
+
+fn may_add_tags(granted: &Tags) -> bool {
+    granted.get(OWN_TAGS).is_none_or(|value| value != OWN_TAGS_NONE)
+}
 
 /// Puts a payload into an envelope of its own kind: no signature of one kind counts as another's.
 fn seal(key: &Keypair, kind: &'static str, payload: Vec<u8>) -> Result<Vec<u8>, Invalid> {

@@ -250,6 +250,16 @@ impl Admission {
         self.lock().members.get(peer).map_or(Roles::NONE, |member| member.admitted.credential.roles)
     }
 
+    /// The tags in the credential of a peer that is connected; none of others.
+    pub fn tags(&self, peer: &PeerId) -> Tags {
+        self.lock().members.get(peer).map(|member| member.admitted.credential.tags.clone()).unwrap_or_default()
+    }
+
+    /// The tags in this host's own credential.
+    pub fn own_tags(&self) -> Tags {
+        self.own().and_then(|own| own.claim().ok()).map(|own| own.tags).unwrap_or_default()
+    }
+
     /// How many peers were refused, by reason; every reason there is.
     pub fn refusals(&self) -> BTreeMap<&'static str, u64> {
         let mut refusals = BTreeMap::from(LABELS.map(|reason| (reason, 0)));

@@ -295,3 +295,27 @@ fn configurations_bring_roots_and_take_none_back() {
         ConfigurationRefused::SignerExpired
     );
 }
+
+#[test]
+fn the_tags_of_a_host_are_those_granted_and_its_own_where_that_is_allowed() {
+    let tags = |tags: &[(&str, &str)]| -> Tags {
+        tags.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    };
+    type Row<'a> =
+        (&'a [(&'a str, &'a str)], &'a [(&'a str, &'a str)], &'a [(&'a str, &'a str)], &'a [&'a str], &'a str);
+    let table: [Row<'_>; 6] = [
+        (&[], &[("zone", "a")], &[("zone", "a")], &[], "a token that says nothing"),
+        (&[("zone", "a")], &[("rack", "1")], &[("rack", "1"), ("zone", "a")], &[], "other names"),
+        (&[("zone", "a")], &[("zone", "b")], &[("zone", "a")], &["zone"], "what the token says, counts"),
+        (&[("zone", "a")], &[("zone", "a")], &[("zone", "a")], &[], "the same"),
+        (&[("own_tags", "none")], &[("rack", "1")], &[("own_tags", "none")], &["rack"], "a token that allows none"),
+        (&[], &[("own_tags", "any")], &[], &["own_tags"], "a host allows itself nothing"),
+    ];
+    for (granted, own, expected, overruled, reason) in table {
+        let (granted, own) = (tags(granted), tags(own));
+        assert_eq!(host_tags(&granted, &own), tags(expected), "{reason}");
+        assert_eq!(overruled_tags(&granted, &own), overruled, "{reason}");
+    }
+    let many: Tags = (0..TAGS_MAX + 8).map(|number| (number.to_string(), String::new())).collect();
+    assert_eq!(host_tags(&tags(&[("zone", "a")]), &many).len(), TAGS_MAX, "no more than can be told");
+}
