@@ -72,6 +72,10 @@ pub fn stopping() {
 }
 
 fn notify(state: NotifyState<'_>) {
+    // Set to nothing, it names no service manager.
+    if std::env::var_os("NOTIFY_SOCKET").is_none_or(|socket| socket.is_empty()) {
+        return;
+    }
     if let Err(error) = sd_notify::notify(&[state]) {
         tracing::warn!(%error, "the service manager cannot be told");
     }

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use clap::{ArgMatches, Command, Parser, parser::ValueSource};
+use clap::{Arg, ArgMatches, Command, Parser, parser::ValueSource};
 use toml::{Table, Value};
 
 use super::{Config, ConfigError, Source, expected};
@@ -78,8 +78,8 @@ fn insert(table: &mut Table, key: &str, value: Value) {
 
 /// Parses the command line, and takes the settings among the arguments out as overrides.
 ///
-/// `settings` pairs the names of arguments (fields of `A`) with the dotted keys that they set. Ends the program where
-/// the command line is wrong or help is asked for.
+/// `settings` pairs the names of arguments (fields of `A`) with the dotted keys that they set. A variable that is set to
+/// nothing counts as not set. Ends the program where the command line is wrong or help is asked for.
 pub fn parse_args<A: Parser>(settings: &[(&str, &str)]) -> (A, Vec<Override>) {
     let (arguments, overrides) = args_from::<A>(settings, std::env::args_os()).unwrap_or_else(|error| error.exit());
     (arguments, overrides)
@@ -90,11 +90,20 @@ pub(super) fn args_from<A: Parser>(
     settings: &[(&str, &str)],
     line: impl IntoIterator<Item = impl Into<OsString> + Clone>,
 ) -> Result<(A, Vec<Override>), clap::Error> {
-    let mut command = A::command();
+    let mut command = without_empty_variables(A::command());
     let matches = command.try_get_matches_from_mut(line)?;
     let arguments = A::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
     let found = settings.iter().filter_map(|(id, key)| from_match(&command, &matches, id, key));
     Ok((arguments, found.collect()))
+}
+
+/// Service managers and containers pass a variable without a value for "not set": such a one is no value of any argument.
+fn without_empty_variables(command: Command) -> Command {
+    let is_empty = |argument: &Arg| {
+        argument.get_env().is_some_and(|name| std::env::var_os(name).is_some_and(|value| value.is_empty()))
+    };
+    let command = command.mut_args(|argument| if is_empty(&argument) { argument.env(None::<&str>) } else { argument });
+    command.mut_subcommands(without_empty_variables)
 }
 
 fn from_match(command: &Command, matches: &ArgMatches, id: &str, key: &str) -> Option<Override> {
