@@ -41,7 +41,7 @@ pub use descriptors::{Access, Descriptor, Descriptors, Kind, TOKEN_BYTES, Token}
 pub use error::{Code, Failure, is_limit};
 pub use filesystem::is_made_up;
 pub use server::{Incoming, LocalServer, LocalStream};
-pub use socket::{SOCKET_VARIABLE, SYSTEM_SOCKET, socket_path};
+pub use socket::{SOCKET_VARIABLE, SYSTEM_SOCKET, daemon_socket_path, socket_path};
 pub use target::Target;
 
 /// The messages and stubs of `damselfly.v1`; the documentation is in `proto/dfdaemon.proto`.

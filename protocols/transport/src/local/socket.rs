@@ -8,7 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::{Access, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
@@ -30,20 +30,63 @@ const LOCK_WAIT: Duration = Duration::from_secs(1);
 /// `explicit`, else `$DFCACHE_SOCKET`, else `$XDG_RUNTIME_DIR/damselfly/dfdaemon.sock`, else
 /// [`SYSTEM_SOCKET`]. An empty variable counts as not set, and so does a runtime directory that is
 /// not an absolute path.
+///
+/// A user without a runtime directory, as in a container or under cron, may not listen at [`SYSTEM_SOCKET`]. A daemon of
+/// such a user listens at `$XDG_STATE_HOME/damselfly/dfdaemon.sock`, by default in `~/.local/state`, and a client looks
+/// there first.
 pub fn socket_path(explicit: Option<&Path>) -> PathBuf {
-    choose(explicit, std::env::var_os(SOCKET_VARIABLE), std::env::var_os("XDG_RUNTIME_DIR"))
+    choose(explicit, &Surroundings::of_client())
 }
 
-fn choose(explicit: Option<&Path>, named: Option<OsString>, runtime: Option<OsString>) -> PathBuf {
+/// [`socket_path`] of a daemon.
+pub fn daemon_socket_path() -> PathBuf {
+    choose(None, &Surroundings::of_daemon())
+}
+
+/// What decides where the socket is.
+#[derive(Debug, Default)]
+struct Surroundings {
+    named: Option<OsString>,
+    runtime: Option<OsString>,
+    /// The socket of this user's own daemon, unless that of the host is the one to use.
+    own: Option<PathBuf>,
+}
+
+impl Surroundings {
+    fn of_client() -> Self {
+        Self { own: own_socket().filter(|socket| socket.exists()), ..Self::of_anybody() }
+    }
+
+    fn of_daemon() -> Self {
+        let system = Path::new(SYSTEM_SOCKET).parent().unwrap_or(Path::new("/"));
+        let may_listen = rustix::fs::access(system, Access::WRITE_OK).is_ok();
+        Self { own: own_socket().filter(|_| !may_listen), ..Self::of_anybody() }
+    }
+
+    fn of_anybody() -> Self {
+        Self { named: std::env::var_os(SOCKET_VARIABLE), runtime: std::env::var_os("XDG_RUNTIME_DIR"), own: None }
+    }
+}
+
+/// Where a daemon of a user other than root listens when there is no runtime directory. In a home directory, because in
+/// one that all may write to another user could be first.
+fn own_socket() -> Option<PathBuf> {
+    let absolute = |variable| std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
+    let state = absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/state")));
+    state.filter(|_| !rustix::process::geteuid().is_root()).map(|state| state.join("damselfly/dfdaemon.sock"))
+}
+
+fn choose(explicit: Option<&Path>, surroundings: &Surroundings) -> PathBuf {
+    let Surroundings { named, runtime, own } = surroundings;
     if let Some(path) = explicit {
         return path.to_owned();
     }
-    if let Some(path) = named.filter(|path| !path.is_empty()) {
+    if let Some(path) = named.as_ref().filter(|path| !path.is_empty()) {
         return path.into();
     }
-    match runtime.map(PathBuf::from).filter(|dir| dir.is_absolute()) {
+    match runtime.as_ref().map(PathBuf::from).filter(|dir| dir.is_absolute()) {
         Some(dir) => dir.join("damselfly/dfdaemon.sock"),
-        None => SYSTEM_SOCKET.into(),
+        None => own.clone().unwrap_or_else(|| SYSTEM_SOCKET.into()),
     }
 }
 
@@ -175,8 +218,15 @@ mod tests {
             (None, None, some("run"), SYSTEM_SOCKET, "a relative directory is ignored"),
         ];
         for (explicit, named, runtime, expected, reason) in rows {
-            let path = choose(explicit.map(Path::new), named, runtime);
-            assert_eq!(path, Path::new(expected), "{reason}");
+            let surroundings = Surroundings { named, runtime, own: None };
+            assert_eq!(choose(explicit.map(Path::new), &surroundings), Path::new(expected), "{reason}");
+            let own = Some(PathBuf::from("/own"));
+            let expected = if expected == SYSTEM_SOCKET { "/own" } else { expected };
+            assert_eq!(
+                choose(explicit.map(Path::new), &Surroundings { own, ..surroundings }),
+                Path::new(expected),
+                "{reason}"
+            );
         }
     }
 }
