@@ -10,6 +10,7 @@ use damselfly_transport::{
         http::check_ready,
         lifecycle::{self, Signals},
         logging::{self, LogFormat},
+        reload::Reloader,
     },
     reason,
 };
@@ -28,6 +29,8 @@ const SETTINGS: &[(&str, &str)] = &[
     ("listen", "listen"),
     ("join_listen", "join_listen"),
     ("join_advertise", "join_advertise"),
+    ("allow_loopback", "allow_loopback"),
+    ("log_filter", "log_filter"),
     ("http_listen", "http.listen"),
     ("insecure_http", "http.insecure_http"),
     ("http_tls_cert_file", "http.tls_cert_file"),
@@ -41,7 +44,7 @@ const SETTINGS: &[(&str, &str)] = &[
 #[command(version)]
 struct Arguments {
     /// The configuration file, in TOML.
-    #[arg(long, value_name = "FILE", env = "DFMANAGER_CONFIG")]
+    #[arg(long, global = true, value_name = "FILE", env = "DFMANAGER_CONFIG")]
     config: Option<PathBuf>,
     /// Shows the effective configuration and the source of each value, and ends.
     #[arg(long)]
@@ -52,21 +55,27 @@ struct Arguments {
     /// How log lines look.
     #[arg(long, value_enum, default_value_t, env = "DFMANAGER_LOG_FORMAT")]
     log_format: LogFormat,
+    /// What is logged, such as info,damselfly_manager=debug.
+    #[arg(long, value_name = "FILTER", env = "RUST_LOG")]
+    log_filter: Option<String>,
     /// Where the keys lie, and the database unless there is a --database-url.
-    #[arg(long, value_name = "DIR", env = "DFMANAGER_DATA_DIR")]
+    #[arg(long, global = true, value_name = "DIR", env = "DFMANAGER_DATA_DIR")]
     data_dir: Option<PathBuf>,
     /// A PostgreSQL database, which several managers may share. Other users see command lines: prefer the variable.
     #[arg(long, value_name = "URL", env = "DFMANAGER_DATABASE_URL", hide_env_values = true)]
     database_url: Option<String>,
     /// Where peers reach the manager; may be given several times.
-    #[arg(long, value_name = "MULTIADDR", env = "DFMANAGER_LISTEN")]
+    #[arg(long, value_name = "MULTIADDR", env = "DFMANAGER_LISTEN", value_delimiter = ',')]
     listen: Vec<String>,
     /// Where new hosts join.
     #[arg(long, value_name = "ADDRESS:PORT", env = "DFMANAGER_JOIN_LISTEN")]
     join_listen: Option<String>,
     /// Where join tokens say that this is; may be given several times.
-    #[arg(long, value_name = "MULTIADDR", env = "DFMANAGER_JOIN_ADVERTISE")]
+    #[arg(long, value_name = "MULTIADDR", env = "DFMANAGER_JOIN_ADVERTISE", value_delimiter = ',')]
     join_advertise: Vec<String>,
+    /// Allows to dial loopback addresses: for a cluster whose programs are all on one host.
+    #[arg(long)]
+    allow_loopback: bool,
     /// Where HTTP is served.
     #[arg(long, value_name = "ADDRESS:PORT", env = "DFMANAGER_HTTP_LISTEN")]
     http_listen: Option<String>,
@@ -89,7 +98,8 @@ struct Arguments {
     command: Option<Command>,
 }
 
-/// What dfmanager does instead of running. Its settings come before the command.
+/// What dfmanager does instead of running. Its settings come before the command, but for --config and --data-dir, which may
+/// stand after it too.
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Copies keys and database into a new directory; the manager may run.
@@ -166,8 +176,9 @@ async fn run(arguments: Arguments, overrides: Vec<Override>) -> anyhow::Result<E
         }
         None => {}
     }
-    logging::init(arguments.log_format, None);
+    let log_filter = logging::init(arguments.log_format, loaded.config.log_filter.as_deref(), None);
     let mut signals = Signals::catch()?;
+    let mut reloader = Reloader::catch(arguments.config, overrides, loaded.config.clone())?;
     let server = tokio::select! {
         started = Server::start(loaded.config) => started?,
         // It may be waiting for its database.
@@ -177,7 +188,12 @@ async fn run(arguments: Arguments, overrides: Vec<Override>) -> anyhow::Result<E
         }
     };
     lifecycle::ready();
-    let signal = signals.recv().await;
+    let signal = loop {
+        tokio::select! {
+            signal = signals.recv() => break signal,
+            config = reloader.changed() => log_filter.set(config.log_filter.as_deref()),
+        }
+    };
     tracing::info!(signal, "the manager ends");
     lifecycle::shut_down(server.stop()).await;
     Ok(ExitCode::SUCCESS)

@@ -1,12 +1,18 @@
 //! What dfmanager is configured with.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::{Ipv6Addr, SocketAddr},
+    path::PathBuf,
+};
 
 use damselfly_messages::config::Settings;
-use damselfly_transport::dialing::DialConfig;
-use damselfly_transport::program::{
-    config::{BadValue, Config, default_data_dir},
-    http::HttpConfig,
+use damselfly_transport::{
+    addresses::any,
+    dialing::DialConfig,
+    program::{
+        config::{BadValue, Config, default_data_dir},
+        http::HttpConfig,
+    },
 };
 use libp2p::Multiaddr;
 use serde::{Deserialize, Serialize};
@@ -32,9 +38,10 @@ pub struct ManagerConfig {
     /// The PostgreSQL database that several managers may share, as `postgres://user:password@host/name`; it is shown
     /// without the password. Default: SQLite, in `manager.db` in the data directory.
     pub database_url: Option<DatabaseUrl>,
-    /// Where peers reach the manager, as multiaddrs. Default `/ip4/0.0.0.0/tcp/4400`.
+    /// Where peers reach the manager, as multiaddrs. Default `/ip4/0.0.0.0/tcp/4400` and `/ip6/::/tcp/4400`.
     pub listen: Vec<Multiaddr>,
-    /// Where new hosts join, as an address and a port. Default `0.0.0.0:4402`.
+    /// Where new hosts join, as an address and a port. Default `[::]:4402`, which is every
+    /// address of this host, over IPv4 and IPv6.
     pub join_listen: SocketAddr,
     /// Where join tokens say that this is, as multiaddrs. Default: this host's addresses.
     pub join_advertise: Vec<Multiaddr>,
@@ -44,22 +51,24 @@ pub struct ManagerConfig {
     pub dial: DialConfig,
     /// HTTP. Default `127.0.0.1:4401`.
     pub http: HttpConfig,
+    /// What is logged, as in `RUST_LOG`, such as `info,damselfly_node=debug`. Default info.
+    pub log_filter: Option<String>,
     /// What the cluster begins with; of no effect once there is an epoch. Default: no schedulers.
     pub settings: Option<Settings>,
 }
 
 impl Default for ManagerConfig {
     fn default() -> Self {
-        let any = libp2p::multiaddr::Protocol::Ip4(std::net::Ipv4Addr::UNSPECIFIED);
         Self {
             data_dir: default_data_dir("damselfly-manager"),
             database_url: None,
-            listen: vec![Multiaddr::from(any).with(libp2p::multiaddr::Protocol::Tcp(PEER_PORT))],
-            join_listen: SocketAddr::from(([0, 0, 0, 0], JOIN_PORT)),
+            listen: any(PEER_PORT),
+            join_listen: SocketAddr::from((Ipv6Addr::UNSPECIFIED, JOIN_PORT)),
             join_advertise: Vec::new(),
             allow_loopback: false,
             dial: DialConfig::default(),
             http: HttpConfig::loopback(HTTP_PORT),
+            log_filter: None,
             settings: None,
         }
     }
@@ -76,6 +85,8 @@ impl ManagerConfig {
 }
 
 impl Config for ManagerConfig {
+    const RELOADED: &'static [&'static str] = &["log_filter"];
+
     fn check(&self) -> Result<(), BadValue> {
         self.http.check()?;
         if self.listen.is_empty() {

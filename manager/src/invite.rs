@@ -50,8 +50,13 @@ impl FromStr for Wanted {
 /// Why there is none; those before it are made.
 pub async fn invite(config: &ManagerConfig, wanted: &[Wanted], uses: u32, ttl: Duration) -> anyhow::Result<()> {
     let path = config.data_dir.join(ADMIN_TOKEN);
-    let admin = fs::read_to_string(&path)
-        .with_context(|| format!("cannot read {}, which the manager makes at its first start", path.display()))?;
+    let admin = fs::read_to_string(&path).with_context(|| {
+        format!(
+            "cannot read {}, which the manager makes at its first start: run this as the manager's user, with its \
+                 configuration (--config FILE) or its data directory (--data-dir DIR)",
+            path.display()
+        )
+    })?;
     if stdio::stdout_is_closed() && wanted.iter().any(|one| one.output.is_none()) {
         // A token is shown once.
         bail!("stdout is closed: redirect it to where the token is to go, or name a file with @FILE");

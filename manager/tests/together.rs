@@ -29,6 +29,7 @@ async fn start(data_dir: &Path, url: &str) -> Result<Server, ServerError> {
         join_advertise: Vec::new(),
         allow_loopback: true,
         dial: damselfly_transport::dialing::DialConfig::default(),
+        log_filter: None,
         http: HttpConfig::loopback(0),
         settings: None,
     };

@@ -15,7 +15,7 @@ use damselfly_messages::{
     record::{Announcement, Binding, Holding, Record, Tombstone},
     scheduler::{AnnounceTask, BucketPart, Outcome, RequestBody, ResponseBody},
 };
-use damselfly_transport::{clock::Clock, network::Network};
+use damselfly_transport::{clock::Clock, dialing::DialPolicy, network::Network};
 use libp2p::PeerId;
 use tokio::sync::Notify;
 
@@ -157,6 +157,11 @@ impl Announcer {
     /// Takes a task out of the outbox's hands; `None` when somebody else has it.
     pub fn claim(&self, task: TaskId) -> Option<Claim> {
         lock(&self.inner.claimed).insert(task).then(|| Claim { inner: Arc::clone(&self.inner), task, wakes: true })
+    }
+
+    /// Which addresses this host dials, as far as loopback is concerned.
+    pub fn dial_policy(&self) -> DialPolicy {
+        if self.inner.host.allow_loopback { DialPolicy::local() } else { DialPolicy::routable() }
     }
 
     /// What each scheduler said last.

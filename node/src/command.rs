@@ -10,6 +10,7 @@ use damselfly_transport::{
         lifecycle::{self, Signals},
         logging::{self, LogFormat},
         membership::given_token,
+        reload::Reloader,
     },
     reason,
     trace::{self, Collector},
@@ -25,6 +26,8 @@ const SETTINGS: &[(&str, &str)] = &[
     ("advertise", "advertise"),
     ("role", "role"),
     ("tag", "tags"),
+    ("allow_loopback", "allow_loopback"),
+    ("log_filter", "log_filter"),
     ("upload_rate_limit", "upload_rate_limit"),
     ("download_rate_limit", "download_rate_limit"),
     ("http_listen", "http.listen"),
@@ -52,6 +55,9 @@ struct Arguments {
     /// How log lines look.
     #[arg(long, value_enum, default_value_t, env = "DFDAEMON_LOG_FORMAT")]
     log_format: LogFormat,
+    /// What is logged, such as info,damselfly_node=debug.
+    #[arg(long, value_name = "FILTER", env = "RUST_LOG")]
+    log_filter: Option<String>,
     /// Where contents, the index and the host's key lie.
     #[arg(long, value_name = "DIR", env = "DFDAEMON_DATA_DIR")]
     data_dir: Option<PathBuf>,
@@ -59,10 +65,10 @@ struct Arguments {
     #[arg(long, value_name = "PATH", env = "DFDAEMON_SOCKET")]
     socket: Option<PathBuf>,
     /// Where peers reach this host; may be given several times.
-    #[arg(long, value_name = "MULTIADDR", env = "DFDAEMON_LISTEN")]
+    #[arg(long, value_name = "MULTIADDR", env = "DFDAEMON_LISTEN", value_delimiter = ',')]
     listen: Vec<String>,
     /// What others are told to dial instead of what they see; may be given several times.
-    #[arg(long, value_name = "MULTIADDR", env = "DFDAEMON_ADVERTISE")]
+    #[arg(long, value_name = "MULTIADDR", env = "DFDAEMON_ADVERTISE", value_delimiter = ',')]
     advertise: Vec<String>,
     /// What the host is for: node or seed.
     #[arg(long, value_name = "ROLE", env = "DFDAEMON_ROLE")]
@@ -79,6 +85,9 @@ struct Arguments {
     /// Joins the cluster of this token, once: afterwards the host remembers. `@FILE` reads the token from a file.
     #[arg(long, value_name = "TOKEN", env = "DFDAEMON_JOIN", hide_env_values = true)]
     join: Option<String>,
+    /// Allows to dial loopback addresses: for a cluster whose programs are all on one host.
+    #[arg(long)]
+    allow_loopback: bool,
     /// Where HTTP is served.
     #[arg(long, value_name = "ADDRESS:PORT", env = "DFDAEMON_HTTP_LISTEN")]
     http_listen: Option<String>,
@@ -135,19 +144,26 @@ fn run(arguments: Arguments, overrides: Vec<Override>) -> anyhow::Result<ExitCod
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let inside = runtime.enter();
     let collector = Collector::configured("dfdaemon", loaded.config.otlp_endpoint.as_deref())?;
-    logging::init(arguments.log_format, collector.as_ref());
+    let log_filter = logging::init(arguments.log_format, loaded.config.log_filter.as_deref(), collector.as_ref());
     given.warn();
     drop(inside);
     let ended = runtime.block_on(async {
         let mut signals = Signals::catch()?;
+        let mut reloader = Reloader::catch(arguments.config, overrides, loaded.config.clone())?;
         let mut daemon = Daemon::start(loaded.config, given.token).await?;
         lifecycle::ready();
-        let ended = tokio::select! {
-            signal = signals.recv() => {
-                tracing::info!(signal, "the daemon ends");
-                Ok(ExitCode::SUCCESS)
+        let ended = loop {
+            tokio::select! {
+                signal = signals.recv() => {
+                    tracing::info!(signal, "the daemon ends");
+                    break Ok(ExitCode::SUCCESS);
+                }
+                config = reloader.changed() => {
+                    log_filter.set(config.log_filter.as_deref());
+                    daemon.reload(&config);
+                }
+                ended = daemon.ended() => break Err(ended),
             }
-            ended = daemon.ended() => Err(ended),
         };
         lifecycle::shut_down(daemon.stop()).await;
         ended

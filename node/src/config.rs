@@ -7,15 +7,16 @@ use damselfly_messages::{
     membership, units,
 };
 use damselfly_transport::{
+    addresses::any,
     dialing::DialConfig,
-    local::socket_path,
+    local::daemon_socket_path,
     program::{
         config::{BadValue, Config, default_data_dir},
         http::HttpConfig,
     },
     trace::check_endpoint,
 };
-use libp2p::{Multiaddr, multiaddr::Protocol};
+use libp2p::Multiaddr;
 use serde::{Deserialize, Serialize};
 
 use crate::limiter::Rate;
@@ -33,9 +34,11 @@ pub struct NodeConfig {
     /// `$XDG_DATA_HOME/damselfly`.
     pub data_dir: PathBuf,
     /// The local RPC's socket. Default `$DFCACHE_SOCKET`, else `$XDG_RUNTIME_DIR/damselfly/dfdaemon.sock`, else
-    /// `/run/damselfly/dfdaemon.sock`.
+    /// `/run/damselfly/dfdaemon.sock`, else, for a user who may not listen there,
+    /// `$XDG_STATE_HOME/damselfly/dfdaemon.sock`.
     pub socket: PathBuf,
-    /// Where peers reach this host, as multiaddrs. Default `/ip4/0.0.0.0/tcp/4500`. Without a cluster nothing listens.
+    /// Where peers reach this host, as multiaddrs. Default `/ip4/0.0.0.0/tcp/4500` and `/ip6/::/tcp/4500`. Without a
+    /// cluster nothing listens.
     pub listen: Vec<Multiaddr>,
     /// What others are told to dial instead of what they see. Default none.
     pub advertise: Vec<Multiaddr>,
@@ -58,6 +61,8 @@ pub struct NodeConfig {
     pub dial: DialConfig,
     /// HTTP. Default `127.0.0.1:4501`.
     pub http: HttpConfig,
+    /// What is logged, as in `RUST_LOG`, such as `info,damselfly_node=debug`. Default info.
+    pub log_filter: Option<String>,
     /// The collector of traces that spans of exports go to, over OTLP/gRPC, such as `http://127.0.0.1:4317`. Default none.
     pub otlp_endpoint: Option<String>,
     /// Where the host is: `host`, `rack`, `zone`, `region`, and whatever else others should know. Default none.
@@ -86,11 +91,10 @@ impl From<Role> for membership::Role {
 
 impl Default for NodeConfig {
     fn default() -> Self {
-        let any = Protocol::Ip4(std::net::Ipv4Addr::UNSPECIFIED);
         Self {
             data_dir: default_data_dir("damselfly"),
-            socket: socket_path(None),
-            listen: vec![Multiaddr::from(any).with(Protocol::Tcp(PEER_PORT))],
+            socket: daemon_socket_path(),
+            listen: any(PEER_PORT),
             advertise: Vec::new(),
             role: Role::Node,
             upload_rate_limit: None,
@@ -100,6 +104,7 @@ impl Default for NodeConfig {
             allow_loopback: false,
             dial: DialConfig::default(),
             http: HttpConfig::loopback(HTTP_PORT),
+            log_filter: None,
             otlp_endpoint: None,
             tags: BTreeMap::new(),
         }
@@ -107,6 +112,9 @@ impl Default for NodeConfig {
 }
 
 impl Config for NodeConfig {
+    const RELOADED: &'static [&'static str] =
+        &["download_rate_limit", "log_filter", "store_quota_bytes", "upload_rate_limit"];
+
     fn check(&self) -> Result<(), BadValue> {
         self.http.check()?;
         if let Err(reason) = check_endpoint(self.otlp_endpoint.as_deref().unwrap_or_default()) {

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use damselfly_messages::{config::Settings, membership::JoinToken};
+use damselfly_messages::{
+    config::Settings,
+    membership::{JoinToken, host_tags, overruled_tags},
+};
 use damselfly_transport::{
     admission::Admission,
     clock::Clock,
@@ -18,6 +21,7 @@ use damselfly_transport::{
         metrics as program_metrics,
     },
 };
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -29,7 +33,7 @@ use crate::{
     health::health,
     host::Host,
     import::Importer,
-    limits::{self, Limits, follow_quota},
+    limits::{self, Limits, OwnLimits, follow_quota},
     metrics::{Metrics, Watch},
     notified::Notified,
     places::Places,
@@ -55,6 +59,35 @@ pub struct Daemon {
     rpc: tokio::task::JoinSet<Result<(), tonic::transport::Error>>,
     tasks: tokio::task::JoinSet<()>,
     keeper: tokio::task::JoinSet<Ended>,
+    own: watch::Sender<OwnLimits>,
+}
+
+/// Says which tags this host has, and which of its configuration do not count.
+fn report_tags(network: &network::Network, config: &NodeConfig) {
+    let granted = network.admission().own_tags();
+    let overruled = overruled_tags(&granted, &config.tags);
+    if !overruled.is_empty() {
+        tracing::warn!(
+            tags = ?overruled, ?granted,
+            "tags of the configuration do not count: this host's join token says otherwise"
+        );
+    }
+    let tags = host_tags(&granted, &config.tags);
+    if !tags.is_empty() {
+        tracing::info!(?tags, "tags of this host");
+    }
+}
+
+fn policy(config: &NodeConfig) -> DialPolicy {
+    DialPolicy::new(config.allow_loopback, &config.dial)
+}
+
+const fn own_limits(config: &NodeConfig) -> OwnLimits {
+    OwnLimits {
+        upload: config.upload_rate_limit,
+        download: config.download_rate_limit,
+        quota_bytes: config.store_quota_bytes,
+    }
 }
 
 impl Daemon {
@@ -82,6 +115,13 @@ impl Daemon {
             addresses,
         };
         let membership = Membership::enter(&joining).await?;
+        match &membership {
+            Some(membership) => membership.warn_of_loopback(&policy(&config)),
+            None => tracing::warn!(
+                "this host belongs to no cluster: only local import and export work. To join one, start it once with a token \
+                 of the manager: dfdaemon --join TOKEN"
+            ),
+        }
         let member = membership.is_some();
         let admission = match &membership {
             Some(membership) => {
@@ -104,7 +144,7 @@ impl Daemon {
             },
             topic: membership.as_ref().map(|membership| follower::topic(&membership.cluster)),
             limits: ConnectionLimits::default(),
-            dial: DialPolicy::new(config.allow_loopback, &config.dial),
+            dial: policy(&config),
         })
         .context("cannot start the network")?;
         let follower = match &membership {
@@ -122,6 +162,7 @@ impl Daemon {
             None => None,
         };
 
+        report_tags(&network, &config);
         let schedulers = Schedulers::new(network.clone(), follower.clone());
         let host = Host {
             advertise: config.advertise.clone(),
@@ -134,9 +175,11 @@ impl Daemon {
             let (network, metrics) = (network.clone(), metrics.clone());
             blocking(move || Announcer::new(store, schedulers, network, host, metrics)).await?
         };
-        let settings = follower.as_ref().map(|follower| HostSettings::new(follower, network.admission()));
+        let settings =
+            follower.as_ref().map(|follower| HostSettings::new(follower, network.admission(), config.tags.clone()));
         let settings = settings.unwrap_or_default();
-        let limits = Limits::new([config.upload_rate_limit, config.download_rate_limit], &settings);
+        let own = watch::Sender::new(own_limits(&config));
+        let limits = Limits::new(own.subscribe(), &settings);
         let downloads = Downloads::new(
             store.clone(),
             network.clone(),
@@ -152,10 +195,10 @@ impl Daemon {
         tasks.spawn(uploads.run(inbox.piece, inbox.have));
         tasks.spawn(announcer.clone().run_expiry());
         tasks.spawn(watch_usage(store.clone(), metrics.clone()));
+        tasks.spawn(limits.follow(settings.watch()));
+        tasks.spawn(follow_quota(settings.watch(), own.subscribe(), store.clone()));
         if let Some(follower) = &follower {
             tasks.spawn(settings.clone().follow(follower.clone(), network.admission().clone()));
-            tasks.spawn(limits.follow(settings.watch()));
-            tasks.spawn(follow_quota(settings.watch(), config.store_quota_bytes, store.clone()));
             tasks.spawn(announcer.clone().run(follower.watch(), inbox.peers));
             tasks.spawn(announcer.clone().run_outbox());
             let notified = Notified {
@@ -211,7 +254,12 @@ impl Daemon {
         let mut serving_rpc = tokio::task::JoinSet::new();
         serving_rpc.spawn(serve_rpc(local, rpc, stop.clone()));
         tracing::info!(peer_id = %network.peer_id(), socket = %config.socket.display(), http = %http.address(), "dfdaemon is up");
-        Ok(Self { http, network, stop, store, rpc: serving_rpc, tasks, keeper })
+        Ok(Self { http, network, stop, store, rpc: serving_rpc, tasks, keeper, own })
+    }
+
+    /// Takes over what may change while it runs (`NodeConfig::RELOADED`).
+    pub fn reload(&self, config: &NodeConfig) {
+        self.own.send_replace(own_limits(config));
     }
 
     /// Returns when the daemon is of no use any more: the host is no member of its cluster, or a part of it has failed,
@@ -296,14 +344,18 @@ async fn start_http(
     announcer: Announcer,
     store: Store,
 ) -> anyhow::Result<HttpServer> {
+    let standing = announcer.clone();
+    let look = move || health(follower.as_ref(), &announcer, &store);
+    let look_again = look.clone();
     let ready = move || {
-        let health = health(follower.as_ref(), &announcer, &store);
-        match health.member && announcer.standing().is_ok() {
+        let health = look();
+        match health.member && standing.standing().is_ok() {
             true => Ok(()),
             false => Err(health.problems.into_iter().map(|problem| problem.message).collect()),
         }
     };
-    let routes = monitoring(Monitoring::new(Arc::new(registry), ready));
+    let monitored = Monitoring::new(Arc::new(registry), ready).with_obstacles(move || look_again().obstacles());
+    let routes = monitoring(monitored);
     Ok(HttpServer::start(&config.http, &config.data_dir, routes).await?)
 }
 

@@ -1,7 +1,7 @@
 //! What a person should know about this daemon.
 
 use damselfly_messages::membership::Refused;
-use damselfly_transport::{clock::ClockProblem, program::follower::Follower};
+use damselfly_transport::{clock::ClockProblem, dialing::DialPolicy, program::follower::Follower};
 use libp2p::{Multiaddr, PeerId};
 
 use crate::{
@@ -23,6 +23,15 @@ pub struct Health {
     pub schedulers: Vec<SchedulerHealth>,
     /// The worst first.
     pub problems: Vec<Problem>,
+}
+
+impl Health {
+    /// Why exports from other hosts cannot work, as `dfcache health` judges it; empty when they can.
+    pub fn obstacles(&self) -> Vec<String> {
+        let is_cut_off = !self.member || !self.schedulers.iter().any(|scheduler| scheduler.reachable);
+        let obstacles = self.problems.iter().filter(|problem| is_cut_off && problem.code != "store_full");
+        obstacles.map(|problem| format!("{}: {}", problem.message, problem.hint)).collect()
+    }
 }
 
 /// One scheduler as this host sees it.
@@ -84,7 +93,7 @@ fn membership(follower: Option<&Follower>, announcer: &Announcer) -> Health {
         .collect();
     let mut problems: Vec<_> = announcer.standing().err().map(not_valid).into_iter().collect();
     if !schedulers.iter().any(|scheduler| scheduler.reachable) {
-        problems.push(no_scheduler(schedulers.len()));
+        problems.push(no_scheduler(&schedulers, &announcer.dial_policy()));
     }
     let cluster = configuration.cluster.to_string();
     Health { member: true, cluster, epoch: configuration.epoch, schedulers, problems }
@@ -124,11 +133,41 @@ fn store_full(stuck: Stuck) -> Problem {
     Problem { code: "store_full", message, hint: QUOTA_HINT }
 }
 
-fn no_scheduler(listed: usize) -> Problem {
-    let message = match listed {
+fn no_scheduler(listed: &[SchedulerHealth], policy: &DialPolicy) -> Problem {
+    let message = match listed.len() {
         0 => "the configuration lists no scheduler".to_owned(),
-        _ => format!("none of {listed} schedulers is reachable"),
+        count => format!("none of {count} schedulers is reachable"),
     };
-    let hint = "check that the schedulers run and that no firewall is between; imports are queued meanwhile";
+    let is_refused = |one: &SchedulerHealth| one.address.as_ref().is_some_and(|it| policy.refuses_loopback(it));
+    let hint = match listed.iter().any(is_refused) {
+        true => {
+            "loopback addresses are not dialled: for a cluster on one host set `allow_loopback` (--allow-loopback) in each program"
+        }
+        false => "check that the schedulers run and that no firewall is between; imports are queued meanwhile",
+    };
     Problem { code: "no_scheduler", message, hint }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn schedulers_on_loopback_that_are_not_dialled_name_the_setting() {
+        let at = |address: &str| SchedulerHealth {
+            peer: PeerId::random(),
+            address: Some(address.parse().expect("an address")),
+            reachable: false,
+            warm: false,
+        };
+        for (address, policy, expected) in [
+            ("/ip4/127.0.0.1/tcp/1", DialPolicy::routable(), true),
+            ("/ip6/::1/tcp/1", DialPolicy::routable(), true),
+            ("/ip4/127.0.0.1/tcp/1", DialPolicy::local(), false),
+            ("/ip4/10.0.0.1/tcp/1", DialPolicy::routable(), false),
+        ] {
+            let problem = no_scheduler(&[at(address)], &policy);
+            assert_eq!(problem.hint.contains("--allow-loopback"), expected, "{address} {policy:?}");
+        }
+    }
 }

@@ -10,8 +10,9 @@ use damselfly_transport::{
         config::{self, Override},
         http::check_ready,
         lifecycle::{self, Signals},
-        logging::{self, LogFormat},
+        logging::{self, LogFilter, LogFormat},
         membership::{given_token, has_joined},
+        reload::Reloader,
     },
     reason,
     trace::{self, Collector},
@@ -36,7 +37,7 @@ struct Arguments {
     #[arg(long)]
     check_ready: bool,
     /// How log lines look; RUST_LOG filters them
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value_t, env = "DFSCHEDULER_LOG_FORMAT")]
     log_format: LogFormat,
     /// Address to listen on, as a multiaddr; may be repeated
     #[arg(long, value_name = "MULTIADDR", env = "DFSCHEDULER_LISTEN", value_delimiter = ',')]
@@ -44,6 +45,9 @@ struct Arguments {
     /// Address at which others reach it, if not the one that the manager sees; may be repeated
     #[arg(long, value_name = "MULTIADDR", env = "DFSCHEDULER_ADVERTISE", value_delimiter = ',')]
     advertise: Vec<String>,
+    /// What is logged, such as info,damselfly_scheduler=debug
+    #[arg(long, value_name = "FILTER", env = "RUST_LOG")]
+    log_filter: Option<String>,
     /// Directory for the key and the newest signed configuration
     #[arg(long, value_name = "DIR", env = "DFSCHEDULER_DATA_DIR")]
     data_dir: Option<PathBuf>,
@@ -82,6 +86,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("advertise", "advertise"),
     ("data_dir", "data_dir"),
     ("allow_loopback", "allow_loopback"),
+    ("log_filter", "log_filter"),
     ("http_listen", "http.listen"),
     ("insecure_http", "http.insecure_http"),
     ("http_tls_cert_file", "http.tls_cert_file"),
@@ -127,14 +132,16 @@ fn run(arguments: &Arguments, overrides: &[Override]) -> anyhow::Result<ExitCode
         return Ok(unusable(&NO_CLUSTER));
     }
     let mut config = loaded.config;
+    let loaded_config = config.clone();
     config.connections = config.connections.min(connections_max());
     let runtime = tokio::runtime::Runtime::new().context("no runtime")?;
     let inside = runtime.enter();
     let collector = Collector::configured("dfscheduler", config.otlp_endpoint.as_deref())?;
-    logging::init(arguments.log_format, collector.as_ref());
+    let log_filter = logging::init(arguments.log_format, config.log_filter.as_deref(), collector.as_ref());
+    let reloader = Reloader::catch(arguments.config.clone(), overrides.to_vec(), loaded_config)?;
     given.warn();
     drop(inside);
-    let ended = runtime.block_on(serve(config, given.token));
+    let ended = runtime.block_on(serve(config, given.token, reloader, log_filter));
     collector.into_iter().for_each(Collector::stop);
     // Looking up the name of a collector must not keep the scheduler.
     runtime.shutdown_background();
@@ -147,16 +154,24 @@ fn unusable(reason: &dyn std::fmt::Display) -> ExitCode {
     ExitCode::from(config::EXIT_CODE)
 }
 
-async fn serve(config: SchedulerConfig, token: Option<JoinToken>) -> anyhow::Result<ExitCode> {
+async fn serve(
+    config: SchedulerConfig,
+    token: Option<JoinToken>,
+    mut reloader: Reloader<SchedulerConfig>,
+    log_filter: LogFilter,
+) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::catch().context("signals cannot be caught")?;
     let mut scheduler = Scheduler::start(config, token).await?;
     lifecycle::ready();
-    let failed = tokio::select! {
-        signal = signals.recv() => {
-            tracing::info!(signal, "ending");
-            false
+    let failed = loop {
+        tokio::select! {
+            signal = signals.recv() => {
+                tracing::info!(signal, "ending");
+                break false;
+            }
+            config = reloader.changed() => log_filter.set(config.log_filter.as_deref()),
+            () = scheduler.ended() => break true,
         }
-        () = scheduler.ended() => true,
     };
     let clean = lifecycle::shut_down(scheduler.stop()).await;
     Ok(if failed || !clean { ExitCode::FAILURE } else { ExitCode::SUCCESS })

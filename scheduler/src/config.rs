@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use damselfly_transport::{
+    addresses::any,
     dialing::DialConfig,
     program::{
         config::{BadValue, Config, default_data_dir},
@@ -19,7 +20,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SchedulerConfig {
-    /// Where to listen for members, as multiaddrs. Default `/ip4/0.0.0.0/tcp/4600`.
+    /// Where to listen for members, as multiaddrs. Default `/ip4/0.0.0.0/tcp/4600` and `/ip6/::/tcp/4600`.
     pub listen: Vec<Multiaddr>,
     /// Where others reach it, instead of what the manager sees and `listen` says. Default none.
     pub advertise: Vec<Multiaddr>,
@@ -36,6 +37,8 @@ pub struct SchedulerConfig {
     pub connections: u32,
     /// Metrics and health. Default `127.0.0.1:4601`.
     pub http: HttpConfig,
+    /// What is logged, as in `RUST_LOG`, such as `info,damselfly_node=debug`. Default info.
+    pub log_filter: Option<String>,
     /// The collector of traces that spans of exports go to, over OTLP/gRPC, such as `http://127.0.0.1:4317`. Default none.
     pub otlp_endpoint: Option<String>,
 }
@@ -43,11 +46,7 @@ pub struct SchedulerConfig {
 impl Default for SchedulerConfig {
     fn default() -> Self {
         Self {
-            listen: vec![
-                Multiaddr::empty()
-                    .with(std::net::Ipv4Addr::UNSPECIFIED.into())
-                    .with(libp2p::multiaddr::Protocol::Tcp(4600)),
-            ],
+            listen: any(4600),
             advertise: Vec::new(),
             data_dir: default_data_dir("damselfly-scheduler"),
             identity_file: None,
@@ -55,12 +54,15 @@ impl Default for SchedulerConfig {
             dial: DialConfig::default(),
             connections: 20_480,
             http: HttpConfig::loopback(4601),
+            log_filter: None,
             otlp_endpoint: None,
         }
     }
 }
 
 impl Config for SchedulerConfig {
+    const RELOADED: &'static [&'static str] = &["log_filter"];
+
     fn check(&self) -> Result<(), BadValue> {
         self.http.check()?;
         if let Err(reason) = check_endpoint(self.otlp_endpoint.as_deref().unwrap_or_default()) {

@@ -62,6 +62,7 @@ impl Scheduler {
         let cluster = membership.cluster;
         let limits = ConnectionLimits { connections: config.connections, inbox: INBOX, ..ConnectionLimits::default() };
         let policy = DialPolicy::new(config.allow_loopback, &config.dial);
+        membership.warn_of_loopback(&policy);
         let (network, inbox) = network::start(NetworkConfig {
             admission: membership.admission(clock)?,
             keypair: keypair.clone(),

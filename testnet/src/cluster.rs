@@ -19,7 +19,7 @@ pub(crate) mod parting;
 mod probe;
 
 use crate::{
-    layout::{ClusterFile, Layout},
+    layout::{ClusterFile, Layout, ManagerEntry},
     links::{
         control::{self, Links},
         wire::Shape,
@@ -29,6 +29,9 @@ use crate::{
     ready,
 };
 use members::{Member, Tokens};
+
+/// Where the manager keeps the link for its first admin, beside the admin token.
+const SETUP_LINK: &str = "setup_link";
 
 /// How large a cluster is, and how it runs.
 #[derive(Debug, Clone)]
@@ -251,6 +254,7 @@ pub async fn up(dir: &Path, mut options: Options, detach: bool) -> anyhow::Resul
     for node in &cluster.file.nodes {
         println!("DFCACHE_SOCKET={}", node.socket.display());
     }
+    show_console(&cluster.file.manager);
     eprintln!("testnet: ready; {}", layout.file().display());
     if detach {
         return Ok(());
@@ -261,6 +265,15 @@ pub async fn up(dir: &Path, mut options: Options, detach: bool) -> anyhow::Resul
         cluster.stop().await;
     }
     Ok(())
+}
+
+/// Tells where the console is, and the link by which its first admin is made while there is none.
+fn show_console(manager: &ManagerEntry) {
+    eprintln!("testnet: console {}", manager.http);
+    let link = manager.admin_token_file.with_file_name(SETUP_LINK);
+    if let Ok(link) = fs::read_to_string(&link) {
+        eprintln!("testnet: make its first admin at {}", link.trim());
+    }
 }
 
 /// `testnet down`

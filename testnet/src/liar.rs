@@ -66,7 +66,7 @@ impl Liar {
     /// # Errors
     /// Why it is no member.
     pub async fn run(self) -> anyhow::Result<()> {
-        logging::init(LogFormat::Text, None);
+        logging::init(LogFormat::Text, std::env::var("RUST_LOG").ok().as_deref(), None);
         let config = fs::read_to_string(&self.config).context("no configuration")?;
         let config: Config = toml::from_str(&config).context("the configuration")?;
         let content = Arc::new(Content::of(fs::read(&config.content).context("no content")?));

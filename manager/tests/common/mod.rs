@@ -21,6 +21,7 @@ pub async fn start(data_dir: &Path) -> Server {
         join_advertise: Vec::new(),
         allow_loopback: true,
         dial: damselfly_transport::dialing::DialConfig::default(),
+        log_filter: None,
         http: HttpConfig::loopback(0),
         settings: Some(Settings { replicas: 3, ..Settings::default() }),
     };

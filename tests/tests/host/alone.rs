@@ -79,6 +79,9 @@ impl Alone {
 
     /// All that a host can do on its own, and what it says of the rest.
     async fn works(&self) -> anyhow::Result<()> {
+        let log = fs::read_to_string(self.folder.join("log"))?;
+        let warnings: Vec<_> = log.lines().filter(|line| line.contains(" WARN ")).collect();
+        ensure!(warnings.len() == 1 && warnings[0].contains("dfdaemon --join TOKEN"), "{log}");
         let bytes = random("file", 2_000_000);
         let (file, exported) = (self.folder.join("file"), self.folder.join("outputs/exported"));
         fs::write(&file, &bytes)?;
@@ -185,7 +188,7 @@ async fn without_configuration_as_a_plain_user() -> anyhow::Result<()> {
     }
     let _port = PORT.lock().await;
     let built = programs().await?;
-    for data_home in [None, Some("data")] {
+    for (data_home, has_runtime_dir) in [(None, true), (Some("data"), true), (None, false)] {
         let folder = TempDir::with_prefix("dft-")?;
         fs::set_permissions(folder.path(), Permissions::from_mode(0o711))?;
         let [home, run, outputs] = ["home", "run", "outputs"].map(|name| folder.path().join(name));
@@ -198,12 +201,16 @@ async fn without_configuration_as_a_plain_user() -> anyhow::Result<()> {
             }
         }
         let copies = programs_for_all(&built, folder.path())?;
-        let mut variables = vec![("HOME", home.clone()), ("XDG_RUNTIME_DIR", run.clone())];
+        let mut variables = vec![("HOME", home.clone())];
+        variables.extend(has_runtime_dir.then(|| ("XDG_RUNTIME_DIR", run.clone())));
         variables.extend(data_home.map(|name| ("XDG_DATA_HOME", home.join(name))));
         let own: &[&str] = if root { &AS_NOBODY } else { &["env"] };
         let mut daemon = command(&built, own);
-        daemon.arg(copies.join("dfdaemon")).env_remove("XDG_DATA_HOME").envs(variables.clone()).current_dir("/");
-        let socket = run.join("damselfly/dfdaemon.sock");
+        daemon.arg(copies.join("dfdaemon")).env_remove("XDG_DATA_HOME").env_remove("XDG_RUNTIME_DIR");
+        daemon.env_remove("XDG_STATE_HOME").envs(variables.clone()).current_dir("/");
+        // Without a runtime directory, as in a container or under cron, it is in the home directory.
+        let folder_of_socket = if has_runtime_dir { run.clone() } else { home.join(".local/state") };
+        let socket = folder_of_socket.join("damselfly/dfdaemon.sock");
         let store = home.join(data_home.unwrap_or(".local/share")).join("damselfly");
         let mut alone = Alone::start(daemon, folder.path(), &socket).await?;
         alone.beside = own.iter().map(OsString::from).chain([copies.join("dfcache").into()]).collect();
@@ -274,7 +281,7 @@ async fn the_configuration_is_shown_with_its_sources() -> anyhow::Result<()> {
         ("role = \"seed\"", "file"),
         ("free_space_floor_bytes = 77", "file"),
         ("upload_rate_limit = \"5", "flag --upload-rate-limit"),
-        ("listen = [\"/ip4/0.0.0.0/tcp/4500\"]", "default"),
+        ("listen = [\"/ip4/0.0.0.0/tcp/4500\", \"/ip6/::/tcp/4500\"]", "default"),
         ("listen = \"127.0.0.1:0\"", "env DFDAEMON_HTTP_LISTEN"),
         ("data_dir = ", "env DFDAEMON_DATA_DIR"),
     ];

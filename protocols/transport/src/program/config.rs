@@ -20,6 +20,9 @@ pub use overrides::{Override, parse_args};
 
 /// What a program is configured with.
 pub trait Config: Serialize + DeserializeOwned + Default {
+    /// The settings that SIGHUP changes while the program runs, by their dotted names.
+    const RELOADED: &'static [&'static str] = &[];
+
     /// Checks what the types cannot: ranges, and settings that need each other.
     ///
     /// # Errors
@@ -49,8 +52,8 @@ pub const EXIT_CODE: u8 = 2;
 /// Where the data of a program lie by default: `/var/lib/NAME` for root, else `$XDG_DATA_HOME/NAME`, which is
 /// `~/.local/share/NAME` by default.
 pub fn default_data_dir(name: &str) -> PathBuf {
-    let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share"));
-    let own = || env::var_os("XDG_DATA_HOME").map(PathBuf::from).filter(|path| path.is_absolute()).or_else(home);
+    let absolute = |variable| env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
+    let own = || absolute("XDG_DATA_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/share")));
     match own() {
         Some(path) if !rustix::process::geteuid().is_root() => path.join(name),
         _ => Path::new("/var/lib").join(name),

@@ -18,6 +18,7 @@ use super::{cluster::PeerAddress, durable};
 use crate::{
     admission::Admission,
     clock::Clock,
+    dialing::DialPolicy,
     join::{Asking, JoinError, ask},
     reason::chain,
 };
@@ -269,6 +270,17 @@ impl Membership {
         let bytes = serde_json::to_vec_pretty(self).map_err(io::Error::from);
         let bytes = bytes.map_err(|source| MembershipError::Stored { path: path.clone(), source })?;
         write(&path, &bytes)
+    }
+
+    /// Warns, once, when this host has joined by way of a loopback address, but dials none.
+    pub fn warn_of_loopback(&self, policy: &DialPolicy) {
+        if let Some(manager) = self.managers.iter().find(|manager| policy.refuses_loopback(manager.address())) {
+            tracing::warn!(
+                manager = %manager.address(),
+                "the manager is on this host, and other programs here are not dialled: for a cluster on one host set \
+                 `allow_loopback` (--allow-loopback) in each program"
+            );
+        }
     }
 
     /// What is shown to others.

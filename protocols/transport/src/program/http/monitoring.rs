@@ -13,11 +13,15 @@ use prometheus_client::registry::Registry;
 
 use super::exposition::expose;
 
+/// The first line of `/readyz` of a program that is ready.
+pub(super) const READY: &str = "ready";
+
 /// The metrics of a program, and whether it is ready.
 #[derive(Clone)]
 pub struct Monitoring {
     metrics: Arc<Registry>,
     ready: Arc<dyn Fn() -> Result<(), Vec<String>> + Send + Sync>,
+    obstacles: Arc<dyn Fn() -> Vec<String> + Send + Sync>,
 }
 
 impl Monitoring {
@@ -26,7 +30,13 @@ impl Monitoring {
         metrics: impl Into<Arc<Registry>>,
         ready: impl Fn() -> Result<(), Vec<String>> + Send + Sync + 'static,
     ) -> Self {
-        Self { metrics: metrics.into(), ready: Arc::new(ready) }
+        Self { metrics: metrics.into(), ready: Arc::new(ready), obstacles: Arc::new(Vec::new) }
+    }
+
+    /// What keeps a program from its work that is ready by itself, such as schedulers that cannot be reached: `/readyz`
+    /// lists it below its 200, and `--check-ready` fails.
+    pub fn with_obstacles(self, obstacles: impl Fn() -> Vec<String> + Send + Sync + 'static) -> Self {
+        Self { obstacles: Arc::new(obstacles), ..self }
     }
 }
 
@@ -63,7 +73,11 @@ async fn metrics(State(monitoring): State<Monitoring>, asked: HeaderMap) -> Resp
 
 async fn ready(State(monitoring): State<Monitoring>) -> Response {
     match (monitoring.ready)() {
-        Ok(()) => "ready\n".into_response(),
+        Ok(()) => {
+            let mut lines = (monitoring.obstacles)();
+            lines.insert(0, READY.to_owned());
+            (lines.join("\n") + "\n").into_response()
+        }
         Err(reasons) => (StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n").into_response(),
     }
 }
