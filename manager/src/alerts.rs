@@ -5,7 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use damselfly_messages::{config::Accepted, info::HostReport, record::UnixMillis};
+use damselfly_messages::{
+    config::Accepted,
+    info::{HostReport, HostsAnswer, Share},
+    record::UnixMillis,
+};
 use libp2p::PeerId;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -83,6 +87,8 @@ pub struct Memory {
     behind: Option<(u64, Instant)>,
     /// Schedulers of the ring that are not warm, and since when.
     cold: HashMap<PeerId, Instant>,
+    /// Hosts that no scheduler has heard of, and since when that is known.
+    absent: HashMap<PeerId, Instant>,
     /// What hosts had failed when it was marked last and the time before.
     marks: [Option<(Instant, HashMap<PeerId, u64>)>; 2],
 }
@@ -97,9 +103,11 @@ impl Memory {
     pub fn look(&mut self, facts: &Facts<'_>, now: Instant) -> Vec<Alert> {
         let mut alerts = schedulers(facts);
         alerts.extend(self.cold(facts, now));
+        alerts.extend(full(facts.picture));
         alerts.extend(credentials(facts));
         alerts.extend(disks(facts.picture));
         alerts.extend(hosts_down(facts));
+        alerts.extend(self.absent(facts, now));
         alerts.extend(self.roll_out(facts, now));
         alerts.extend(self.failures(facts.picture, now));
         alerts.extend(versions(facts.picture));
@@ -122,6 +130,18 @@ impl Memory {
         let long = since.filter(|(_, since)| now.saturating_duration_since(*since) > COLD_MAX);
         each("scheduler_cold", Severity::Warning, long.map(|(peer, _)| peer), "schedulers are not warm", |_| {
             "The scheduler is not warm: that it does not know a task means nothing.".into()
+        })
+    }
+
+    /// Of hosts that were members before this manager started, and are down. While no scheduler answers nobody knows.
+    fn absent(&mut self, facts: &Facts<'_>, now: Instant) -> Vec<Alert> {
+        let is_seen = facts.picture.schedulers.iter().any(|(_, answer)| answer.as_ref().is_some_and(|told| told.warm));
+        let absent: BTreeSet<_> = facts.picture.absent.iter().filter(|_| is_seen).copied().collect();
+        self.absent.retain(|peer, _| absent.contains(peer));
+        let since = absent.into_iter().map(|peer| (peer, *self.absent.entry(peer).or_insert(now)));
+        let long = since.filter(|(_, since)| now.saturating_duration_since(*since) > COLD_MAX);
+        each("host_down", Severity::Warning, long.map(|(peer, _)| peer), "hosts have not been seen", |_| {
+            "The host is down; it was a member lately, and was not heard of since this manager started.".into()
         })
     }
 
@@ -202,6 +222,29 @@ fn schedulers(facts: &Facts<'_>) -> Vec<Alert> {
         |_| "The scheduler does not answer; it is not in the ring.".into(),
     ));
     alerts
+}
+
+/// Schedulers that are full or nearly so. A full share of tombstones only means that older deletes are forgotten early.
+fn full(picture: &Picture) -> Vec<Alert> {
+    let is_nearly = |share: &&Share| share.max > 0 && share.used.saturating_mul(10) >= share.max.saturating_mul(9);
+    let is_told = |share: &&Share| is_nearly(share) && (share.what != "tombstones" || share.used >= share.max);
+    let heaviest = picture.hosts.values().max_by_key(|host| host.state.records);
+    let alert = |(peer, answer): &(PeerId, Option<HostsAnswer>)| {
+        let share = answer.as_ref()?.shares.iter().filter(is_told).max_by_key(|share| {
+            let part = share.used.saturating_mul(100) / share.max.max(1);
+            (share.what != "tombstones", part)
+        })?;
+        let severity = match share.used >= share.max && share.what != "tombstones" {
+            true => Severity::Critical,
+            false => Severity::Warning,
+        };
+        let mut message = format!("The scheduler has {} of at most {} {}.", share.used, share.max, share.what);
+        if let Some(host) = heaviest.filter(|host| host.state.records > 0) {
+            message += &format!(" The host {} has announced most: {} records.", host.state.peer, host.state.records);
+        }
+        Some(Alert { code: "scheduler_full", severity, message, subject: Some(peer.to_string()) })
+    };
+    picture.schedulers.iter().filter_map(alert).collect()
 }
 
 fn hosts_down(facts: &Facts<'_>) -> Vec<Alert> {

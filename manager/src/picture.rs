@@ -3,7 +3,7 @@
 //! Hosts tell schedulers with their heartbeats, and the manager asks the schedulers, so it has no connection to hosts.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -32,7 +32,7 @@ use crate::{
         DatabaseError,
         audit::{self, Actor, Change},
     },
-    rates::{Meter, Rates},
+    rates::{Meter, Rates, Reported},
     state::State,
 };
 
@@ -44,6 +44,8 @@ use deletions::Deletions;
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// A scheduler is asked for at most so many parts of its hosts.
 const PARTS_MAX: usize = 16;
+/// So many times schedulers are asked for one page of tasks: a scheduler then looks at a million tasks.
+const SEARCHES_MAX: usize = 20;
 /// Hosts that are remembered: as many as two schedulers keep. A scheduler that invents some shows no more.
 const HOSTS_MAX: usize = 40_000;
 /// A host that was not heard of for so long is not shown any more.
@@ -58,6 +60,8 @@ pub struct Picture {
     pub reached: HashSet<PeerId>,
     /// Every host that a scheduler has heard of, as it was heard of last.
     pub hosts: BTreeMap<PeerId, HostView>,
+    /// Hosts that were members lately, of which no scheduler has heard since the manager's start.
+    pub absent: BTreeSet<PeerId>,
     /// What should be known to who runs the cluster, the worst first.
     pub alerts: Vec<Alert>,
 }
@@ -67,12 +71,36 @@ pub struct Picture {
 pub struct HostView {
     /// What it said.
     pub state: HostState,
-    /// When.
+    /// When it spoke last.
     pub heard: Instant,
+    /// When it made the report.
+    pub reported: Reported,
     /// A scheduler has a live lease of it, and a connection.
     pub is_up: bool,
     /// What it moves.
     pub meter: Meter,
+}
+
+impl HostView {
+    /// Forgets what schedulers know only of the present.
+    fn begin_look(&mut self) {
+        self.is_up = false;
+        (self.state.downloads, self.state.children, self.state.records) = (0, 0, 0);
+    }
+
+    /// Takes in what one more scheduler knows. The newest report counts, whoever told it; of what schedulers count
+    /// themselves the highest number, because each knows only its share of the tasks.
+    fn take(&mut self, state: HostState, heard: Instant, reported: Reported) {
+        self.is_up |= !state.suspect;
+        self.heard = self.heard.max(heard);
+        let downloads = self.state.downloads.max(state.downloads);
+        let children = self.state.children.max(state.children);
+        let records = self.state.records.max(state.records);
+        if reported.since(&self.reported).is_some() {
+            (self.state, self.reported) = (state, reported);
+        }
+        (self.state.downloads, self.state.children, self.state.records) = (downloads, children, records);
+    }
 }
 
 impl Picture {
@@ -154,6 +182,7 @@ impl Eyes {
         loop {
             let mut picture = Picture::clone(&self.picture());
             self.look_once(&mut picture).await;
+            picture.absent = watch.absent(&self.state, &picture).await;
             picture.alerts = watch.alerts(&self.state, &picture).await;
             let picture = Arc::new(picture);
             self.picture.send_replace(Arc::clone(&picture));
@@ -166,7 +195,7 @@ impl Eyes {
         let Some(accepted) = self.state.current() else { return };
         let members: Vec<_> = accepted.configuration.settings.schedulers.iter().map(|entry| entry.peer_id).collect();
         let answers = join_all(members.iter().map(|scheduler| self.hosts_of(*scheduler))).await;
-        picture.hosts.values_mut().for_each(|host| host.is_up = false);
+        picture.hosts.values_mut().for_each(HostView::begin_look);
         picture.hosts.retain(|_, host| host.heard.elapsed() < HOSTS_SHOWN);
         (picture.schedulers, picture.reached) = Default::default();
         for (scheduler, answer) in members.into_iter().zip(answers) {
@@ -178,6 +207,8 @@ impl Eyes {
             items.into_iter().flatten().for_each(|state| see(&mut picture.hosts, state));
             picture.schedulers.push((scheduler, answer));
         }
+        // Schedulers have a lease of it for a while.
+        accepted.configuration.revoked.iter().for_each(|revoked| drop(picture.hosts.remove(&revoked.peer)));
         self.tell_those_behind(&accepted, &picture.schedulers);
     }
 
@@ -228,7 +259,7 @@ impl Eyes {
         let accepted = self.state.current().ok_or(Unseen::NoScheduler)?;
         let (mut answered, mut last) = (false, String::new());
         for owner in accepted.ring.owners(&task) {
-            let of = TaskFilter { task: Some(task), content: None };
+            let of = TaskFilter { task: Some(task), ..TaskFilter::default() };
             match self.ask(owner, &Request::Tasks { after: None, limit: 1, of }).await {
                 Ok(Response::Tasks(TasksAnswer { mut items, .. })) => match items.pop() {
                     Some(found) => return Ok(Some(found)),
@@ -243,6 +274,8 @@ impl Eyes {
 
     /// Tasks after `after`, in the order of their IDs, of all schedulers that answer, and after which to go on.
     ///
+    /// A scheduler looks at a part of its tasks for each question, so it takes several until some are found that are rare.
+    ///
     /// # Errors
     /// [`Unseen::NoScheduler`]
     pub async fn tasks(
@@ -251,14 +284,32 @@ impl Eyes {
         limit: usize,
         of: TaskFilter,
     ) -> Result<(Vec<TaskState>, Option<TaskId>), Unseen> {
+        let (mut found, mut next) = self.part_of_tasks(after, limit, &of).await?;
+        for _ in 1..SEARCHES_MAX {
+            if found.len() >= limit || next.is_none() {
+                break;
+            }
+            let (more, after_it) = self.part_of_tasks(next, limit - found.len(), &of).await?;
+            found.extend(more);
+            next = after_it;
+        }
+        Ok((found, next))
+    }
+
+    async fn part_of_tasks(
+        &self,
+        after: Option<TaskId>,
+        limit: usize,
+        of: &TaskFilter,
+    ) -> Result<(Vec<TaskState>, Option<TaskId>), Unseen> {
         let accepted = self.state.current().ok_or(Unseen::NoScheduler)?;
-        let request = Request::Tasks { after, limit: limit.min(TASKS_MAX), of };
+        let request = Request::Tasks { after, limit: limit.min(TASKS_MAX), of: of.clone() };
         let members: Vec<_> = accepted.ring.members().to_vec();
         let answers = join_all(members.into_iter().map(|scheduler| self.ask(scheduler, &request))).await;
         let answers: Vec<_> = answers
             .into_iter()
             .filter_map(|answer| match answer {
-                Ok(Response::Tasks(tasks)) => Some(tasks),
+                Ok(Response::Tasks(tasks)) => Some(fitting(tasks, of)),
                 Ok(Response::Hosts(_) | Response::Deletions(_)) | Err(_) => None,
             })
             .collect();
@@ -270,11 +321,14 @@ impl Eyes {
     /// # Errors
     /// [`Unseen`]: it is as before.
     pub async fn delete(&self, task: TaskId, actor: &Actor) -> Result<DeleteAnswer, Unseen> {
+        // For the audit, which is read by people; without it the delete is as good.
+        let name = self.task(task).await.ok().flatten().and_then(|state| state.name);
         let answer = self.delete_everywhere(task).await?;
         if answer.tombstone.is_some() {
             let after = json!({ "dropped": answer.dropped, "unreachable": answer.unreachable });
             let target = task.to_string();
-            let change = Change { action: "task.delete", target: &target, before: None, after: Some(after) };
+            let name = name.map(|name| json!({ "cid": name.cid(), "tag": name.tag() }));
+            let change = Change { action: "task.delete", target: &target, before: name, after: Some(after) };
             let database = self.state.database();
             let mut writing = database.write().await?;
             audit::append(&mut writing, database.now(), actor, change).await?;
@@ -311,22 +365,26 @@ impl Eyes {
 /// Of two schedulers that know a host, the one counts that heard of it last.
 fn see(hosts: &mut BTreeMap<PeerId, HostView>, state: HostState) {
     let Some(heard) = Instant::now().checked_sub(state.heard_ago) else { return };
-    let is_up = !state.suspect;
+    let made = state.reported_ago.map_or(Some(heard), |ago| Instant::now().checked_sub(ago)).unwrap_or(heard);
+    let reported = Reported::new(made, &state.report);
     let is_full = hosts.len() >= HOSTS_MAX;
     match hosts.get_mut(&state.peer) {
         Some(known) => {
-            known.is_up |= is_up;
-            known.meter.hear(heard, &state.report);
-            if heard >= known.heard {
-                (known.state, known.heard) = (state, heard);
-            }
+            known.meter.hear(made, &state.report);
+            known.take(state, heard, reported);
         }
         None if is_full => {}
         None => {
-            let meter = Meter::new(heard, &state.report);
-            hosts.insert(state.peer, HostView { state, heard, is_up, meter });
+            let (meter, is_up) = (Meter::new(made, &state.report), !state.suspect);
+            hosts.insert(state.peer, HostView { state, heard, reported, is_up, meter });
         }
     }
+}
+
+/// A scheduler of an earlier version tells of every task, whatever its name is.
+fn fitting(mut answer: TasksAnswer, of: &TaskFilter) -> TasksAnswer {
+    answer.items.retain(|state| of.fits_name(state.name.as_ref().map(|name| (name.cid(), name.tag()))));
+    answer
 }
 
 /// All owners of a task know it, and each tells only a part.
@@ -334,14 +392,20 @@ fn merged(answers: Vec<TasksAnswer>, limit: usize) -> (Vec<TaskState>, Option<Ta
     // Beyond where the first scheduler stopped, others may have told what it did not.
     let end = answers.iter().filter_map(|answer| answer.more_after).min_by_key(|task| *task.digest());
     let mut tasks: BTreeMap<[u8; 32], TaskState> = BTreeMap::new();
-    for state in answers.into_iter().flat_map(|answer| answer.items) {
+    for mut state in answers.into_iter().flat_map(|answer| answer.items) {
         if end.is_some_and(|end| state.task.digest() > end.digest()) {
             continue;
         }
         let holders = |state: &TaskState| state.candidates.iter().map(|candidate| candidate.holders).sum::<u32>();
         match tasks.get_mut(state.task.digest()) {
-            Some(known) if holders(known) >= holders(&state) => {}
-            Some(known) => *known = state,
+            Some(known) => {
+                // One of them may have had no room for the name.
+                let name = known.name.take().or(state.name.take());
+                if holders(known) < holders(&state) {
+                    *known = state;
+                }
+                known.name = name;
+            }
             None => drop(tasks.insert(*state.task.digest(), state)),
         }
     }
@@ -360,7 +424,8 @@ mod tests {
     }
 
     fn answer(tasks: &[u8], more: bool) -> TasksAnswer {
-        let items: Vec<_> = tasks.iter().map(|byte| TaskState { task: task(*byte), candidates: Vec::new() }).collect();
+        let items: Vec<_> =
+            tasks.iter().map(|byte| TaskState { task: task(*byte), candidates: Vec::new(), name: None }).collect();
         let more_after = items.last().filter(|_| more).map(|state| state.task);
         TasksAnswer { items, more_after }
     }
@@ -386,8 +451,19 @@ mod tests {
     fn host(epoch: u64, sent_bytes: u64, suspect: bool) -> HostState {
         let report = damselfly_messages::info::HostReport { sent_bytes, ..Default::default() };
         let heard_ago = Duration::ZERO;
-        let (peer, version) = (PeerId::random(), String::new());
-        HostState { peer, epoch, version, seed: false, suspect, heard_ago, children: 0, downloads: 0, report }
+        HostState {
+            peer: PeerId::random(),
+            epoch,
+            version: String::new(),
+            seed: false,
+            suspect,
+            heard_ago,
+            children: 0,
+            downloads: 0,
+            report,
+            reported_ago: None,
+            records: 0,
+        }
     }
 
     #[test]
@@ -400,6 +476,31 @@ mod tests {
         }
         see(&mut hosts, HostState { epoch: 2, ..known.clone() });
         assert_eq!((hosts.len(), hosts[&known.peer].state.epoch), (HOSTS_MAX, 2), "who is known is heard");
+    }
+
+    #[test]
+    fn the_newest_report_counts_whoever_told_it() {
+        let mut hosts = BTreeMap::new();
+        let told = |received_bytes: u64, heard: u64, reported: u64, downloads: u32, of: &HostState| {
+            let report = damselfly_messages::info::HostReport { received_bytes, ..Default::default() };
+            let heard_ago = Duration::from_millis(heard);
+            HostState {
+                report,
+                heard_ago,
+                reported_ago: Some(Duration::from_millis(reported)),
+                downloads,
+                ..of.clone()
+            }
+        };
+        let of = host(1, 0, false);
+        see(&mut hosts, told(100, 10, 10, 1, &of));
+        // The host reports how a download goes each second, so this scheduler has just heard of it.
+        see(&mut hosts, told(50, 0, 4_000, 2, &of));
+        let view = &hosts[&of.peer];
+        assert_eq!((view.state.report.received_bytes, view.state.downloads), (100, 2), "no counter goes back");
+        hosts.values_mut().for_each(HostView::begin_look);
+        see(&mut hosts, told(100, 10, 2_010, 0, &of));
+        assert_eq!((hosts[&of.peer].state.downloads, hosts[&of.peer].is_up), (0, true), "what has ended is over");
     }
 
     #[test]

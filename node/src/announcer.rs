@@ -12,7 +12,8 @@ use std::{
 use damselfly_messages::{
     id::TaskId,
     membership::{Refused, Standing},
-    record::{Announcement, Binding, Holding, Record, Tombstone},
+    name::NameDigest,
+    record::{Announcement, Binding, CLOCK_LEEWAY_MS, Holding, Record, Tombstone, is_beyond},
     scheduler::{AnnounceTask, BucketPart, Outcome, RequestBody, ResponseBody},
 };
 use damselfly_transport::{clock::Clock, dialing::DialPolicy, network::Network};
@@ -65,6 +66,19 @@ struct Inner {
     /// Something waits in the outbox.
     queued: Notify,
     views: heartbeat::Views,
+    /// Reports say how long ago this was.
+    started: Instant,
+}
+
+/// Why this host does not do what a scheduler says of a delete.
+#[derive(Debug, thiserror::Error)]
+pub enum ObeyError {
+    /// It cannot be true.
+    #[error("the delete cannot have happened: {0}")]
+    Implausible(&'static str),
+    /// It could not be made durable.
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 /// How records are told.
@@ -125,6 +139,7 @@ impl Announcer {
             claimed: Mutex::default(),
             queued: Notify::new(),
             views: heartbeat::Views::default(),
+            started: Instant::now(),
         };
         let this = Self { inner: Arc::new(inner) };
         let announcer = Arc::downgrade(&this.inner);
@@ -206,6 +221,29 @@ impl Announcer {
         Ok(held)
     }
 
+    /// Drops a task because a scheduler says that it was deleted. Returns whether the task was here.
+    ///
+    /// A scheduler is believed that a delete happened, but not what no delete can be: a generation beyond the clock would
+    /// block the name for ever, and a time in the future would keep the tombstone for ever.
+    ///
+    /// # Errors
+    /// [`ObeyError`]: the task is still here.
+    pub async fn obey(&self, tombstone: Tombstone) -> Result<bool, ObeyError> {
+        let now = self.clock().now();
+        if is_beyond(tombstone.generation, now) {
+            return Err(ObeyError::Implausible("the name cannot have been deleted so often"));
+        }
+        let held = self.inner.store.task(&tombstone.task).filter(|record| tombstone.buries(&record.binding));
+        // Of several contents under a sha256 name one may have been accepted after the delete of the others.
+        let is_single = |record: &TaskRecord| !matches!(record.name.digest(), Some(NameDigest::Sha256(_)));
+        let accepted = held.filter(|record| is_single(record)).and_then(|record| record.binding.accepted);
+        if accepted.is_some_and(|accepted| accepted.0 > tombstone.deleted.0.saturating_add(CLOCK_LEEWAY_MS)) {
+            return Err(ObeyError::Implausible("the name was bound after it"));
+        }
+        let deleted = tombstone.deleted.clamp_to(now);
+        Ok(self.bury(Tombstone { deleted, ..tombstone }).await?)
+    }
+
     /// Another content stands under the task's name: keeps the entry as a conflict. Returns whether this host lost.
     ///
     /// # Errors
@@ -261,7 +299,14 @@ impl Announcer {
             }
             (Record::Held(_), Outcome::Conflict(winner)) => self.lose(task, winner).await.map(drop),
             (Record::Held(_), Outcome::Buried(tombstone)) if tombstone.task == task => {
-                self.bury(tombstone).await.map(drop)
+                match self.obey(tombstone).await {
+                    Ok(_) => Ok(()),
+                    Err(ObeyError::Store(error)) => Err(error),
+                    Err(error @ ObeyError::Implausible(_)) => {
+                        tracing::warn!(%task, %error, "a scheduler's word on a delete is not taken");
+                        Ok(())
+                    }
+                }
             }
             (_, Outcome::Refused(reason)) => {
                 tracing::debug!(%task, reason, "a scheduler refuses a record");

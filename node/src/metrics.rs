@@ -181,6 +181,7 @@ impl Metrics {
             imports: self.imports.get(),
             exports: self.exports.get(),
             failures: self.import_failures.get() + self.export_failures.get(),
+            running_millis: 0,
         }
     }
 }

@@ -6,7 +6,12 @@ use damselfly_messages::notify::{Request, Response};
 use damselfly_transport::{program::follower::Follower, protocol::NotifyProtocol, rpc::Inbound};
 use tokio::sync::{Semaphore, mpsc};
 
-use crate::{announcer::Announcer, download::Downloads, metrics::Metrics, schedulers::Schedulers, store::StoreError};
+use crate::{
+    announcer::{Announcer, ObeyError},
+    download::Downloads,
+    metrics::Metrics,
+    schedulers::Schedulers,
+};
 
 /// How many notifications are worked on at a time; each may wait for the disk.
 const AT_A_TIME: usize = 64;
@@ -55,26 +60,30 @@ impl Notified {
         match inbound.decode() {
             Ok(request) => match self.take(peer, request).await {
                 Ok(held) => inbound.respond(Response { held }),
-                Err(error) => {
+                Err(ObeyError::Store(error)) => {
                     tracing::error!(%peer, error = &error as &dyn std::error::Error, "cannot keep a notification");
                     inbound.busy(Duration::from_secs(1));
+                }
+                Err(error @ ObeyError::Implausible(_)) => {
+                    tracing::warn!(%peer, %error, "a notification is refused");
+                    inbound.refuse(error.to_string());
                 }
             },
             Err(error) => inbound.refuse(error.to_string()),
         }
     }
 
-    async fn take(&self, peer: libp2p::PeerId, request: Request) -> Result<bool, StoreError> {
+    async fn take(&self, peer: libp2p::PeerId, request: Request) -> Result<bool, ObeyError> {
         match request {
             Request::DropTask(tombstone) => {
-                let held = self.announcer.bury(tombstone).await?;
+                let held = self.announcer.obey(tombstone).await?;
                 if held {
                     tracing::info!(task = %tombstone.task, "deleted by another host");
                     self.metrics.deletes.inc();
                 }
                 Ok(held)
             }
-            Request::ConflictLost { task, winner } => self.announcer.lose(task, winner).await,
+            Request::ConflictLost { task, winner } => Ok(self.announcer.lose(task, winner).await?),
             Request::NewParents { task, content, parents } => {
                 self.schedulers.recent().add(task, content, &parents);
                 let download = self.downloads.get(content);

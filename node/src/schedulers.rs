@@ -231,16 +231,6 @@ impl Schedulers {
         }
     }
 
-    /// Tells the task's owners something that needs no answer; the first one that hears it is enough.
-    pub async fn report(&self, task: TaskId, body: RequestBody) {
-        let Ok(targets) = self.targets(&task) else { return };
-        for owner in targets.owners {
-            if self.network.is_connected(&owner) && self.ask_one(owner, &body, false, ANSWER_WITHIN).await.is_ok() {
-                return;
-            }
-        }
-    }
-
     /// Tells every owner that can be reached.
     pub async fn report_all(&self, task: TaskId, body: RequestBody) {
         if let Ok(targets) = self.targets(&task) {

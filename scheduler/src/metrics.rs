@@ -27,7 +27,8 @@ pub(crate) struct Metrics {
     scheduling: Histogram,
     /// Taken from the state: its counters only grow.
     totals: [Counter; 8],
-    gauges: [Gauge; 7],
+    gauges: [Gauge; 8],
+    names: Gauge,
     waiting_requests: Gauge,
     notifications: [Gauge; 2],
     dropped_notifications: Counter,
@@ -42,6 +43,7 @@ impl Metrics {
             scheduling: times(),
             totals: Default::default(),
             gauges: Default::default(),
+            names: Gauge::default(),
             waiting_requests: Gauge::default(),
             notifications: Default::default(),
             dropped_notifications: Counter::default(),
@@ -64,7 +66,10 @@ impl Metrics {
             ("over_bounds", "Records and downloads refused because a bound was reached"),
             ("lapsed_hosts", "Hosts whose lease ended"),
             ("forgotten_tasks", "Tasks forgotten because nobody holds them any more, or others own them"),
-            ("forgotten_tombstones", "Tombstones forgotten because they are old, or others own them"),
+            (
+                "forgotten_tombstones",
+                "Tombstones forgotten because they are old, others own them, or there was no room",
+            ),
         ];
         for ((name, help), total) in totals.into_iter().zip(&metrics.totals) {
             registry.register(name, help, total.clone());
@@ -75,6 +80,7 @@ impl Metrics {
             ("hosts", "Hosts with a live lease"),
             ("suspect_hosts", "Hosts of those whose connection has ended"),
             ("tombstones", "Tombstones"),
+            ("announced_tombstones", "Tombstones told by hosts: several may tell the same one"),
             ("downloads", "Downloads under way"),
         ];
         for ((name, help), gauge) in gauges.into_iter().zip(&metrics.gauges) {
@@ -82,6 +88,8 @@ impl Metrics {
         }
         let [.., state] = &metrics.gauges;
         registry.register_with_unit("state", "Estimated memory of the state", Unit::Bytes, state.clone());
+        let help = "Estimated memory of the names of tasks";
+        registry.register_with_unit("names", help, Unit::Bytes, metrics.names.clone());
         let help = "Requests that wait for their answer";
         registry.register("waiting_requests", help, metrics.waiting_requests.clone());
         let [waiting, running] = &metrics.notifications;
@@ -136,8 +144,17 @@ impl Metrics {
             total.inc_by(counted.saturating_sub(total.get()));
         }
         let now = state.gauges();
-        let now =
-            [now.tasks, now.announcements, now.hosts, now.suspect_hosts, now.tombstones, now.downloads, now.bytes];
+        self.names.set(now.name_bytes as i64);
+        let now = [
+            now.tasks,
+            now.announcements,
+            now.hosts,
+            now.suspect_hosts,
+            now.tombstones,
+            now.announced_tombstones,
+            now.downloads,
+            now.bytes,
+        ];
         for (gauge, now) in self.gauges.iter().zip(now) {
             gauge.set(now as i64);
         }

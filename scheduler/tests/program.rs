@@ -2,20 +2,21 @@
 
 use std::{
     net::SocketAddr,
+    path::Path,
     time::{Duration, SystemTime},
 };
 
 use damselfly_messages::{
     config::{Configuration, SchedulerEntry, Settings},
-    id::{ClusterId, ContentId},
+    id::{ClusterId, ContentId, TaskId},
     info::{self, HostReport},
     membership::{self, Issuer},
     name::Name,
     notify,
-    record::{Announcement, Binding, Holding, Record},
+    record::{Announcement, Binding, Holding, Record, Tombstone},
     scheduler::{
-        AnnounceHost, AnnounceTask, DeleteTask, Outcome, RegisterAnswer, RegisterPeerTask, Request, RequestBody,
-        ResponseBody, StatAnswer,
+        AnnounceHost, AnnounceTask, BucketPart, DeleteTask, Outcome, RECORDS_MAX, RegisterAnswer, RegisterPeerTask,
+        Request, RequestBody, ResponseBody, StatAnswer,
     },
 };
 use damselfly_scheduler::{config::SchedulerConfig, program::Scheduler};
@@ -103,13 +104,12 @@ async fn metrics(address: SocketAddr) -> String {
     answer
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_host_announces_another_finds_and_deletes() {
-    let folder = tempfile::tempdir().expect("a folder");
+/// A scheduler that is alone in its ring.
+async fn scheduler(folder: &Path) -> Scheduler {
     let cluster = ClusterId::of_root(&root().public());
     let config = SchedulerConfig {
         listen: vec![loopback()],
-        data_dir: folder.path().join("data"),
+        data_dir: folder.join("data"),
         allow_loopback: true,
         dial: damselfly_transport::dialing::DialConfig::default(),
         http: HttpConfig::loopback(0),
@@ -132,7 +132,13 @@ async fn a_host_announces_another_finds_and_deletes() {
     let issued = issuer().issue(key.public().to_peer_id(), granted, 1, (SystemTime::now().into(), DAY));
     Membership::remember(&config.data_dir, (cluster, &[]), &issued.expect("issued").0, &signed).expect("remembered");
 
-    let scheduler = Scheduler::start(config, None).await.expect("started");
+    Scheduler::start(config, None).await.expect("started")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_announces_another_finds_and_deletes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let scheduler = scheduler(folder.path()).await;
     let network = scheduler.network();
     let (holder, mut heard) = member(Serves { notify: true, ..Serves::default() });
     let (asker, _inbox) = member(Serves::default());
@@ -193,4 +199,45 @@ async fn a_host_announces_another_finds_and_deletes() {
 
     timeout(Duration::from_secs(5), scheduler.stop()).await.expect("it ends in time");
     assert!(folder.path().join("data/configuration.signed").exists(), "it restarts without the manager");
+}
+
+/// One member reports deletes of names that nobody has, takes them back, and reports others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_deletes_leaves_room_for_names() {
+    const ROUNDS: u32 = 6;
+    let folder = tempfile::tempdir().expect("a folder");
+    let scheduler = scheduler(folder.path()).await;
+    let network = scheduler.network();
+    let (attacker, _attackers) = member(Serves::default());
+    let (honest, _honests) = member(Serves::default());
+    for host in [&attacker, &honest] {
+        host.connect(network.peer_id(), network.listeners(), SOON).await.expect("connected");
+    }
+    let announced = |body: &ResponseBody| matches!(body, ResponseBody::Announced(_));
+    for round in 0..ROUNDS {
+        let tombstone = |number: u32| {
+            let mut digest = [0; 32];
+            digest[..8].copy_from_slice(&(u64::from(round) << 32 | u64::from(number)).to_le_bytes());
+            let task = TaskId::from_bytes(&digest).expect("32 bytes");
+            Record::Deleted(Tombstone { task, generation: 1, deleted: SystemTime::now().into() })
+        };
+        let records = (0..RECORDS_MAX as u32).map(tombstone).collect();
+        let flood = RequestBody::AnnounceTask(AnnounceTask { records, bucket: None });
+        ask(&attacker, network, flood, announced).await;
+        for bucket in 0..=u8::MAX {
+            let part = Some(BucketPart { bucket, first: true, last: true });
+            let nothing = RequestBody::AnnounceTask(AnnounceTask { records: Vec::new(), bucket: part });
+            ask(&attacker, network, nothing, announced).await;
+        }
+    }
+    let question = info::Request::Hosts { after: None };
+    let told = honest.request::<InfoProtocol>(network.peer_id(), &question, SOON).await.expect("a manager may ask");
+    let info::Response::Hosts(told) = told else { panic!("{told:?}") };
+    assert_eq!(told.tombstones, 0, "nothing is kept of {} false deletes", ROUNDS as usize * RECORDS_MAX);
+    let share = told.shares.iter().find(|share| share.what == "tombstones");
+    assert_eq!(share.map(|share| (share.used, share.max)), Some((0, 250_000)));
+    let accepted =
+        |body: &ResponseBody| matches!(body, ResponseBody::Announced(all) if matches!(all[..], [Outcome::Accepted(_)]));
+    ask(&honest, network, held(ContentId::of(b"bytes")), accepted).await;
+    timeout(Duration::from_secs(5), scheduler.stop()).await.expect("it ends in time");
 }

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use damselfly_messages::{
     config::{Acceptance, Configuration, Revocation, SchedulerEntry, Settings, Verdict},
     id::ClusterId,
-    info::{HostState, HostsAnswer},
+    info::{HostState, HostsAnswer, Share},
     membership::Root,
 };
 use libp2p::identity::Keypair;
 
 use super::*;
-use crate::rates::Meter;
+use crate::rates::{Meter, Reported};
 
 const DOCUMENT: &str = include_str!("../../../docs/alerts.md");
 const EPOCH: u64 = 3;
@@ -47,9 +47,12 @@ impl World {
                 children: 0,
                 downloads: 0,
                 report,
+                reported_ago: Some(Duration::ZERO),
+                records: 0,
             };
             let heard = Instant::now();
-            (peer(seed), HostView { meter: Meter::new(heard, &state.report), state, heard, is_up: true })
+            let (meter, reported) = (Meter::new(heard, &state.report), Reported::new(heard, &state.report));
+            (peer(seed), HostView { meter, state, heard, reported, is_up: true })
         };
         let schedulers = [1, 2].map(|seed| (peer(seed), Some(answer.clone()))).into();
         let picture = Picture { schedulers, hosts: [11, 12, 13].map(host).into(), ..Picture::default() };
@@ -62,6 +65,11 @@ impl World {
 
     fn scheduler(&mut self, index: usize) -> &mut Option<HostsAnswer> {
         &mut self.picture.schedulers[index].1
+    }
+
+    fn share(&mut self, scheduler: usize, what: &str, used: u64, max: u64) {
+        let answer = self.scheduler(scheduler).as_mut().expect("an answer");
+        answer.shares.push(Share { what: what.to_owned(), used, max });
     }
 
     fn accepted(&self) -> Arc<Accepted> {
@@ -109,7 +117,7 @@ fn each_state_has_its_alert() {
     use Severity::{Critical, Info, Warning};
     type Change = fn(&mut World);
     type Expected = &'static [(&'static str, Severity, Option<u8>)];
-    let table: [(&str, Change, Expected); 19] = [
+    let table: [(&str, Change, Expected); 23] = [
         ("all is well", |_| (), &[]),
         ("a host is down", |world| world.host(11).is_up = false, &[("host_down", Warning, Some(11))]),
         (
@@ -181,6 +189,30 @@ fn each_state_has_its_alert() {
             |world| world.host(11).state.version = "9".into(),
             &[("versions_differ", Info, None)],
         ),
+        (
+            "a scheduler has as many hosts as it can keep",
+            |world| world.share(0, "hosts", 100, 100),
+            &[("scheduler_full", Critical, Some(1))],
+        ),
+        (
+            "a scheduler is nearly full",
+            |world| world.share(1, "bytes", 90, 100),
+            &[("scheduler_full", Warning, Some(2))],
+        ),
+        (
+            "a scheduler forgets old deletes",
+            |world| world.share(0, "tombstones", 100, 100),
+            &[("scheduler_full", Warning, Some(1))],
+        ),
+        (
+            "there is room",
+            |world| {
+                world.share(0, "tombstones", 99, 100);
+                world.share(0, "bytes", 89, 100);
+                world.share(0, "nothing", 0, 0);
+            },
+            &[],
+        ),
         ("another manager publishes", |world| world.is_publisher = false, &[("not_publisher", Info, None)]),
         (
             "the worst comes first",
@@ -234,6 +266,27 @@ fn what_passes_by_itself_is_told_when_it_does_not() {
     world.host(11).state.epoch = EPOCH - 1;
     world.scheduler(0).as_mut().expect("an answer").warm = false;
     assert_eq!(codes(world.look(&mut memory, after(62))), [""; 0], "the time begins anew");
+}
+
+#[test]
+fn a_host_that_was_down_when_the_manager_started_is_missed() {
+    let (mut world, mut memory, begin) = (World::new(), Memory::default(), Instant::now());
+    let after = |seconds| begin + Duration::from_secs(seconds);
+    world.picture.absent.insert(peer(40));
+    assert_eq!(world.look(&mut memory, after(0)), [], "schedulers may not have heard of it yet");
+    assert_eq!(world.look(&mut memory, after(30)), []);
+    let down = [("host_down", Severity::Warning, Some(peer(40).to_string()))];
+    assert_eq!(world.look(&mut memory, after(31)), down);
+    for index in [0, 1] {
+        world.scheduler(index).as_mut().expect("an answer").warm = false;
+    }
+    assert_eq!(world.look(&mut memory, after(32)), [], "schedulers that have just started do not know");
+    for index in [0, 1] {
+        world.scheduler(index).as_mut().expect("an answer").warm = true;
+    }
+    assert_eq!(world.look(&mut memory, after(40)), [], "the time begins again");
+    world.picture.absent.clear();
+    assert_eq!(world.look(&mut memory, after(80)), [], "it is back");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 import { ask, get, may, session } from "./api.js";
 import { field, make, quiet } from "./dom.js";
-import { live, unwatch, watch } from "./live.js";
+import { live, silence, unwatch, watch } from "./live.js";
 import { arrive, doing, tell } from "./tell.js";
 import * as access from "./pages/access.js";
 import * as audit from "./pages/audit.js";
@@ -100,7 +100,19 @@ function logIn() {
   credentials("Log in", "Log in", false, enter);
 }
 
+// Figures that stand still look like those of a healthy cluster.
+function watchSilence() {
+  const since = session.current ? silence() : null;
+  const note = document.getElementById("silent");
+  if (note.hidden === (since === null)) return;
+  note.hidden = since === null;
+  note.textContent = since === null ? "" :
+    `Nothing was heard of the manager since ${since.toLocaleTimeString()}: what is shown is out of date. The console goes on trying.`;
+  refresh();
+}
+
 async function begin() {
+  setInterval(watchSilence, 1000);
   session.ended = logIn;
   document.getElementById("logout").addEventListener("click", doing(async () => {
     await ask("DELETE", "/session");

@@ -207,6 +207,27 @@ impl Database {
         rows.iter().map(|row| Ok((row.try_get("peer_id")?, super::time(row, "not_after")?))).collect()
     }
 
+    /// PeerIds and roles of members that are not revoked and got their newest credential at `since` or later, the latest
+    /// first; `limit` at most.
+    ///
+    /// # Errors
+    /// [`DatabaseError`].
+    pub async fn members_renewed(
+        &self,
+        since: UnixMillis,
+        limit: u32,
+    ) -> Result<Vec<(String, Vec<String>)>, DatabaseError> {
+        let rows = sqlx::query(
+            "SELECT peer_id, roles FROM members WHERE revoked IS NULL AND renewed >= $1
+             ORDER BY renewed DESC, peer_id LIMIT $2",
+        )
+        .bind(super::column(since))
+        .bind(i64::from(limit))
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter().map(|row| Ok((row.try_get("peer_id")?, super::json(row, "roles")?))).collect()
+    }
+
     /// A serial number that no credential has: 1, 2, and so on.
     ///
     /// # Errors

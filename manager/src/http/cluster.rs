@@ -8,7 +8,7 @@ use axum::{
 use damselfly_messages::{
     id::{ContentId, TaskId},
     info::{self, CandidateState, HostReport, TaskFilter, TaskState},
-    name::Name,
+    name::{CID_BYTES_MAX, Name, TAG_BYTES_MAX},
     piece::PieceLayout,
     wire::Invalid,
 };
@@ -75,7 +75,7 @@ impl Overview {
             epoch,
             version: env!("CARGO_PKG_VERSION"),
             peer_id: state.peer_id().to_string(),
-            hosts: picture.hosts.len(),
+            hosts: picture.hosts.len() + picture.absent.len(),
             hosts_up: picture.up().count(),
             seeds_up: picture.up().filter(|host| host.state.seed).count(),
             schedulers: picture.schedulers.len(),
@@ -102,11 +102,12 @@ pub(super) struct Search {
     limit: Option<u32>,
     cursor: Option<String>,
     cid: Option<String>,
+    cid_prefix: Option<String>,
     tag: Option<String>,
     content_id: Option<String>,
 }
 
-/// A task as it is shown. Schedulers know tasks by their IDs, so names are shown only to who asks for them.
+/// A task. Without a name where the schedulers do not know it: they keep names only as far as they have room.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Task {
     task_id: String,
@@ -146,7 +147,8 @@ pub(super) struct PartialHolder {
 }
 
 impl Task {
-    fn new(state: TaskState, name: Option<&Name>) -> Self {
+    fn new(state: TaskState) -> Self {
+        let name = state.name.as_ref();
         Self {
             task_id: state.task.to_string(),
             cid: name.map(|name| name.cid().to_owned()),
@@ -191,24 +193,62 @@ pub(super) async fn tasks(
 ) -> Result<Json<TaskList>, Problem> {
     let search = page::read(search)?;
     let limit = page::limit(search.limit)? as usize;
-    let query = |error: Invalid| wrong(error.to_string());
-    let content = search.content_id.as_deref().map(str::parse::<ContentId>).transpose().map_err(query)?;
-    if search.cid.is_none() && search.tag.is_some() {
-        return Err(wrong("a tag is part of a name: give the cid too"));
-    }
-    if let Some(cid) = &search.cid {
-        let name = Name::parse(cid, search.tag.as_deref().unwrap_or_default()).map_err(query)?;
-        let found = eyes.task(name.task_id()).await?;
-        let is_wanted = |state: &TaskState| {
-            content.is_none_or(|wanted| state.candidates.iter().any(|candidate| candidate.binding.content == wanted))
-        };
-        let items: Vec<_> = found.into_iter().filter(is_wanted).map(|state| Task::new(state, Some(&name))).collect();
-        return Ok(Json(TaskList { items, next: None }));
-    }
     let after = search.cursor.as_deref().map(str::parse::<TaskId>).transpose().map_err(query)?;
-    let (found, next) = eyes.tasks(after, limit, TaskFilter { task: None, content }).await?;
-    let items: Vec<_> = found.into_iter().map(|state| Task::new(state, None)).collect();
+    let content = search.content_id.as_deref().map(str::parse::<ContentId>).transpose().map_err(query)?;
+    if search.tag.as_ref().is_some_and(|tag| tag.len() > TAG_BYTES_MAX) {
+        return Err(wrong(format!("a tag has at most {TAG_BYTES_MAX} bytes")));
+    }
+    let of = TaskFilter { content, tag: search.tag.clone(), ..TaskFilter::default() };
+    let (found, next) = match (&search.cid, search.cid_prefix) {
+        (Some(_), Some(_)) => return Err(wrong("give a cid or the beginning of one, not both")),
+        (Some(cid), None) => named(&eyes, cid, &of, (after, limit)).await?,
+        (None, prefix) => {
+            let cid_prefix = prefix.map(canonical).transpose()?;
+            eyes.tasks(after, limit, TaskFilter { cid_prefix, ..of }).await?
+        }
+    };
+    let items = found.into_iter().map(Task::new).collect();
     Ok(Json(TaskList { items, next: next.map(|task| task.to_string()) }))
+}
+
+/// The tasks with this cid: the one with the tag that is wanted, or those with any tag.
+///
+/// That with a tag, or without one, is found by its task ID, also where its name is not known to the schedulers.
+async fn named(
+    eyes: &Eyes,
+    cid: &str,
+    of: &TaskFilter,
+    (after, limit): (Option<TaskId>, usize),
+) -> Result<(Vec<TaskState>, Option<TaskId>), Problem> {
+    let name = Name::parse(cid, of.tag.as_deref().unwrap_or_default()).map_err(query)?;
+    let is_wanted = |state: &TaskState| {
+        of.content.is_none_or(|wanted| state.candidates.iter().any(|candidate| candidate.binding.content == wanted))
+    };
+    let mut found = Vec::new();
+    if after.is_none() {
+        let exact = eyes.task(name.task_id()).await?.filter(is_wanted);
+        found.extend(exact.map(|state| TaskState { name: Some(name.clone()), ..state }));
+    }
+    if of.tag.is_some() {
+        return Ok((found, None));
+    }
+    let prefix = TaskFilter { cid_prefix: Some(name.cid().to_owned()), ..of.clone() };
+    let (others, next) = eyes.tasks(after, limit, prefix).await?;
+    let is_other = |other: &Name| other.cid() == name.cid() && *other != name;
+    found.extend(others.into_iter().filter(|state| state.name.as_ref().is_some_and(is_other)));
+    Ok((found, next))
+}
+
+/// The beginning of a cid as schedulers have it: a digest that is complete has one spelling.
+fn canonical(prefix: String) -> Result<String, Problem> {
+    if prefix.is_empty() || prefix.len() > CID_BYTES_MAX {
+        return Err(wrong(format!("the beginning of a cid has 1 to {CID_BYTES_MAX} bytes")));
+    }
+    Ok(Name::parse(&prefix, "").map_or(prefix, |name| name.cid().to_owned()))
+}
+
+fn query(error: Invalid) -> Problem {
+    wrong(error.to_string())
 }
 
 pub(super) async fn task(
@@ -217,7 +257,7 @@ pub(super) async fn task(
 ) -> Result<Json<Task>, Problem> {
     let task: TaskId = task.parse().map_err(|_| Problem::not_found())?;
     match eyes.task(task).await? {
-        Some(state) => Ok(Json(Task::new(state, None))),
+        Some(state) => Ok(Json(Task::new(state))),
         None => Err(Problem::not_found()),
     }
 }

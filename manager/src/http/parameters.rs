@@ -16,6 +16,7 @@ pub(super) enum Parameter {
     TaskCursor,
     HostRole,
     Cid,
+    CidPrefix,
     Tag,
     ContentId,
     Actor,
@@ -34,6 +35,7 @@ impl Parameter {
             Self::Cursor | Self::NumberCursor | Self::TaskCursor => "cursor",
             Self::HostRole => "role",
             Self::Cid => "cid",
+            Self::CidPrefix => "cid_prefix",
             Self::Tag => "tag",
             Self::ContentId => "content_id",
             Self::Actor => "actor",
@@ -63,8 +65,12 @@ impl Parameter {
                 "The first part of a name: a digest, or any text of at most 1024 bytes of UTF-8.",
                 json!({ "type": "string", "minLength": 1, "maxLength": 1024, "pattern": "^[^\\u0000]*$" }),
             ),
+            Self::CidPrefix => (
+                "The beginning of the first part of a name. Not together with a cid.",
+                json!({ "type": "string", "minLength": 1, "maxLength": 1024, "pattern": "^[^\\u0000]*$" }),
+            ),
             Self::Tag => (
-                "The second part of a name, at most 256 bytes of UTF-8; needs a cid.",
+                "The second part of a name, at most 256 bytes of UTF-8; empty for names without one.",
                 json!({ "type": "string", "maxLength": 256, "pattern": "^[^\\u0000]*$" }),
             ),
             Self::ContentId => (

@@ -122,7 +122,8 @@ pub(super) fn table() -> Vec<Route> {
     const OPERATOR: Needs = Needs::Role(Role::Operator);
     const ADMIN: Needs = Needs::Role(Role::Admin);
     use Parameter::{
-        Action, Actor, AllowEmpty, Cid, ContentId, Cursor, From, HostRole, Limit, NumberCursor, Tag, TaskCursor, To,
+        Action, Actor, AllowEmpty, Cid, CidPrefix, ContentId, Cursor, From, HostRole, Limit, NumberCursor, Tag,
+        TaskCursor, To,
     };
     const PAGE: &[Parameter] = &[Limit, Cursor];
     const NUMBERED: &[Parameter] = &[Limit, NumberCursor];
@@ -148,7 +149,7 @@ pub(super) fn table() -> Vec<Route> {
             .query(&[Limit, Cursor, HostRole])
             .answers(200, "HostList"),
         route(Method::GET, "/tasks", VIEWER, "Tasks, by name, content, or one after the other.", get(cluster::tasks))
-            .query(&[Limit, TaskCursor, Cid, Tag, ContentId])
+            .query(&[Limit, TaskCursor, Cid, CidPrefix, Tag, ContentId])
             .answers(200, "TaskList")
             .problems(&[503]),
         route(Method::GET, "/tasks/{task_id}", VIEWER, "A task and its holders.", get(cluster::task))

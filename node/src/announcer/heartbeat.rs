@@ -8,6 +8,7 @@ use std::{
 
 use damselfly_messages::{
     config::Accepted,
+    info::HostReport,
     record::Record,
     scheduler::{RequestBody, ResponseBody},
 };
@@ -241,7 +242,9 @@ impl Announcer {
             ledger.readmit(&peer, std::time::Instant::now());
             (ledger.epoch() == epoch).then(|| ledger.digests(&peer))
         };
-        let host = self.inner.host.announcement(&self.inner.network, digests, self.inner.metrics.report());
+        let running_millis = self.inner.started.elapsed().as_millis() as u64;
+        let report = HostReport { running_millis, ..self.inner.metrics.report() };
+        let host = self.inner.host.announcement(&self.inner.network, digests, report);
         let answer = match self.inner.schedulers.ask(peer, &RequestBody::AnnounceHost(Box::new(host)), false).await? {
             ResponseBody::Host(answer) => answer,
             ResponseBody::NotOwner(_) => return Err("its configuration is another one".to_owned()),

@@ -129,3 +129,33 @@ fn nothing_old_is_told_after_a_long_absence() {
     assert_eq!(bench.told(&["b"]), ".", "away while it did not run");
     assert!(bench.store.tasks().iter().all(|record| record.state == TaskState::Stale));
 }
+
+#[tokio::test]
+async fn a_scheduler_is_not_believed_what_no_delete_can_be() {
+    let bench = Bench::new();
+    let manifest = testing::import(&bench.store, "a", b"x");
+    let (task, time) = (name("a").task_id(), UnixMillis::from(std::time::SystemTime::now()));
+    let accepted = Some(UnixMillis(time.0 - 1_000_000));
+    let bound = record("a", &manifest);
+    let bound = TaskRecord { binding: Binding { accepted, ..bound.binding }, ..bound };
+    bench.store.put_task(bound).expect("put");
+    let told = |generation, deleted| Tombstone { task, generation, deleted: UnixMillis(deleted) };
+    let implausible = [
+        (told(u64::MAX, time.0), "a generation that nobody can follow"),
+        (told(time.0 + 2 * CLOCK_LEEWAY_MS, time.0), "one beyond the clock"),
+        (told(1, time.0 - 2_000_000), "a delete before the name was bound"),
+    ];
+    for (tombstone, why) in implausible {
+        let refused = bench.announcer.obey(tombstone).await;
+        assert!(matches!(refused, Err(ObeyError::Implausible(_))), "{why}: {refused:?}");
+        assert_eq!(bench.told(&["a"]), "+", "{why}");
+    }
+    let obeyed = bench.announcer.obey(told(1, time.0 + 100 * CLOCK_LEEWAY_MS)).await;
+    assert!(matches!(obeyed, Ok(true)), "a clock ahead is no reason: {obeyed:?}");
+    let kept = bench.store.tombstone(&task).expect("kept");
+    assert!(
+        kept.deleted.0 <= UnixMillis::from(std::time::SystemTime::now()).0 + CLOCK_LEEWAY_MS,
+        "but the tombstone is not kept for ever"
+    );
+    assert_eq!(bench.told(&["a"]), "-");
+}

@@ -17,6 +17,7 @@ use tokio::{
     task::{JoinError, JoinSet},
     time::{MissedTickBehavior, interval},
 };
+use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, field::Empty};
 
 use super::{Download, FetchError, State, fetch, fetch::ParentError, have, manifest::CONNECT_WITHIN};
@@ -42,7 +43,8 @@ pub(super) async fn run(
     inbox: mpsc::Receiver<Vec<Parent>>,
 ) {
     let leaving = Leaving { download: Arc::clone(&download), slot };
-    let result = Supervisor::new(Arc::clone(&download)).supervise(inbox).await;
+    let reports = TaskTracker::new();
+    let result = Supervisor::new(Arc::clone(&download), reports.clone()).supervise(inbox).await;
     let end = match &result {
         Ok(()) => End::Complete,
         // A length that nobody has proved must not be trusted after a restart.
@@ -58,6 +60,9 @@ pub(super) async fn run(
         download.shared.announcer.announce_known(task).await;
     }
     report_faults(&download).await;
+    // A scheduler that hears of progress after the end takes it for another download.
+    reports.close();
+    reports.wait().await;
     report_end(&download, if end == End::Complete { PeerResult::Done } else { PeerResult::Failed }).await;
 }
 
@@ -132,7 +137,8 @@ async fn report_faults(download: &Download) {
 async fn report_end(download: &Download, result: PeerResult) {
     let task = download.name.task_id();
     let body = ReportPeerResult { task, content: download.manifest().content(), result };
-    download.shared.schedulers.report(task, RequestBody::ReportPeerResult(body)).await;
+    // All that heard of its progress: one that did not hear of the end would count it as under way.
+    download.shared.schedulers.report_all(task, RequestBody::ReportPeerResult(body)).await;
 }
 
 struct Supervisor {
@@ -141,6 +147,8 @@ struct Supervisor {
     following: JoinSet<()>,
     /// Parents known but not asked: there are enough.
     spare: HashMap<PeerId, Parent>,
+    /// Reports under way.
+    reports: TaskTracker,
     last_report: Instant,
     last_ask: Instant,
     last_checkpoint: Instant,
@@ -149,7 +157,7 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    fn new(download: Arc<Download>) -> Self {
+    fn new(download: Arc<Download>, reports: TaskTracker) -> Self {
         let now = Instant::now();
         let held = download.lock().plan.held();
         Self {
@@ -157,6 +165,7 @@ impl Supervisor {
             fetching: JoinSet::new(),
             following: JoinSet::new(),
             spare: HashMap::new(),
+            reports,
             last_report: now,
             last_ask: now,
             last_checkpoint: now,
@@ -327,7 +336,8 @@ impl Supervisor {
             }
         };
         let schedulers = self.download.shared.schedulers.clone();
-        tokio::spawn(async move { schedulers.report_all(body.task, RequestBody::ReportPieceResult(body)).await });
+        let report = async move { schedulers.report_all(body.task, RequestBody::ReportPieceResult(body)).await };
+        self.reports.spawn(report);
     }
 
     fn checkpoint(&mut self, now: Instant) {

@@ -7,6 +7,7 @@ use prost::Message as _;
 
 use crate::{
     id::{ContentId, TaskId},
+    name::{CID_BYTES_MAX, Name, TAG_BYTES_MAX},
     pb::{self, at_most, each, required},
     record::Binding,
     scheduler::{CANDIDATES_MAX, TAG_TEXT_MAX},
@@ -21,6 +22,8 @@ pub use deletions::{DELETIONS_MAX, Deletion, DeletionsAnswer};
 pub const HOSTS_MAX: usize = 2_000;
 /// Most tasks in one answer.
 pub const TASKS_MAX: usize = 200;
+/// Most parts of a scheduler's memory that are told of.
+pub const SHARES_MAX: usize = 32;
 /// Most holders named of one content.
 pub const HOLDERS_MAX: usize = 64;
 
@@ -45,6 +48,8 @@ pub struct HostReport {
     pub exports: u64,
     /// Imports and exports that failed since it started.
     pub failures: u64,
+    /// Milliseconds since its start, by its own monotonic clock; 0: unknown.
+    pub running_millis: u64,
 }
 
 /// A question.
@@ -72,12 +77,29 @@ pub enum Request {
 }
 
 /// Which tasks are wanted.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TaskFilter {
     /// Only this one.
     pub task: Option<TaskId>,
     /// Only those bound to it.
     pub content: Option<ContentId>,
+    /// Only those whose cid begins with it. A scheduler of an earlier version takes no notice of this and of the tag.
+    pub cid_prefix: Option<String>,
+    /// Only those with this tag; empty: those without one.
+    pub tag: Option<String>,
+}
+
+impl TaskFilter {
+    /// Whether a name is one of those wanted; an unknown name is not, where one is wanted.
+    pub fn fits_name(&self, name: Option<(&str, &str)>) -> bool {
+        match name {
+            Some((cid, tag)) => {
+                self.cid_prefix.as_ref().is_none_or(|prefix| cid.starts_with(prefix.as_str()))
+                    && self.tag.as_ref().is_none_or(|wanted| wanted == tag)
+            }
+            None => self.cid_prefix.is_none() && self.tag.is_none(),
+        }
+    }
 }
 
 /// An answer.
@@ -114,6 +136,19 @@ pub struct HostsAnswer {
     pub items: Vec<HostState>,
     /// There are more after the last one.
     pub more: bool,
+    /// What it may keep, at most [`SHARES_MAX`]; none of an earlier version.
+    pub shares: Vec<Share>,
+}
+
+/// A part of a scheduler's memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Share {
+    /// Which: `announcements`, `hosts`, and so on.
+    pub what: String,
+    /// How much of it is used.
+    pub used: u64,
+    /// How much of it there is.
+    pub max: u64,
 }
 
 /// A host as a scheduler knows it.
@@ -137,6 +172,10 @@ pub struct HostState {
     pub downloads: u32,
     /// What it counts.
     pub report: HostReport,
+    /// The age of the report: a host speaks more often than it reports. `None` of a scheduler of an earlier version.
+    pub reported_ago: Option<Duration>,
+    /// Contents and deletes that it has announced to this scheduler.
+    pub records: u64,
 }
 
 /// Some tasks.
@@ -155,6 +194,8 @@ pub struct TaskState {
     pub task: TaskId,
     /// What it is bound to, best first.
     pub candidates: Vec<CandidateState>,
+    /// What it is called, where the scheduler knows.
+    pub name: Option<Name>,
 }
 
 /// A content of a task.
@@ -194,8 +235,20 @@ impl From<&HostReport> for pb::HostReport {
             imports,
             exports,
             failures,
+            running_millis,
         } = *report;
-        Self { contents, stored_bytes, free_bytes, sent_bytes, received_bytes, local_bytes, imports, exports, failures }
+        Self {
+            contents,
+            stored_bytes,
+            free_bytes,
+            sent_bytes,
+            received_bytes,
+            local_bytes,
+            imports,
+            exports,
+            failures,
+            running_millis,
+        }
     }
 }
 
@@ -211,14 +264,33 @@ impl From<pb::HostReport> for HostReport {
             imports,
             exports,
             failures,
+            running_millis,
         } = report;
-        Self { contents, stored_bytes, free_bytes, sent_bytes, received_bytes, local_bytes, imports, exports, failures }
+        Self {
+            contents,
+            stored_bytes,
+            free_bytes,
+            sent_bytes,
+            received_bytes,
+            local_bytes,
+            imports,
+            exports,
+            failures,
+            running_millis,
+        }
     }
 }
 
 /// Nothing for no bytes.
 fn optional<T>(bytes: &[u8], read: impl FnOnce(&[u8]) -> Result<T, Invalid>) -> Result<Option<T>, Invalid> {
     if bytes.is_empty() { Ok(None) } else { read(bytes).map(Some) }
+}
+
+fn short(what: &'static str, text: Option<String>, max: usize) -> Result<Option<String>, Invalid> {
+    match text {
+        Some(text) if text.len() > max => Err(Invalid::new(what, format!("it is longer than {max} bytes"))),
+        text => Ok(text),
+    }
 }
 
 fn peer(bytes: &[u8]) -> Result<PeerId, Invalid> {
@@ -239,6 +311,8 @@ impl Wire for Request {
                     limit: u32::try_from(*limit).unwrap_or(u32::MAX),
                     task: digest(&of.task),
                     content: of.content.map(|content| content.digest().to_vec()).unwrap_or_default(),
+                    cid_prefix: of.cid_prefix.clone(),
+                    tag: of.tag.clone(),
                 })
             }
             Self::Deletions { after } => pb::info_request::Body::Deletions(pb::DeletionsRequest { after: *after }),
@@ -258,7 +332,9 @@ impl Wire for Request {
                 let task = optional(&tasks.task, TaskId::from_bytes)?;
                 let content = optional(&tasks.content, ContentId::from_bytes)?;
                 let after = optional(&tasks.after, TaskId::from_bytes)?;
-                Ok(Self::Tasks { after, limit, of: TaskFilter { task, content } })
+                let cid_prefix = short("cid prefix", tasks.cid_prefix, CID_BYTES_MAX)?;
+                let tag = short("tag", tasks.tag, TAG_BYTES_MAX)?;
+                Ok(Self::Tasks { after, limit, of: TaskFilter { task, content, cid_prefix, tag } })
             }
             pb::info_request::Body::Deletions(deletions) => Ok(Self::Deletions { after: deletions.after }),
         }
@@ -277,6 +353,8 @@ impl From<&HostState> for pb::HostState {
             children: host.children,
             downloads: host.downloads,
             report: Some((&host.report).into()),
+            reported_millis_ago: host.reported_ago.map(|ago| ago.as_millis() as u64),
+            records: host.records,
         }
     }
 }
@@ -298,7 +376,26 @@ impl TryFrom<pb::HostState> for HostState {
             children: host.children,
             downloads: host.downloads,
             report: host.report.unwrap_or_default().into(),
+            reported_ago: host.reported_millis_ago.map(Duration::from_millis),
+            records: host.records,
         })
+    }
+}
+
+impl From<&Share> for pb::Share {
+    fn from(share: &Share) -> Self {
+        Self { what: share.what.clone(), used: share.used, max: share.max }
+    }
+}
+
+impl TryFrom<pb::Share> for Share {
+    type Error = Invalid;
+
+    fn try_from(share: pb::Share) -> Result<Self, Invalid> {
+        if share.what.len() > TAG_TEXT_MAX {
+            return Err(Invalid::new("share", "its name is too long"));
+        }
+        Ok(Self { what: share.what, used: share.used, max: share.max })
     }
 }
 
@@ -348,7 +445,11 @@ impl TryFrom<pb::TaskState> for TaskState {
 
     fn try_from(state: pb::TaskState) -> Result<Self, Invalid> {
         let task = TaskId::from_bytes(&state.task)?;
-        Ok(Self { task, candidates: each("candidates", state.candidates, CANDIDATES_MAX)? })
+        let name = state.name.map(Name::try_from).transpose()?;
+        if name.as_ref().is_some_and(|name| name.task_id() != task) {
+            return Err(Invalid::new("name", "it is another task's"));
+        }
+        Ok(Self { task, candidates: each("candidates", state.candidates, CANDIDATES_MAX)?, name })
     }
 }
 
@@ -366,11 +467,13 @@ impl Wire for Response {
                 version: hosts.version.clone(),
                 items: hosts.items.iter().map(Into::into).collect(),
                 more: hosts.more,
+                shares: hosts.shares.iter().map(Into::into).collect(),
             }),
             Self::Tasks(tasks) => {
                 let state = |state: &TaskState| pb::TaskState {
                     task: state.task.digest().to_vec(),
                     candidates: state.candidates.iter().map(Into::into).collect(),
+                    name: state.name.as_ref().map(Into::into),
                 };
                 pb::info_response::Body::Tasks(pb::TasksAnswer {
                     items: tasks.items.iter().map(state).collect(),
@@ -400,6 +503,7 @@ impl Wire for Response {
                     version: hosts.version,
                     items: each("hosts", hosts.items, HOSTS_MAX)?,
                     more: hosts.more,
+                    shares: each("shares", hosts.shares, SHARES_MAX)?,
                 }))
             }
             pb::info_response::Body::Tasks(tasks) => Ok(Self::Tasks(TasksAnswer {
@@ -426,7 +530,16 @@ mod tests {
             Request::Hosts { after: Some(PeerId::random()) },
             Request::Hosts { after: None },
             Request::Deletions { after: 8 },
-            Request::Tasks { after: Some(task), limit: 7, of: TaskFilter { task: None, content: Some(content) } },
+            Request::Tasks {
+                after: Some(task),
+                limit: 7,
+                of: TaskFilter { content: Some(content), ..TaskFilter::default() },
+            },
+            Request::Tasks {
+                after: None,
+                limit: 7,
+                of: TaskFilter { cid_prefix: Some("a".into()), tag: Some(String::new()), ..TaskFilter::default() },
+            },
         ];
         for request in requests {
             assert_eq!(Request::from_bytes(&request.to_bytes()), Ok(request));
@@ -442,16 +555,25 @@ mod tests {
             heard_ago: Duration::from_millis(5),
             children: 1,
             downloads: 2,
-            report: HostReport { contents: 4, failures: 9, ..HostReport::default() },
+            report: HostReport { contents: 4, failures: 9, running_millis: 8, ..HostReport::default() },
+            reported_ago: Some(Duration::from_millis(7)),
+            records: 6,
         };
-        let hosts = HostsAnswer { epoch: 3, items: vec![host], more: true, warm: true, ..HostsAnswer::default() };
+        let shares = vec![Share { what: "tombstones".into(), used: 1, max: 2 }];
+        let hosts =
+            HostsAnswer { epoch: 3, items: vec![host], more: true, warm: true, shares, ..HostsAnswer::default() };
         let accepted = Some(UnixMillis(1));
         let binding = Binding { content, content_bytes: 1, generation: 1, accepted, expires: None };
         let partial = vec![PartialHolder { peer: PeerId::random(), pieces: 3 }];
         let peers = vec![PeerId::random()];
         let candidates = vec![CandidateState { binding, holders: 1, available: true, peers, partial }];
-        let tasks = TasksAnswer { items: vec![TaskState { task, candidates }], more_after: Some(task) };
         let name = Name::parse("a", "b").expect("sound");
+        let state = TaskState { task, candidates, name: None };
+        let named = TaskState { task: name.task_id(), candidates: Vec::new(), name: Some(name.clone()) };
+        let misnamed = TaskState { name: Some(name.clone()), ..state.clone() };
+        let misnamed = Response::Tasks(TasksAnswer { items: vec![misnamed], more_after: None });
+        assert!(Response::from_bytes(&misnamed.to_bytes()).is_err(), "a name of another task");
+        let tasks = TasksAnswer { items: vec![state, named], more_after: Some(task) };
         let tombstone = Tombstone { task: name.task_id(), generation: 2, deleted: UnixMillis(5) };
         let deletion =
             |number| Deletion { number, peer: PeerId::random(), uid: Some(1000), name: Some(name.clone()), tombstone };

@@ -10,9 +10,27 @@ use crate::{
 /// Highest generation; far more deletes than a name ever sees, and far from overflow.
 pub const GENERATION_MAX: u64 = 1 << 48;
 
+/// How far ahead of another host's clock a host's times may be.
+pub const CLOCK_LEEWAY_MS: u64 = 300_000;
+
+/// Whether a name would have been deleted more often than once in each millisecond since 1970.
+///
+/// Without a bound a single member could use up all generations of a name, and nobody could bind it any more. With this one
+/// the next generation is always there a moment later, so that a false one is no more than a delete.
+pub const fn is_beyond(generation: u64, now: UnixMillis) -> bool {
+    generation > now.0.saturating_add(CLOCK_LEEWAY_MS)
+}
+
 /// A moment of wall-clock time, in milliseconds since 1970. Compared between hosts, so only as good as their clocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct UnixMillis(pub u64);
+
+impl UnixMillis {
+    /// A time of another host's clock, not further ahead of `now` than clocks may be.
+    pub fn clamp_to(self, now: Self) -> Self {
+        self.min(Self(now.0.saturating_add(CLOCK_LEEWAY_MS)))
+    }
+}
 
 impl From<SystemTime> for UnixMillis {
     fn from(time: SystemTime) -> Self {

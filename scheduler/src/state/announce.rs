@@ -3,7 +3,7 @@
 use damselfly_messages::{
     id::TaskId,
     notify,
-    record::{Announcement, Holding, Record, Tombstone},
+    record::{Announcement, Holding, Record, Tombstone, is_beyond},
     scheduler::{AnnounceHost, AnnounceTask, HostAnswer, Outcome, ResponseBody},
 };
 
@@ -11,10 +11,14 @@ use super::{
     Action, Asker, BLOCKED, Now, Reply, State,
     claims::Gone,
     eras::Role,
-    hosts::{HostId, Locality},
+    hosts::{HostId, Kind, Locality},
     sweep::TOMBSTONES_KEPT_MS,
-    tasks::{Bound, CLOCK_LEEWAY_MS, Keep, Task, Unbound, clamp},
+    tasks::{Bound, Keep, Task, Unbound},
+    tombstones::Report,
 };
+
+/// Nothing more can be kept of anybody.
+const FULL: &str = "this scheduler is full; the cluster needs more schedulers";
 
 /// The host is one too many.
 const TOO_MANY_HOSTS: Reply = Reply::Refused("this scheduler has as many hosts as it can keep");
@@ -33,6 +37,7 @@ impl State {
         };
         host.describe(heartbeat.addresses, heartbeat.seed, Locality::of(&heartbeat.tags));
         (host.epoch, host.version, host.report) = (asker.epoch, heartbeat.version.into(), heartbeat.report);
+        host.reported = Some(now.at);
         let told = heartbeat.buckets.filter(|_| same_epoch);
         let mismatched = told.map_or_else(Vec::new, |told| host.digests().mismatches(&told));
         ResponseBody::Host(HostAnswer { mismatched, warm, time: None })
@@ -93,18 +98,18 @@ impl State {
         now: Now,
         actions: &mut Vec<Action>,
     ) -> Outcome {
-        let new = self.hosts.get(host).is_none_or(|known| !known.has_told(&task));
-        if new && let Some(reason) = self.is_full(host) {
-            self.counters.over_bounds += 1;
-            return Outcome::Refused(reason.into());
-        }
+        let kind = if matches!(record, Record::Held(_)) { Kind::Held } else { Kind::Tombstone };
+        let before = self.hosts.get(host).and_then(|known| known.has_told(&task));
+        let full = if before == Some(kind) { None } else { self.is_full_of(kind, host) };
+        self.counters.over_bounds += u64::from(full.is_some());
         let digest = record.digest();
-        let outcome = match record {
-            Record::Held(announcement) => self.judge_held(host, task, announcement, keep, now, actions),
-            Record::Deleted(tombstone) => self.judge_deleted(host, tombstone, keep, now, actions),
+        let outcome = match (record, full) {
+            (Record::Held(_), Some(reason)) => return Outcome::Refused(reason.into()),
+            (Record::Held(announcement), None) => self.judge_held(host, task, announcement, keep, now, actions),
+            (Record::Deleted(tombstone), full) => self.judge_deleted(host, tombstone, keep, full, now, actions),
         };
         match &outcome {
-            Outcome::Accepted(_) | Outcome::Noted => self.note(host, task, digest),
+            Outcome::Accepted(_) | Outcome::Noted => self.note(host, task, digest, kind),
             Outcome::Conflict(_) | Outcome::Buried(_) | Outcome::Cold(_) | Outcome::Refused(_) => {
                 self.unclaim(host, &task, Gone::Left, now);
             }
@@ -112,15 +117,30 @@ impl State {
         outcome
     }
 
-    fn is_full(&self, host: HostId) -> Option<&'static str> {
-        let told = self.hosts.get(host).map_or(0, |host| host.told_len());
-        if told >= self.limits.announcements_per_host {
-            Some("the host has announced as many records as this scheduler keeps of one host")
-        } else if self.announcements >= self.limits.announcements || self.estimated_bytes() >= self.limits.bytes {
-            Some("this scheduler is full; the cluster needs more schedulers")
-        } else {
-            None
+    /// Why no further record of this kind is taken of a host. A new binding displaces tombstones.
+    fn is_full_of(&mut self, kind: Kind, host: HostId) -> Option<&'static str> {
+        let Some(host) = self.hosts.get(host) else { return Some(FULL) };
+        match kind {
+            Kind::Held if host.told_len() - host.told_tombstones() >= self.limits.announcements_per_host => {
+                return Some("the host has announced as many records as this scheduler keeps of one host");
+            }
+            Kind::Held if self.announcements >= self.limits.announcements => return Some(FULL),
+            Kind::Held => {}
+            Kind::Tombstone => {
+                let told = host.told_tombstones();
+                let max = self.limits.announced_tombstones;
+                let crowded = self.announced_tombstones >= max / 2;
+                if told >= max / 4 || crowded && told >= max / 2 / self.hosts.len().max(1) {
+                    return Some("the host has announced as many deletes as this scheduler keeps of one host");
+                }
+            }
         }
+        while self.estimated_bytes() >= self.limits.bytes {
+            if kind == Kind::Tombstone || !self.drop_oldest_tombstone() {
+                return Some(FULL);
+            }
+        }
+        None
     }
 
     fn judge_held(
@@ -133,10 +153,10 @@ impl State {
         actions: &mut Vec<Action>,
     ) -> Outcome {
         let Announcement { name, mut binding, holding } = announcement;
-        if is_beyond(binding.generation, now) {
+        if is_beyond(binding.generation, now.wall) {
             return Outcome::Refused(BEYOND.into());
         }
-        binding.accepted = binding.accepted.map(|accepted| clamp(accepted, now.wall));
+        binding.accepted = binding.accepted.map(|accepted| accepted.clamp_to(now.wall));
         if !name.allows(binding.content) {
             return Outcome::Refused("the content is not the one that the name states".into());
         }
@@ -156,12 +176,18 @@ impl State {
             self.unclaim(host, &task, Gone::Left, now);
         }
         self.drop_ended(&task, now);
+        self.tombstones.on_bound(&task);
         let known = self.tasks.entry(task).or_insert_with(|| Task::new(&name, binding, keep, now.at));
         (known.keep, known.told) = (keep, now.at);
         match known.bind(binding, now.wall) {
             Ok(bound) => {
                 let complete =
                     known.candidate_mut(binding.content).is_some_and(|candidate| candidate.hold(host, holding));
+                if holding == Holding::Complete {
+                    // The report of its end may be lost.
+                    self.end_download(&task, host);
+                }
+                self.names.learn(task, &name, host, self.hosts.len(), self.limits.name_bytes);
                 self.after_bind(host, task, &bound, complete, actions);
                 Outcome::Accepted(bound.binding)
             }
@@ -199,20 +225,32 @@ impl State {
         host: HostId,
         mut tombstone: Tombstone,
         keep: Keep,
+        full: Option<&'static str>,
         now: Now,
         actions: &mut Vec<Action>,
     ) -> Outcome {
-        if is_beyond(tombstone.generation, now) {
+        let task = tombstone.task;
+        if is_beyond(tombstone.generation, now.wall) {
             return Outcome::Refused(BEYOND.into());
         }
-        tombstone.deleted = clamp(tombstone.deleted, now.wall);
+        tombstone.deleted = tombstone.deleted.clamp_to(now.wall);
+        let bound = self.tasks.contains_key(&task);
+        let Some(known) = self.hosts.get(host) else { return Outcome::Refused(FULL.into()) };
+        let peer = known.peer;
+        if known.has_told(&task) == Some(Kind::Held) {
+            // The host holds it no more, whatever generation others have.
+            self.unclaim(host, &task, Gone::Left, now);
+        }
+        // What is bound here is deleted even where no further tombstone of the host is noted.
+        if !bound && let Some(reason) = full {
+            return Outcome::Refused(reason.into());
+        }
         // An old one is noted as told, or its host would tell it again with each heartbeat until its clock agrees.
         if tombstone.deleted.0.saturating_add(TOMBSTONES_KEPT_MS) > now.wall.0 {
-            self.bury(tombstone, keep, Some(host), None, now, actions);
+            let report = Report { tombstone, keep, peer, bound };
+            self.bury(report, Some(host), None, now, actions);
         }
-        // The host holds it no more, whatever generation others have.
-        self.unclaim(host, &tombstone.task, Gone::Left, now);
-        Outcome::Noted
+        full.map_or(Outcome::Noted, |reason| Outcome::Refused(reason.into()))
     }
 
     /// A host gave a task up, by itself.
@@ -228,14 +266,6 @@ impl State {
 
 /// A generation that cannot be.
 const BEYOND: &str = "the name cannot have been deleted so often";
-
-/// Whether a name would have been deleted more often than once in each millisecond since 1970.
-///
-/// Without a bound a single host could use up all generations of a name, and nobody could bind it any more. With this one
-/// the next generation is always there a moment later, so that a false one is no more than a delete.
-const fn is_beyond(generation: u64, now: Now) -> bool {
-    generation > now.wall.0.saturating_add(CLOCK_LEEWAY_MS)
-}
 
 /// Number of verified pieces; the largest number for all of them.
 pub(super) const fn pieces(holding: Holding) -> u32 {

@@ -5,7 +5,12 @@ use std::sync::Arc;
 use damselfly_messages::{id::TaskId, notify, record::Tombstone};
 use libp2p::{Multiaddr, PeerId};
 
-use super::{Action, DeleteId, Grave, Now, State, hosts::HostId, tasks::Candidate, tasks::Keep};
+use super::{
+    Action, DeleteId, Now, State,
+    hosts::{HostId, Kind},
+    tasks::Candidate,
+    tombstones::Report,
+};
 
 /// Why a host is no holder any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,18 +23,41 @@ pub(super) enum Gone {
 
 impl State {
     /// Notes a record as told, word for word.
-    pub(super) fn note(&mut self, host: HostId, task: TaskId, digest: u64) {
+    pub(super) fn note(&mut self, host: HostId, task: TaskId, digest: u64, kind: Kind) {
         let owned = self.eras.owns(&task);
-        if let Some(host) = self.hosts.get_mut(host)
-            && host.tell(task, digest, owned)
-        {
-            self.announcements += 1;
+        let Some(known) = self.hosts.get_mut(host) else { return };
+        let before = known.tell(task, digest, kind, owned);
+        if before != Some(kind) {
+            self.count_announced(&task, kind);
+            if let Some(before) = before {
+                self.count_withdrawn(&task, before, Gone::Left);
+            }
+        }
+    }
+
+    fn count_announced(&mut self, task: &TaskId, kind: Kind) {
+        match kind {
+            Kind::Held => self.announcements += 1,
+            Kind::Tombstone => {
+                self.announced_tombstones += 1;
+                self.tombstones.on_announced(task);
+            }
+        }
+    }
+
+    fn count_withdrawn(&mut self, task: &TaskId, kind: Kind, why: Gone) {
+        match kind {
+            Kind::Held => self.announcements -= 1,
+            Kind::Tombstone => {
+                self.announced_tombstones -= 1;
+                self.tombstones.on_withdrawn(task, why);
+            }
         }
     }
 
     /// Forgets what a host told of a task, and that it is a holder.
     pub(super) fn unclaim(&mut self, host: HostId, task: &TaskId, why: Gone, now: Now) {
-        self.untell(host, task);
+        self.untell(host, task, why);
         let Some(known) = self.tasks.get_mut(task) else { return };
         for candidate in &mut known.candidates {
             if candidate.unhold(host) && why == Gone::Lapsed {
@@ -39,12 +67,10 @@ impl State {
         self.prune(task, now);
     }
 
-    fn untell(&mut self, host: HostId, task: &TaskId) {
+    fn untell(&mut self, host: HostId, task: &TaskId, why: Gone) {
         let owned = self.eras.owns(task);
-        if let Some(host) = self.hosts.get_mut(host)
-            && host.untell(task, owned)
-        {
-            self.announcements -= 1;
+        if let Some(kind) = self.hosts.get_mut(host).and_then(|host| host.untell(task, owned)) {
+            self.count_withdrawn(task, kind, why);
         }
     }
 
@@ -78,7 +104,7 @@ impl State {
     pub(super) fn release(&mut self, task: &TaskId, candidate: &Candidate) -> Vec<HostId> {
         let mut hosts: Vec<_> = candidate.holders.iter().map(|holder| holder.host).collect();
         for host in &hosts {
-            self.untell(*host, task);
+            self.untell(*host, task, Gone::Left);
         }
         let content = candidate.binding.content;
         let fetching: Vec<_> = self.downloads.of(task, content).map(|download| download.host).collect();
@@ -93,27 +119,27 @@ impl State {
 
     /// Whether a tombstone known here buries what it should.
     pub(super) fn tombstone(&self, task: &TaskId) -> Option<Tombstone> {
-        let grave = self.graves.get(task)?;
-        Some(Tombstone { task: *task, generation: grave.generation, deleted: grave.deleted })
+        let kept = self.tombstones.get(task)?;
+        Some(Tombstone { task: *task, generation: kept.generation, deleted: kept.deleted })
     }
 
     /// Keeps a tombstone and tells the holders of what it buries, except one; returns whom it told.
     pub(super) fn bury(
         &mut self,
-        tombstone: Tombstone,
-        keep: Keep,
+        report: Report,
         except: Option<HostId>,
         delete: Option<DeleteId>,
         now: Now,
         actions: &mut Vec<Action>,
     ) -> Vec<PeerId> {
+        let tombstone = report.tombstone;
         let task = tombstone.task;
-        let grave =
-            self.graves.entry(task).or_insert(Grave { generation: 0, deleted: tombstone.deleted, keep, told: now.at });
-        if tombstone.generation > grave.generation {
-            (grave.generation, grave.deleted) = (tombstone.generation, tombstone.deleted);
+        while !self.tombstones.contains(&task) && self.tombstones.len() >= self.limits.tombstones {
+            if !self.drop_oldest_tombstone() {
+                break;
+            }
         }
-        (grave.keep, grave.told) = (keep, now.at);
+        self.tombstones.put(report, now.at);
         let buried = self.tasks.get_mut(&task).map(|known| known.bury(&tombstone)).unwrap_or_default();
         let mut told = Vec::new();
         for candidate in &buried {
@@ -124,6 +150,13 @@ impl State {
         }
         self.prune(&task, now);
         told
+    }
+
+    /// Makes room by what is worth least; returns whether there was a tombstone.
+    pub(super) fn drop_oldest_tombstone(&mut self) -> bool {
+        let dropped = self.tombstones.drop_oldest();
+        self.counters.forgotten_tombstones += u64::from(dropped);
+        dropped
     }
 
     /// Tells a host something; returns its name if it is known.

@@ -19,7 +19,7 @@ pub struct Counters {
     pub lapsed_hosts: u64,
     /// Tasks forgotten because nobody holds them any more, or others own them.
     pub forgotten_tasks: u64,
-    /// Tombstones forgotten because they are old, or others own them.
+    /// Tombstones forgotten because they are old, others own them, or there was no room for them.
     pub forgotten_tombstones: u64,
 }
 
@@ -28,7 +28,7 @@ pub struct Counters {
 pub struct Gauges {
     /// Tasks that are bound to a content.
     pub tasks: usize,
-    /// Records told by hosts.
+    /// Records of contents told by hosts.
     pub announcements: usize,
     /// Hosts with a live lease.
     pub hosts: usize,
@@ -36,16 +36,20 @@ pub struct Gauges {
     pub suspect_hosts: usize,
     /// Tombstones.
     pub tombstones: usize,
+    /// Tombstones told by hosts: several may tell the same one.
+    pub announced_tombstones: usize,
     /// Downloads under way.
     pub downloads: usize,
-    /// Estimated bytes of memory.
+    /// Estimated bytes of memory but for names.
     pub bytes: usize,
+    /// Estimated bytes of names.
+    pub name_bytes: usize,
 }
 
 // Bytes per entry, measured with random tasks and rounded up: B-tree nodes are two thirds full.
 const ANNOUNCEMENT_BYTES: usize = 100;
 const TASK_BYTES: usize = 300;
-const GRAVE_BYTES: usize = 140;
+const TOMBSTONE_BYTES: usize = 260;
 const HOST_BYTES: usize = 4_096;
 const DOWNLOAD_BYTES: usize = 640;
 
@@ -62,17 +66,28 @@ impl State {
             announcements: self.announcements,
             hosts: self.hosts.len(),
             suspect_hosts: self.hosts.iter().filter(|(_, host)| host.suspect).count(),
-            tombstones: self.graves.len(),
+            tombstones: self.tombstones.len(),
+            announced_tombstones: self.announced_tombstones,
             downloads: self.downloads.len(),
             bytes: self.estimated_bytes(),
+            name_bytes: self.names.bytes(),
         }
     }
 
     /// An upper estimate. Further candidates of a task are not counted: each has announcements of its own.
     pub(super) fn estimated_bytes(&self) -> usize {
+        self.lasting_bytes() + self.tombstones.len() * TOMBSTONE_BYTES
+    }
+
+    /// Estimated bytes of what no new name displaces.
+    pub(super) fn lasting_bytes(&self) -> usize {
+        self.bytes_without_tombstones() + self.announced_tombstones * ANNOUNCEMENT_BYTES
+    }
+
+    /// Estimated bytes of what is not about deletes.
+    pub(super) fn bytes_without_tombstones(&self) -> usize {
         self.announcements * ANNOUNCEMENT_BYTES
             + self.tasks.len() * TASK_BYTES
-            + self.graves.len() * GRAVE_BYTES
             + self.hosts.len() * HOST_BYTES
             + self.downloads.len() * DOWNLOAD_BYTES
     }

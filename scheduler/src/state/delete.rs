@@ -9,7 +9,7 @@ use damselfly_messages::{
 };
 use libp2p::PeerId;
 
-use super::{Action, AskId, Asker, DeleteId, Now, Reply, State, eras::Role, tasks::Keep};
+use super::{Action, AskId, Asker, DeleteId, Now, Reply, State, eras::Role, tasks::Keep, tombstones::Report};
 
 /// Each holder has 5 s of its own; with very many of them the asker must still get an answer in time.
 const ALL_WITHIN: Duration = Duration::from_secs(15);
@@ -66,7 +66,8 @@ impl State {
         let tombstone = Tombstone { task, generation, deleted };
         self.deletions.remember(asker.peer, delete, tombstone, now.wall);
         let host = self.hosts.id(&asker.peer);
-        let waiting: BTreeSet<_> = self.bury(tombstone, keep, host, Some(id), now, actions).into_iter().collect();
+        let report = Report { tombstone, keep, peer: asker.peer, bound: true };
+        let waiting: BTreeSet<_> = self.bury(report, host, Some(id), now, actions).into_iter().collect();
         if waiting.is_empty() {
             return Ok(Some(ResponseBody::Deleted(nothing(Some(tombstone)))));
         }

@@ -15,8 +15,9 @@ use damselfly_messages::{
 use super::{Asker, BLOCKED, Now, Reply, State, hosts::HostId};
 use crate::placement::{self, Offer, eighths};
 
-/// A download that nothing was heard of for so long is over.
-const STALE: Duration = Duration::from_secs(600);
+/// A download that nothing was heard of for so long is over: hosts give up after 30 s without progress. One that goes on
+/// after all begins again with its next report.
+const STALE: Duration = Duration::from_secs(60);
 
 /// A host that registers or reports too much is told to wait so long.
 const RETRY: Duration = Duration::from_secs(1);

@@ -103,14 +103,21 @@ pub enum Reply {
 /// How much remote parties may fill.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Records told by all hosts together; 1,000,000.
+    /// Records of contents told by all hosts together; 1,000,000.
     pub announcements: usize,
-    /// Records told by one host; 200,000.
+    /// Records of contents told by one host; 200,000.
     pub announcements_per_host: usize,
+    /// Tombstones kept; 250,000.
+    pub tombstones: usize,
+    /// Tombstones told by all hosts together, each host's own; 500,000. A quarter of one host, and half of them are
+    /// divided equally.
+    pub announced_tombstones: usize,
     /// Hosts; 20,000.
     pub hosts: usize,
-    /// Estimated bytes of everything kept; 400 MiB.
+    /// Estimated bytes of everything kept but names; 400 MiB.
     pub bytes: usize,
+    /// Estimated bytes of names, which are kept for people; 64 MiB.
+    pub name_bytes: usize,
     /// Downloads under way; 200,000.
     pub downloads: usize,
     /// Downloads of one host; 1,024.
@@ -124,8 +131,11 @@ impl Default for Limits {
         Self {
             announcements: 1_000_000,
             announcements_per_host: 200_000,
+            tombstones: 250_000,
+            announced_tombstones: 500_000,
             hosts: 20_000,
             bytes: 400 << 20,
+            name_bytes: 64 << 20,
             downloads: 200_000,
             downloads_per_host: 1_024,
             deletes: 256,

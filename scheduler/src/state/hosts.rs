@@ -54,10 +54,20 @@ fn task((_, digest): &TaskKey) -> Option<TaskId> {
     TaskId::from_bytes(digest).ok()
 }
 
+/// What a record is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A content that the host holds.
+    Held,
+    /// A delete that it knows of.
+    Tombstone,
+}
+
 /// One record as a host told it.
 #[derive(Debug, Clone, Copy)]
 struct Told {
     digest: u64,
+    kind: Kind,
     /// The host's [`Host::round`] at that time.
     round: u32,
 }
@@ -79,8 +89,12 @@ pub(crate) struct Host {
     pub(crate) epoch: u64,
     pub(crate) version: Box<str>,
     pub(crate) report: HostReport,
+    /// When it said that: it speaks more often.
+    pub(crate) reported: Option<Duration>,
     heard: Duration,
     told: BTreeMap<TaskKey, Told>,
+    /// Tombstones among them.
+    told_tombstones: usize,
     /// Of what it told about tasks owned by the present ring.
     digests: BucketDigests,
     /// Grows with each bucket that is told anew.
@@ -102,8 +116,10 @@ impl Host {
             epoch: 0,
             version: Box::default(),
             report: HostReport::default(),
+            reported: None,
             heard: at,
             told: BTreeMap::new(),
+            told_tombstones: 0,
             digests: BucketDigests::default(),
             round: 0,
             replacing: BTreeMap::new(),
@@ -126,33 +142,41 @@ impl Host {
         self.told.len()
     }
 
-    pub(crate) fn has_told(&self, task: &TaskId) -> bool {
-        self.told.contains_key(&key(task))
+    pub(crate) fn told_tombstones(&self) -> usize {
+        self.told_tombstones
+    }
+
+    /// What it told of a task.
+    pub(crate) fn has_told(&self, task: &TaskId) -> Option<Kind> {
+        self.told.get(&key(task)).map(|told| told.kind)
     }
 
     pub(crate) fn digests(&self) -> &BucketDigests {
         &self.digests
     }
 
-    /// Notes a record; returns whether it is one more.
-    pub(crate) fn tell(&mut self, task: TaskId, digest: u64, owned: bool) -> bool {
-        let before = self.told.insert(key(&task), Told { digest, round: self.round });
+    /// Notes a record; returns of what kind the one was that it replaces.
+    pub(crate) fn tell(&mut self, task: TaskId, digest: u64, kind: Kind, owned: bool) -> Option<Kind> {
+        let before = self.told.insert(key(&task), Told { digest, kind, round: self.round });
+        self.told_tombstones += usize::from(kind == Kind::Tombstone);
+        self.told_tombstones -= usize::from(before.is_some_and(|before| before.kind == Kind::Tombstone));
         if owned {
             self.digests.toggle(&task, digest);
             if let Some(before) = before {
                 self.digests.toggle(&task, before.digest);
             }
         }
-        before.is_none()
+        before.map(|before| before.kind)
     }
 
-    /// Forgets what it told of a task; returns whether there was something.
-    pub(crate) fn untell(&mut self, task: &TaskId, owned: bool) -> bool {
-        let Some(told) = self.told.remove(&key(task)) else { return false };
+    /// Forgets what it told of a task; returns what that was about.
+    pub(crate) fn untell(&mut self, task: &TaskId, owned: bool) -> Option<Kind> {
+        let told = self.told.remove(&key(task))?;
+        self.told_tombstones -= usize::from(told.kind == Kind::Tombstone);
         if owned {
             self.digests.toggle(task, told.digest);
         }
-        true
+        Some(told.kind)
     }
 
     /// Counts the digests anew for another ring.

@@ -5,9 +5,10 @@ use std::{cmp::Reverse, ops::Bound};
 use damselfly_messages::{
     id::TaskId,
     info::{
-        CandidateState, HOLDERS_MAX, HOSTS_MAX, HostState, HostsAnswer, PartialHolder, Request, Response, TaskFilter,
-        TaskState, TasksAnswer,
+        CandidateState, HOLDERS_MAX, HOSTS_MAX, HostState, HostsAnswer, PartialHolder, Request, Response, Share,
+        TaskFilter, TaskState, TasksAnswer,
     },
+    name::Name,
 };
 use libp2p::PeerId;
 
@@ -53,19 +54,33 @@ impl State {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             items: hosts.into_iter().map(|(_, host)| describe(host, now)).collect(),
             more,
+            shares: self.shares(),
         }
+    }
+
+    /// What remote parties may fill, and how far they have.
+    fn shares(&self) -> Vec<Share> {
+        let limits = self.limits;
+        let shares = [
+            ("announcements", self.announcements, limits.announcements),
+            ("bytes", self.lasting_bytes(), limits.bytes),
+            ("downloads", self.downloads.len(), limits.downloads),
+            ("hosts", self.hosts.len(), limits.hosts),
+            ("tombstones", self.tombstones.len(), limits.tombstones),
+        ];
+        shares.map(|(what, used, max)| Share { what: what.to_owned(), used: used as u64, max: max as u64 }).into()
     }
 
     fn inform_of_tasks(&self, after: Option<TaskId>, limit: usize, of: &TaskFilter) -> TasksAnswer {
         if let Some(task) = of.task {
-            let known = self.tasks.get(&task).filter(|known| fits(known, of));
+            let known = self.tasks.get(&task).filter(|known| self.fits(&task, known, of));
             let items = known.map(|known| self.task_state(task, known, true)).into_iter().collect();
             return TasksAnswer { items, more_after: None };
         }
         let begin = after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut answer = TasksAnswer::default();
         for (looked, (task, known)) in self.tasks.range((begin, Bound::Unbounded)).enumerate() {
-            if fits(known, of) {
+            if self.fits(task, known, of) {
                 answer.items.push(self.task_state(*task, known, false));
             }
             if answer.items.len() == limit || looked + 1 == LOOKED_AT_MAX {
@@ -80,7 +95,13 @@ impl State {
     /// Lists are short of partial holders: there may be many tasks in one.
     fn task_state(&self, task: TaskId, known: &Task, in_full: bool) -> TaskState {
         let candidates = known.standing().map(|candidate| self.candidate_state(&task, candidate, in_full)).collect();
-        TaskState { task, candidates }
+        let name = self.names.get(&task).and_then(|(cid, tag)| Name::parse(cid, tag).ok());
+        TaskState { task, candidates, name }
+    }
+
+    fn fits(&self, task: &TaskId, known: &Task, of: &TaskFilter) -> bool {
+        let is_bound = |content| known.standing().any(|candidate| candidate.binding.content == content);
+        of.fits_name(self.names.get(task)) && of.content.is_none_or(is_bound)
     }
 
     fn candidate_state(&self, task: &TaskId, candidate: &Candidate, in_full: bool) -> CandidateState {
@@ -104,10 +125,6 @@ impl State {
     }
 }
 
-fn fits(known: &Task, of: &TaskFilter) -> bool {
-    of.content.is_none_or(|content| known.standing().any(|candidate| candidate.binding.content == content))
-}
-
 fn describe(host: &Host, now: Now) -> HostState {
     HostState {
         peer: host.peer,
@@ -119,5 +136,7 @@ fn describe(host: &Host, now: Now) -> HostState {
         children: host.children,
         downloads: host.downloads,
         report: host.report,
+        reported_ago: host.reported.map(|at| now.at.saturating_sub(at)),
+        records: host.told_len() as u64,
     }
 }

@@ -7,7 +7,6 @@ use std::{collections::BTreeMap, time::Duration};
 
 use damselfly_messages::{
     id::TaskId,
-    record::UnixMillis,
     scheduler::{Request, RequestBody, Response, ResponseBody},
 };
 use libp2p::PeerId;
@@ -24,11 +23,14 @@ mod event;
 mod faults;
 pub(crate) mod hosts;
 mod inform;
+mod names;
+mod pulls;
 mod report;
 mod sweep;
 mod tasks;
 #[cfg(test)]
 mod tests;
+mod tombstones;
 
 pub use counters::{Counters, Gauges};
 pub use event::{Action, AskId, DeleteId, Event, Limits, Now, Reply, TICK};
@@ -38,22 +40,13 @@ use download::Downloads;
 use eras::{Eras, Role};
 use faults::Faults;
 use hosts::Hosts;
-use tasks::{Keep, Task};
-
-/// The same newer configuration is asked for this often at most.
-const PULL_EVERY: Duration = Duration::from_secs(1);
+use names::Names;
+use pulls::Pulls;
+use tasks::Task;
+use tombstones::Tombstones;
 
 /// Why nothing with a tag is taken or given.
 const BLOCKED: &str = "the tag is blocked in this cluster";
-
-/// The memory of a delete.
-#[derive(Debug, Clone, Copy)]
-struct Grave {
-    generation: u64,
-    deleted: UnixMillis,
-    keep: Keep,
-    told: Duration,
-}
 
 /// The state of a scheduler: [`handle`](Self::handle) is all it does.
 #[derive(Debug)]
@@ -64,16 +57,20 @@ pub struct State {
     eras: Eras,
     hosts: Hosts,
     tasks: BTreeMap<TaskId, Task>,
-    graves: BTreeMap<TaskId, Grave>,
+    tombstones: Tombstones,
+    names: Names,
     downloads: Downloads,
     faults: Faults,
     deletes: BTreeMap<DeleteId, delete::Pending>,
     next_delete: u64,
     deletions: Deletions,
-    /// Records told by all hosts.
+    /// Records of contents told by all hosts.
     announcements: usize,
-    pulled: Option<Duration>,
+    /// Tombstones told by all hosts, each host's own.
+    announced_tombstones: usize,
+    pulls: Pulls,
     swept: Duration,
+    swept_downloads: Duration,
     counters: Counters,
 }
 
@@ -86,15 +83,18 @@ impl State {
             eras: Eras::new(me),
             hosts: Hosts::default(),
             tasks: BTreeMap::new(),
-            graves: BTreeMap::new(),
+            tombstones: Tombstones::default(),
+            names: Names::default(),
             downloads: Downloads::default(),
             faults: Faults::default(),
             deletes: BTreeMap::new(),
             next_delete: 0,
             deletions: Deletions::default(),
             announcements: 0,
-            pulled: None,
+            announced_tombstones: 0,
+            pulls: Pulls::default(),
             swept: Duration::ZERO,
+            swept_downloads: Duration::ZERO,
             counters: Counters::default(),
         }
     }
@@ -116,8 +116,7 @@ impl State {
 
     fn on_asked(&mut self, ask: AskId, peer: PeerId, request: Request, now: Now, actions: &mut Vec<Action>) {
         self.hosts.renew(&peer, now.at);
-        if request.epoch > self.eras.epoch() && self.pulled.is_none_or(|last| last + PULL_EVERY <= now.at) {
-            self.pulled = Some(now.at);
+        if request.epoch > self.eras.epoch() && self.pulls.may_ask(peer, now.at) {
             actions.push(Action::Pull { from: peer, epoch: request.epoch });
         }
         let reply = match self.eras.current() {

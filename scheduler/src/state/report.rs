@@ -4,6 +4,7 @@ use damselfly_messages::{
     id::{ContentId, TaskId},
     notify,
     piece::PieceLayout,
+    record::Holding,
     scheduler::{ParentFault, PeerResult, ReportPeerResult, ReportPieceResult, ResponseBody},
 };
 use std::time::Duration;
@@ -30,10 +31,16 @@ impl State {
         let task = report.task;
         self.admit(asker, &task, true, now)?;
         let candidate = self.tasks.get(&task).and_then(|known| known.candidate(report.content));
-        let Some(binding) = candidate.map(|candidate| candidate.binding) else { return Ok(ResponseBody::Noted) };
-        let known = self
-            .hosts
-            .id(&asker.peer)
+        let Some(candidate) = candidate else { return Ok(ResponseBody::Noted) };
+        let binding = candidate.binding;
+        let reporter = self.hosts.id(&asker.peer);
+        let holds = |host: &HostId| candidate.holder(*host).is_some_and(|holder| holder.holding == Holding::Complete);
+        if let Some(host) = reporter.filter(holds) {
+            // The last report of a download that is complete: it counts for the parents, but begins no other download.
+            self.note_parents(&task, host, report, now);
+            return Ok(ResponseBody::Noted);
+        }
+        let known = reporter
             .filter(|host| self.downloads.get(&task, *host).is_some_and(|download| download.content == report.content));
         let host = match known {
             Some(host) => host,
@@ -61,7 +68,7 @@ impl State {
                 None => {}
             }
         }
-        if used.is_empty() {
+        if used.is_empty() || self.downloads.get(task, child).is_none() {
             return;
         }
         used.sort_unstable();

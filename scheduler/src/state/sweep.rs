@@ -15,6 +15,9 @@ const ORPHANS_KEPT: Duration = Duration::from_secs(24 * 3600);
 /// What is told to a scheduler that stands in is kept this long after it was told last.
 const STAND_IN_KEPT: Duration = Duration::from_secs(600);
 
+/// How often downloads are looked at that may have ended without a word.
+const SWEEP_DOWNLOADS_EVERY: Duration = Duration::from_secs(5);
+
 /// How often everything is looked at.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 
@@ -39,7 +42,7 @@ impl State {
             (false, other) => other,
         };
         self.tasks.iter_mut().for_each(|(task, known)| known.keep = keep(task, known.keep));
-        self.graves.iter_mut().for_each(|(task, grave)| grave.keep = keep(task, grave.keep));
+        self.tombstones.sort(keep);
         self.hosts.iter_mut().for_each(|host| host.recount(|task| self.eras.owns(task)));
     }
 
@@ -49,6 +52,10 @@ impl State {
         self.tell_new_parents(now, actions);
         if self.eras.sweep(now.at) {
             self.drop_former(now);
+        }
+        if self.swept_downloads + SWEEP_DOWNLOADS_EVERY <= now.at {
+            self.swept_downloads = now.at;
+            self.end_stale_downloads(now);
         }
         if self.swept + SWEEP_EVERY <= now.at {
             self.swept = now.at;
@@ -86,9 +93,7 @@ impl State {
         for task in tasks {
             self.drop_task(&task);
         }
-        let graves = self.graves.len();
-        self.graves.retain(|_, grave| !owned_before(grave.keep));
-        self.counters.forgotten_tombstones += (graves - self.graves.len()) as u64;
+        self.counters.forgotten_tombstones += self.tombstones.retain(|kept| !owned_before(kept.keep)) as u64;
         self.drop_told_of_strangers(now);
     }
 
@@ -96,7 +101,7 @@ impl State {
     fn drop_told_of_strangers(&mut self, now: Now) {
         let hosts: Vec<_> = self.hosts.iter().map(|(id, host)| (id, host.told_tasks())).collect();
         for (host, tasks) in hosts {
-            let kept = |task: &TaskId| self.tasks.contains_key(task) || self.graves.contains_key(task);
+            let kept = |task: &TaskId| self.tasks.contains_key(task) || self.tombstones.contains(task);
             let stray: Vec<_> = tasks.into_iter().filter(|task| !kept(task) && !self.eras.owns(task)).collect();
             for task in stray {
                 self.unclaim(host, &task, Gone::Left, now);
@@ -114,8 +119,7 @@ impl State {
 
     fn sweep_all(&mut self, now: Now) {
         self.faults.sweep(now.at);
-        self.end_stale_downloads(now);
-        let crowded = self.estimated_bytes() > self.limits.bytes / 4 * 3;
+        let crowded = self.bytes_without_tombstones() > self.limits.bytes / 4 * 3;
         let kept = if crowded { Duration::ZERO } else { ORPHANS_KEPT };
         let mut dropped = Vec::new();
         for (task, known) in &mut self.tasks {
@@ -134,13 +138,13 @@ impl State {
         let tasks = self.tasks.len();
         self.tasks.retain(|_, known| !known.candidates.is_empty());
         self.counters.forgotten_tasks += (tasks - self.tasks.len()) as u64;
-        let graves = self.graves.len();
-        self.graves.retain(|_, grave| {
-            let stale = grave.keep != Keep::Owned && grave.told + STAND_IN_KEPT <= now.at;
-            !stale && grave.deleted.0.saturating_add(TOMBSTONES_KEPT_MS) > now.wall.0
+        self.names.retain(|task| self.tasks.contains_key(task));
+        let forgotten = self.tombstones.retain(|kept| {
+            let stale = kept.keep != Keep::Owned && kept.told + STAND_IN_KEPT <= now.at;
+            !stale && kept.deleted.0.saturating_add(TOMBSTONES_KEPT_MS) > now.wall.0
         });
-        self.counters.forgotten_tombstones += (graves - self.graves.len()) as u64;
-        if self.graves.len() < graves {
+        self.counters.forgotten_tombstones += forgotten as u64;
+        if forgotten > 0 {
             self.drop_told_of_strangers(now);
         }
     }

@@ -17,9 +17,6 @@ const REJECTED_FOR: Duration = Duration::from_secs(3600);
 /// Reporters of a false candidate that are remembered.
 const REPORTERS_MAX: usize = 64;
 
-/// How far ahead of this host's clock a host's times may be.
-pub(super) const CLOCK_LEEWAY_MS: u64 = 300_000;
-
 /// Why this scheduler keeps a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Keep {
@@ -243,9 +240,4 @@ impl Task {
 fn accept(mut binding: Binding, wall: UnixMillis) -> Binding {
     binding.accepted = binding.accepted.or(Some(wall));
     binding
-}
-
-/// A time of another host's clock, not further ahead than clocks may be.
-pub(super) fn clamp(time: UnixMillis, wall: UnixMillis) -> UnixMillis {
-    time.min(UnixMillis(wall.0.saturating_add(CLOCK_LEEWAY_MS)))
 }

@@ -39,12 +39,19 @@ async fn the_manager_sees_hosts_schedulers_and_tasks_and_deletes() -> anyhow::Re
         ensure!(
             get(cluster, &format!("tasks?content_id={content}")).await?["items"].as_array().map(Vec::len) == Some(1)
         );
+        let by_prefix = get(cluster, "tasks?cid_prefix=models/").await?;
+        ensure!(by_prefix["items"].as_array().map(Vec::len) == Some(1), "{by_prefix}");
+        ensure!(by_prefix["items"][0]["cid"] == "models/one" && by_prefix["items"][0]["tag"] == "", "{by_prefix}");
+        let without_tag = get(cluster, "tasks?tag=").await?;
+        ensure!(without_tag["items"].as_array().map(Vec::len) == Some(2), "{without_tag}");
         let first = get(cluster, "tasks?limit=1").await?;
         let next = first["next"].as_str().context("another part")?;
         let second = get(cluster, &format!("tasks?limit=1&cursor={next}")).await?;
         ensure!(second["next"].is_null() && second["items"][0]["task_id"] != first["items"][0]["task_id"], "{second}");
         ensure!(get(cluster, "tasks?cid=none").await?["items"].as_array().is_some_and(Vec::is_empty));
-        for wrong in ["tasks?tag=x", "tasks?content_id=x", "tasks?limit=0", "tasks?cid=", "hosts?role=king"] {
+        for wrong in
+            ["tasks?cid=x&cid_prefix=x", "tasks?content_id=x", "tasks?limit=0", "tasks?cid=", "hosts?role=king"]
+        {
             ensure!(cluster.manage("GET", wrong, None).await?.status == 400, "{wrong}");
         }
 

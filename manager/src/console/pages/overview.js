@@ -3,7 +3,7 @@
 import { bar, line } from "../charts.js";
 import { make, mark, quiet, swap } from "../dom.js";
 import { percent, rate, size } from "../format.js";
-import { live } from "../live.js";
+import { live, silence } from "../live.js";
 
 export const title = "Overview";
 export const needs = "viewer";
@@ -20,8 +20,10 @@ export async function open(view) {
   const paint = () => {
     if (!live.overview) return swap(numbers, quiet("Looking…"));
     // Read out again only when they are others.
-    const now = JSON.stringify(live.overview.alerts ?? []);
-    if (now !== told) swap(alerts, paintAlerts(live.overview.alerts ?? []));
+    // Of a manager that is silent nobody knows whether there are alerts; the page says above that it is silent.
+    const current = silence() === null ? live.overview.alerts ?? [] : null;
+    const now = JSON.stringify(current);
+    if (now !== told) swap(alerts, current ? paintAlerts(current) : quiet("What follows is out of date."));
     told = now;
     swap(numbers, ...paintNumbers(live.overview));
   };

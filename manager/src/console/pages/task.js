@@ -9,24 +9,30 @@ import { consent, doing, say } from "../tell.js";
 export const title = "Task";
 export const needs = "viewer";
 
-export async function open(view, [task_id = "", cid, tag]) {
+const called = task => task.cid ? [task.cid, task.tag && `tag ${task.tag}`].filter(text => text).join(", ") : task.task_id;
+
+export async function open(view, [task_id = ""]) {
   const path = `/tasks/${encodeURIComponent(task_id)}`;
   const content = make("div");
   // While it is deleted and after that, nobody looks for it.
   let isGoing = false;
-  const look = async () => swap(content, ...paint(await get(path)));
+  let seen = null;
+  const look = async () => {
+    seen = await get(path);
+    swap(content, ...paint(seen));
+  };
   const remove = button("Delete in the whole cluster", doing(async () => {
     const agreed = await consent({ title: "Delete this task in the whole cluster?", confirm: "Delete", bad: true,
-      content: [make("p", { class: "id" }, cid ?? task_id), make("p", {}, "Every host drops it, and its bytes with its last name.")] });
+      content: [make("p", { class: "id" }, called(seen)), make("p", {}, "Every host drops it, and its bytes with its last name.")] });
     if (!agreed) return;
     isGoing = true;
     const done = (await ask("DELETE", path).catch(problem => { isGoing = false; throw problem; })).json;
     say(`Deleted: ${done.dropped} hosts dropped it, ${done.unreachable} will when they come back.`, { there: true });
     location.hash = "#tasks";
   }), { class: "bad", "data-key": "delete" });
-  const about = make("dl", { class: "facts" }, ...[["Name (cid)", cid], ["Tag", tag], ["Task ID", task_id]]
-    .filter(([, text]) => text).map(([name, text]) => make("div", {}, make("dt", {}, name), make("dd", { class: "id" }, text))));
   await look();
+  const about = make("dl", { class: "facts" }, ...[["Name (cid)", seen.cid], ["Tag", seen.tag], ["Task ID", task_id]]
+    .filter(([, text]) => text).map(([name, text]) => make("div", {}, make("dt", {}, name), make("dd", { class: "id" }, text))));
   view.replaceChildren(make("p", {}, make("a", { href: "#tasks" }, "All tasks")), about, content,
     may("operator") && remove || "");
   return async () => {

@@ -8,10 +8,9 @@ import { doing } from "../tell.js";
 export const title = "Tasks";
 export const needs = "viewer";
 
-// What was looked for stays when a task was looked at. Schedulers know no names, so what was asked for is remembered.
+// What was looked for stays when a task was looked at.
 const wanted = { cid: "", tag: "", content: "" };
-export const address = task => `#task/${[task.task_id, ...(task.cid ? [task.cid, task.tag ?? ""] : [])]
-  .map(encodeURIComponent).join("/")}`;
+export const address = task => `#task/${encodeURIComponent(task.task_id)}`;
 
 export async function open(view) {
   const results = make("div", { "aria-live": "polite" });
@@ -23,7 +22,7 @@ export async function open(view) {
   const pages = [""];
   const find = async () => {
     const query = new URLSearchParams({ limit: "50" });
-    for (const [key, text] of [["cid", wanted.cid], ["tag", wanted.tag], ["content_id", wanted.content]]) {
+    for (const [key, text] of [["cid_prefix", wanted.cid], ["tag", wanted.tag], ["content_id", wanted.content]]) {
       if (text) query.set(key, text);
     }
     if (pages.at(-1)) query.set("cursor", pages.at(-1));
@@ -40,7 +39,7 @@ export async function open(view) {
 
 function paintTasks(tasks) {
   const rows = tasks.flatMap(task => task.candidates.map(one => [
-    idHead(make("a", { href: address(task) }, task.cid ?? task.task_id)), id(one.content_id), number(size(one.bytes)),
+    idHead(make("a", { href: address(task) }, task.cid ?? task.task_id)), task.tag ?? "", id(one.content_id), number(size(one.bytes)),
     mark(one.state === "available" ? "good" : "bad", one.state), number(one.holders), time(one.accepted), time(one.expires)]));
-  return table("Tasks", ["Task", "Content", "Size", "State", "Holders", "Since", "Expires"], rows, "No task fits.");
+  return table("Tasks", ["Task", "Tag", "Content", "Size", "State", "Holders", "Since", "Expires"], rows, "No task fits.");
 }

@@ -163,3 +163,27 @@ fn a_restarted_scheduler_learns_of_downloads_by_reports() {
     bench.pass(LEASE);
     assert_eq!(bench.state.gauges().downloads, 0, "it ends with the host's lease");
 }
+
+#[test]
+fn no_download_outlives_its_end() {
+    let mut bench = Bench::warm();
+    holder(&mut bench, 200, Holding::Complete, false, &[]);
+    let downloads = |bench: &Bench| bench.state.gauges().downloads;
+    register(&mut bench, 300, "x", &[]);
+    report(&mut bench, 300, 3, &[]);
+    assert_eq!(downloads(&bench), 1);
+    holder(&mut bench, 300, Holding::Complete, false, &[]);
+    assert_eq!(downloads(&bench), 0, "it is complete, whether or not its end is reported");
+    report(&mut bench, 300, 8, &[]);
+    assert_eq!(downloads(&bench), 0, "a report that was late begins no other one");
+    register(&mut bench, 301, "x", &[]);
+    report(&mut bench, 301, 3, &[]);
+    bench.pass_alive(Duration::from_secs(59), &[200, 300, 301]);
+    assert_eq!(downloads(&bench), 1, "it may go on");
+    bench.pass_alive(Duration::from_secs(10), &[200, 300, 301]);
+    assert_eq!(downloads(&bench), 0, "nothing was heard of it for a minute");
+    let children = bench.state.hosts.iter().map(|(_, host)| host.children).sum::<u32>();
+    assert_eq!(children, 0, "nobody counts as busy with it");
+    report(&mut bench, 301, 4, &[]);
+    assert_eq!(downloads(&bench), 1, "it goes on after all");
+}

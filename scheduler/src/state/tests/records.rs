@@ -1,9 +1,8 @@
 //! What hosts announce: acceptance, conflicts, tombstones, digests, leases.
 
-use damselfly_messages::record::GENERATION_MAX;
+use damselfly_messages::record::{CLOCK_LEEWAY_MS, GENERATION_MAX};
 
 use super::*;
-use crate::state::tasks::CLOCK_LEEWAY_MS;
 
 const A: u8 = 1;
 const B: u8 = 2;
@@ -318,16 +317,59 @@ fn the_manager_is_told_of_hosts_and_tasks() {
         other => panic!("not tasks: {other:?}"),
     };
     let all = info::TaskFilter::default();
-    let first = tasks(None, 2, all);
+    let first = tasks(None, 2, all.clone());
     let rest = tasks(first.more_after, 2, all);
     assert_eq!((first.items.len(), rest.items.len(), rest.more_after), (2, 1, None));
-    let named = tasks(None, 2, info::TaskFilter { task: Some(name("a").task_id()), content: None });
+    let named = tasks(None, 2, info::TaskFilter { task: Some(name("a").task_id()), ..info::TaskFilter::default() });
     let candidate = &named.items[0].candidates[0];
     assert_eq!((candidate.holders, candidate.available, candidate.peers.len()), (2, true, 2));
     let partial: Vec<_> = candidate.partial.iter().map(|holder| (holder.peer, holder.pieces)).collect();
     assert_eq!(partial, [(peer(203), 5), (peer(202), 2)], "those with most come first");
     assert!(first.items.iter().flat_map(|task| &task.candidates).all(|one| one.partial.is_empty()), "lists are short");
-    let of_a = tasks(None, 9, info::TaskFilter { task: None, content: Some(content(A)) });
+    let of_a = tasks(None, 9, info::TaskFilter { content: Some(content(A)), ..info::TaskFilter::default() });
     assert_eq!(of_a.items.len(), 2, "by content");
-    assert!(tasks(None, 9, info::TaskFilter { task: Some(name("none").task_id()), content: None }).items.is_empty());
+    assert!(
+        tasks(None, 9, info::TaskFilter { task: Some(name("none").task_id()), ..info::TaskFilter::default() })
+            .items
+            .is_empty()
+    );
+}
+
+#[test]
+fn tasks_are_found_by_their_names() {
+    let mut bench = Bench::warm();
+    for (cid, tag) in [("models/a", "v1"), ("models/a", "v2"), ("models/b", ""), ("sets/a", "v1")] {
+        let name = Name::parse(cid, tag).expect("a name");
+        let announcement = Announcement { name, binding: binding(content(A), 1, Some(1)), holding: Holding::Complete };
+        assert!(matches!(bench.announce(200, Record::Held(announcement)), Outcome::Accepted(_)));
+    }
+    let found = |bench: &Bench, cid_prefix: Option<&str>, tag: Option<&str>| {
+        let of = info::TaskFilter {
+            cid_prefix: cid_prefix.map(str::to_owned),
+            tag: tag.map(str::to_owned),
+            ..info::TaskFilter::default()
+        };
+        let request = info::Request::Tasks { after: None, limit: 100, of };
+        let info::Response::Tasks(answer) = bench.state.inform(&request, bench.now()) else { panic!("tasks") };
+        let text = |state: info::TaskState| state.name.map(|name| format!("{} {}", name.cid(), name.tag()));
+        let mut names: Vec<_> = answer.items.into_iter().filter_map(text).collect();
+        names.sort();
+        names.join(", ")
+    };
+    // (prefix of the cid, tag, what is found, why)
+    let table = [
+        (None, None, "models/a v1, models/a v2, models/b , sets/a v1", "all, with their names"),
+        (Some("models/"), None, "models/a v1, models/a v2, models/b ", "by the beginning of the cid"),
+        (None, Some("v1"), "models/a v1, sets/a v1", "by the tag alone"),
+        (Some("models/a"), Some("v2"), "models/a v2", "by both"),
+        (None, Some(""), "models/b ", "without a tag"),
+        (Some("a"), None, "", "not by what is within"),
+    ];
+    for (prefix, tag, names, why) in table {
+        assert_eq!(found(&bench, prefix, tag), names, "{why}");
+    }
+    bench.ask(200, RequestBody::LeaveTask(Name::parse("sets/a", "v1").expect("a name").task_id()));
+    bench.pass_alive(Duration::from_secs(61), &[200]);
+    assert_eq!(found(&bench, Some("sets"), None), "", "a name goes with its task");
+    assert_eq!(bench.state.names.get(&Name::parse("sets/a", "v1").expect("a name").task_id()), None);
 }

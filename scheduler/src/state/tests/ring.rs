@@ -34,8 +34,10 @@ fn a_stranger_sends_the_asker_on() {
     assert!(matches!(outcomes[..], [Outcome::Refused(_)]), "with the same epoch, record by record");
     assert_eq!(bench.ask_as(200, 3, false, stat()), ResponseBody::NotOwner(None), "the asker is ahead");
     assert!(matches!(bench.actions[..], [Action::Pull { epoch: 3, .. }]), "so its configuration is pulled");
-    bench.ask_as(201, 3, false, stat());
+    bench.ask_as(200, 3, false, stat());
     assert_eq!(bench.actions.len(), 1, "but not with every request");
+    bench.ask_as(201, 3, false, stat());
+    assert_eq!(bench.actions.len(), 2, "whoever claims what it does not have takes nobody else's turn");
 }
 
 #[test]

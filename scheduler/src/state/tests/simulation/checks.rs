@@ -129,7 +129,7 @@ fn check_owners(
         assert_eq!(state.eras.epoch(), world.epoch(), "{which}");
         for task in graves.keys().chain(held.keys()).filter(|task| newest.ring.owns(number, task)) {
             // A host tells one record per task: a binding of the next generation stands for the tombstone before it.
-            let known = state.graves.get(task).map(|grave| grave.generation);
+            let known = state.tombstones.get(task).map(|kept| kept.generation);
             let implied = held.get(task).map_or(0, |(binding, _)| binding.generation - 1);
             let grave = graves.get(task).map(|grave| grave.generation);
             assert!(known == grave || grave <= Some(implied), "{which}: tombstone of {task}: {known:?}, not {grave:?}");
@@ -147,7 +147,9 @@ fn check_owners(
         });
         assert_eq!(unheld.count(), 0, "{which}: holders of what nobody holds");
         let told: usize = state.hosts.iter().map(|(_, host)| host.told_len()).sum();
-        assert_eq!(told, state.announcements, "{which}: counted wrongly");
+        let deleted: usize = state.hosts.iter().map(|(_, host)| host.told_tombstones()).sum();
+        let counted = (state.announcements, state.announced_tombstones);
+        assert_eq!((told - deleted, deleted), counted, "{which}: counted wrongly");
         for node in &world.nodes {
             let Some(host) = state.hosts.id(&node.peer).and_then(|id| state.hosts.get(id)) else { continue };
             let digests = node.digests(number);
