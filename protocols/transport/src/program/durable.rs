@@ -12,18 +12,22 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 /// Replaces `path` by a file with `bytes` and permissions `mode`; on return it survives a power loss.
 ///
+/// A sync that failed is never tried again on the same file: the kernel may count its pages as written then. The next
+/// call writes a new file.
+///
 /// # Errors
 /// [`io::Error`]: what was there is untouched, unless only the last sync of the directory failed.
 pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    write(path, bytes, mode, RenameFlags::empty())
+    write(path, bytes, mode, RenameFlags::empty(), sync_folder)
 }
 
 /// Like [`replace`], but fails with [`io::ErrorKind::AlreadyExists`] when there is such a file.
 ///
 /// # Errors
-/// [`io::Error`]: what was there is untouched.
+/// [`io::Error`]: what was there is untouched, and there is no new file: the next start must not take one for durable
+/// that is only in memory.
 pub fn create(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    write(path, bytes, mode, RenameFlags::NOREPLACE)
+    write(path, bytes, mode, RenameFlags::NOREPLACE, sync_folder)
 }
 
 /// Whether [`replace`] has room for `bytes` bytes: writes so many into a file beside `path`, and removes it.
@@ -44,7 +48,13 @@ fn folder(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-fn write(path: &Path, bytes: &[u8], mode: u32, flags: RenameFlags) -> io::Result<()> {
+fn write(
+    path: &Path,
+    bytes: &[u8],
+    mode: u32,
+    flags: RenameFlags,
+    sync_folder: fn(&Path) -> io::Result<()>,
+) -> io::Result<()> {
     let folder = folder(path);
     let temporary = temporary(folder);
     let written = write_synced(&temporary, bytes, mode)
@@ -54,6 +64,14 @@ fn write(path: &Path, bytes: &[u8], mode: u32, flags: RenameFlags) -> io::Result
         drop(fs::remove_file(&temporary));
         return Err(error);
     }
+    let synced = sync_folder(folder);
+    if synced.is_err() && flags.contains(RenameFlags::NOREPLACE) {
+        drop(fs::remove_file(path));
+    }
+    synced
+}
+
+fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
@@ -73,6 +91,18 @@ fn temporary(folder: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_new_file_whose_folder_was_not_synced_is_taken_back() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("file");
+        let failing = |_: &Path| Err(io::Error::from(rustix::io::Errno::IO));
+        write(&path, b"one", 0o600, RenameFlags::NOREPLACE, failing).expect_err("the sync fails");
+        assert_eq!(fs::read_dir(folder.path()).expect("list").count(), 0, "nothing that a second try would take");
+        create(&path, b"one", 0o600).expect("the second try makes it");
+        write(&path, b"two", 0o600, RenameFlags::empty(), failing).expect_err("the sync fails");
+        assert_eq!(fs::read(&path).expect("read"), b"two", "what was there is gone, and the caller knows");
+    }
 
     #[test]
     fn create_keeps_what_is_there_and_replace_does_not() {

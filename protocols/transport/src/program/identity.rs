@@ -93,7 +93,41 @@ pub fn prepare_data_dir(path: &Path) -> Result<(), IdentityError> {
     if !metadata.is_dir() {
         return Err(failed(io::ErrorKind::NotADirectory.into()));
     }
-    check(path, &metadata, 0o027, "chmod 700")
+    let inside = path.join("damselfly");
+    let remedy = format!("chmod 700 it, or name a folder inside it, such as {}", inside.display());
+    check(path, &metadata, 0o027, &remedy)?;
+    for risk in risks_above(path).map_err(failed)? {
+        tracing::warn!(data_dir = %path.display(), "others can replace the data directory: {risk}");
+    }
+    Ok(())
+}
+
+/// The directories above `path` whose owner, or whom they are open to, could put another directory in its place.
+fn risks_above(path: &Path) -> io::Result<Vec<String>> {
+    let us = rustix::process::geteuid().as_raw();
+    let written = std::path::absolute(path)?;
+    let real = fs::canonicalize(path)?;
+    let mut risks = Vec::new();
+    // Both: a link on the way can be replaced too.
+    for above in real.ancestors().skip(1).chain(written.ancestors().skip(1)) {
+        let metadata = fs::symlink_metadata(above)?;
+        let shown = above.display();
+        let is_shared = metadata.mode() & 0o022 != 0 && metadata.mode() & 0o1000 == 0;
+        let risk = match metadata.uid() {
+            owner if owner != us && owner != 0 => format!("{shown} belongs to user {owner}"),
+            _ if !metadata.is_symlink() && is_shared => {
+                format!(
+                    "{shown} is open to other users (mode {:03o}): chmod go-w, or chmod +t",
+                    metadata.mode() & 0o7777
+                )
+            }
+            _ => continue,
+        };
+        if !risks.contains(&risk) {
+            risks.push(risk);
+        }
+    }
+    Ok(risks)
 }
 
 /// The file is ours, and has none of the `forbidden` permissions.
@@ -125,6 +159,24 @@ mod tests {
         assert_eq!(load_or_create(&path).expect("read").public(), key.public());
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).expect("chmod");
         assert!(matches!(load_or_create(&path), Err(IdentityError::Exposed { .. })));
+    }
+
+    #[test]
+    fn who_can_replace_a_data_directory_is_told() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let above = folder.path().join("above");
+        let data = above.join("data");
+        prepare_data_dir(&data).expect("made");
+        for (mode, is_risk) in [(0o755, false), (0o777, true), (0o775, true), (0o1777, false)] {
+            fs::set_permissions(&above, fs::Permissions::from_mode(mode)).expect("chmod");
+            let risks = risks_above(&data).expect("looked");
+            let told = risks.iter().any(|risk| risk.starts_with(&above.display().to_string()));
+            assert_eq!(told, is_risk, "{mode:o}: {risks:?}");
+        }
+        fs::set_permissions(&data, fs::Permissions::from_mode(0o777)).expect("chmod");
+        let refused = prepare_data_dir(&data).expect_err("open").to_string();
+        assert!(refused.contains("above/data/damselfly"), "{refused}");
+        prepare_data_dir(&data.join("damselfly")).expect("a folder inside it is good");
     }
 
     #[test]
