@@ -133,6 +133,7 @@ fn state(entry: &Entry) -> &'static str {
         EntryState::Conflict => "conflict",
         EntryState::Stale => "stale",
         EntryState::Damaged => "damaged",
+        EntryState::Unnamed => "unnamed",
         EntryState::Unspecified => "unknown",
     }
 }

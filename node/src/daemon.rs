@@ -324,7 +324,17 @@ async fn open_store(config: &NodeConfig) -> anyhow::Result<Store> {
 fn log_opened(opened: &Opened) {
     tracing::info!(contents = opened.contents, tasks = opened.tasks, "the store is open");
     if let Some(reason) = &opened.index_lost {
-        tracing::error!(reason, "the index was damaged and set aside; a new one was begun");
+        tracing::error!(
+            reason,
+            tasks = opened.tasks,
+            "the index was damaged; a new one has every sound record of it, the old one is kept beside it"
+        );
+    }
+    if opened.index_mended {
+        tracing::warn!("the last commit to the index was torn or damaged; what is sound of it was kept");
+    }
+    for content in &opened.adopted {
+        tracing::warn!(%content, "taken in again: the index had lost its record");
     }
     for content in &opened.damaged {
         tracing::warn!(%content, "a content is damaged and set aside");
@@ -381,6 +391,7 @@ async fn watch_usage(store: Store, metrics: Metrics) {
                 metrics.unfinished_contents.set(usage.unfinished as i64);
                 metrics.queued_announcements.set(usage.queued_tasks as i64);
                 metrics.queued_deletes.set(usage.queued_deletes as i64);
+                metrics.unnamed_contents.set(usage.unnamed as i64);
                 metrics.stored_bytes.set(usage.bytes as i64);
                 metrics.free_bytes.set(usage.free_bytes as i64);
             }

@@ -7,7 +7,7 @@ use libp2p::{Multiaddr, PeerId};
 use crate::{
     announcer::Announcer,
     failure::QUOTA_HINT,
-    store::{Store, Stuck},
+    store::{Store, Stuck, Unnamed},
 };
 
 /// The state of this host's membership.
@@ -63,6 +63,7 @@ pub fn health(follower: Option<&Follower>, announcer: &Announcer, store: &Store)
     let mut health = membership(follower, announcer);
     health.problems.extend(announcer.clock().problem().map(wrong_clock));
     health.problems.extend(store.stuck().map(store_full));
+    health.problems.extend(Some(store.unnamed()).filter(|unnamed| unnamed.contents > 0).map(unnamed_contents));
     health
 }
 
@@ -131,6 +132,16 @@ fn store_full(stuck: Stuck) -> Problem {
         quota.high_percent, quota.bytes
     );
     Problem { code: "store_full", message, hint: QUOTA_HINT }
+}
+
+fn unnamed_contents(unnamed: Unnamed) -> Problem {
+    let Unnamed { contents, bytes } = unnamed;
+    Problem {
+        code: "unnamed_contents",
+        message: format!("the names of {contents} contents ({bytes} bytes) were lost with a damaged index"),
+        hint: "dfcache ls shows them as unnamed, under their content IDs: name one with dfcache export -i CONTENT_ID -O - | \
+               dfcache import -i NAME -, or remove it with dfcache delete -l -i CONTENT_ID",
+    }
 }
 
 fn no_scheduler(listed: &[SchedulerHealth], policy: &DialPolicy) -> Problem {

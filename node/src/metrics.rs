@@ -101,6 +101,7 @@ metrics! {
     queued_deletes: Gauge = Gauge::default(), "Deletes that no scheduler has heard of yet.", None;
     contents: Gauge = Gauge::default(), "Complete contents in the store.", None;
     unfinished_contents: Gauge = Gauge::default(), "Partial and damaged contents in the store.", None;
+    unnamed_contents: Gauge = Gauge::default(), "Complete contents whose names were lost with a damaged index.", None;
     stored_bytes: Gauge = Gauge::default(), "Bytes of complete contents in the store.", Some(Unit::Bytes);
     free_bytes: Gauge = Gauge::default(), "Bytes free on the store's file system.", Some(Unit::Bytes);
 }

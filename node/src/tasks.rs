@@ -65,6 +65,8 @@ pub struct Entry {
     pub record: Arc<TaskRecord>,
     /// How much of its content is here.
     pub content: Option<ContentState>,
+    /// Its names were lost with a damaged index; this one is its content ID.
+    pub is_unnamed: bool,
 }
 
 impl Tasks {
@@ -155,7 +157,11 @@ impl Tasks {
             // The delete itself is done.
             tracing::warn!(%failure, cid = name.cid(), "what an interrupted download left of a deleted task stays for now");
         }
-        let held_here = self.announcer.bury(tombstone).await.or_failure()? || here.is_some();
+        let buried = self.announcer.bury(tombstone).await.or_failure().map_err(|failure| {
+            let message = format!("the other hosts delete it, but this host could not: {}", failure.message);
+            Failure { message, ..failure }.with_hint("dfcache delete again when that is put right")
+        })?;
+        let held_here = buried || here.is_some();
         self.metrics.deletes.inc();
         let holders = answer.dropped + u32::from(held_here);
         Ok(Deleted { deleted: holders > 0 || answer.unreachable > 0, holders })
@@ -163,14 +169,9 @@ impl Tasks {
 
     async fn queue_delete(&self, name: &Name, uid: u32) -> Result<(), Failure> {
         let (store, name) = (self.store.clone(), name.clone());
-        let task = name.task_id();
         let queued = self.announcer.clock().now();
-        blocking(move || {
-            store.put_queued_delete(QueuedDelete { name, queued, uid: Some(uid) })?;
-            store.remove_task(&task)
-        })
-        .await
-        .or_failure()?;
+        let delete = QueuedDelete { name, queued, uid: Some(uid) };
+        blocking(move || store.queue_delete(delete)).await.or_failure()?;
         self.announcer.wake();
         Ok(())
     }
@@ -194,7 +195,10 @@ impl Tasks {
         records.extend(self.partial_records());
         records.retain(|record| tag.is_none_or(|tag| record.name.tag() == tag));
         records.sort_by(|one, other| one.name.cmp(&other.name));
-        let entry = |record: Arc<TaskRecord>| Entry { content: self.store.content(record.binding.content), record };
+        let entry = |record: Arc<TaskRecord>| {
+            let content = record.binding.content;
+            Entry { content: self.store.content(content), is_unnamed: self.store.is_unnamed(content), record }
+        };
         records.into_iter().map(entry).collect()
     }
 }

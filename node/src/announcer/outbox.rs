@@ -268,9 +268,9 @@ impl Announcer {
         let (store, clock) = (self.inner.store.clone(), self.clock().clone());
         let tidied = blocking(move || {
             Contact::keep(&store, clock.now())?;
-            let Some(now) = clock.expirable() else { return Ok(0) };
+            let Some(now) = clock.expirable() else { return Ok(false) };
             let limit = UnixMillis(now.0.saturating_sub(REMEMBERED.as_millis() as u64));
-            store.forget_tombstones_before(limit)
+            store.forget_tombstones_before(limit).and_then(|_| store.compact())
         });
         if let Err(error) = tidied.await {
             tracing::error!(error = &error as &dyn std::error::Error, "cannot tidy up");

@@ -42,6 +42,7 @@ fn state(entry: &Entry) -> proto::EntryState {
         (TaskState::Conflict { .. }, _) => proto::EntryState::Conflict,
         (_, Some(ContentState::Damaged { .. }) | None) => proto::EntryState::Damaged,
         (_, Some(ContentState::Partial { .. })) => proto::EntryState::Partial,
+        (TaskState::Queued | TaskState::Acknowledged, _) if entry.is_unnamed => proto::EntryState::Unnamed,
         (TaskState::Stale, _) => proto::EntryState::Stale,
         (TaskState::Queued, _) => proto::EntryState::Queued,
         (TaskState::Acknowledged, _) => proto::EntryState::Ok,

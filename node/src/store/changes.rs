@@ -11,7 +11,8 @@ use std::{
 use damselfly_messages::{
     id::{ContentId, TaskId},
     manifest::Manifest,
-    record::{Tombstone, UnixMillis},
+    name::Name,
+    record::{Binding, Tombstone, UnixMillis},
 };
 
 use super::{
@@ -130,6 +131,54 @@ impl<'a> Changes<'a> {
         Ok(())
     }
 
+    /// Puts a record that a damaged index had, unless what is here is newer. Its content may be taken in later.
+    pub fn put_recovered(&mut self, record: &Arc<TaskRecord>) {
+        let task = record.task_id();
+        let is_older = |old: &Arc<TaskRecord>| {
+            (old.binding.generation, old.last_used) >= (record.binding.generation, record.last_used)
+                && old.state == record.state
+        };
+        if self.task(&task).is_some_and(is_older)
+            || self.tombstone(&task).is_some_and(|tombstone| tombstone.buries(&record.binding))
+        {
+            return;
+        }
+        let before = self.task(&task).map(|old| old.binding.content);
+        self.overlay.tasks.insert(task, Some(record.clone()));
+        if let Some(before) = before.filter(|before| *before != record.binding.content) {
+            self.drop_unnamed(before);
+        }
+    }
+
+    /// Gives a content that no name is left of its content ID for a name, and marks it.
+    pub fn name_adopted(&mut self, id: ContentId, content_bytes: u64, now: UnixMillis) -> Result<(), StoreError> {
+        if self.is_named(id) {
+            return Ok(());
+        }
+        let name = Name::parse(&id.to_string(), "")?;
+        let buried = self.tombstone(&name.task_id()).map_or(0, |tombstone| tombstone.generation);
+        let binding = Binding { content: id, content_bytes, generation: buried + 1, accepted: None, expires: None };
+        let state = TaskState::Queued;
+        self.put_task(TaskRecord {
+            name,
+            binding,
+            state,
+            imported: now,
+            last_used: now,
+            pinned: false,
+            fetched: false,
+        })?;
+        self.mark_adopted(id, true);
+        Ok(())
+    }
+
+    fn mark_adopted(&mut self, id: ContentId, adopted: bool) {
+        if let Some(content) = self.content(id).filter(|content| content.record.adopted != adopted) {
+            let record = ContentRecord { adopted, ..content.record.clone() };
+            self.put_record(id, record);
+        }
+    }
+
     /// Removes a task, and its content with the last name.
     pub fn remove_task(&mut self, task: &TaskId) -> Option<Arc<TaskRecord>> {
         let old = self.task(task)?.clone();
@@ -209,7 +258,12 @@ impl<'a> Changes<'a> {
         if new {
             self.put_content(manifest, Held::Complete, now);
         }
+        let is_named = !tasks.is_empty();
         tasks.into_iter().try_for_each(|task| self.bind(task))?;
+        if !new && is_named {
+            // Whoever names it knows it.
+            self.mark_adopted(id, false);
+        }
         if new {
             // Last, because it is the one thing here that cannot be taken back.
             self.disk.rename(from, &Folder::Contents.of(id)).map_err(io_error("rename", from))?;
@@ -226,7 +280,8 @@ impl<'a> Changes<'a> {
     pub fn put_content(&mut self, manifest: &Manifest, state: Held, now: UnixMillis) {
         let bytes = manifest.layout().content_bytes();
         let added = self.content(manifest.content()).map_or(now, |old| old.record.added);
-        let record = ContentRecord { bytes, state, added, location: Location::Store };
+        let adopted = self.content(manifest.content()).is_some_and(|old| old.record.adopted);
+        let record = ContentRecord { bytes, state, added, location: Location::Store, adopted };
         self.put_record(manifest.content(), record);
         self.overlay.manifests.insert(manifest.content(), manifest.clone());
     }

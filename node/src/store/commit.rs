@@ -6,13 +6,24 @@ use damselfly_messages::id::ContentId;
 
 use super::{
     Inner, Temporary,
+    adopt::hash_file,
     changes::Changes,
     disk::{At, Folder},
     error::StoreError,
+    index::index_file,
     io_error, lock,
+    pages::Image,
     record::Held,
+    salvage::{Kept, kept},
     state::Overlay,
 };
+
+/// Kept for deletes on a full disk: several times what a commit writes.
+const RESERVE_BYTES: u64 = 4 << 20;
+
+fn reserve_file() -> At {
+    Folder::Root.at("index.redb.reserve")
+}
 
 type Outcome = Result<(), Arc<StoreError>>;
 /// Makes its change, and returns what tells its caller how the commit went.
@@ -76,11 +87,15 @@ impl Inner {
             Ok(_leader) => self.commit_waiting(),
             Err(answer) => return answer,
         };
+        let freed = !unlinked.is_empty();
         // Long files take long to unlink, so the others need not wait for it.
         for at in unlinked {
             if let Err(error) = self.disk.remove(&at) {
                 tracing::warn!(file = %at, %error, "a dropped content was not unlinked; the next start does it");
             }
+        }
+        if freed {
+            self.keep_reserve();
         }
         answered.recv().unwrap_or(Err(StoreError::Index(Box::new(redb::Error::DatabaseClosed))))
     }
@@ -94,11 +109,14 @@ impl Inner {
             let answers: Vec<_> = requests.into_iter().map(|request| request(&mut changes)).collect();
             (changes.into_overlay(), answers)
         };
-        let (outcome, unlinked) = match self.make_durable(&overlay) {
+        let (outcome, unlinked) = match self.make_durable_on_a_full_disk(&overlay) {
             Ok(()) => (Ok(()), self.take_over(overlay)),
             Err(error) => {
                 if let Err(error) = self.reload() {
-                    tracing::error!(error = &error as &dyn std::error::Error, "the index cannot be opened again");
+                    tracing::error!(
+                        error = &error as &dyn std::error::Error,
+                        "the index cannot be written; the next change tries again"
+                    );
                 }
                 (Err(Arc::new(error)), Vec::new())
             }
@@ -107,6 +125,44 @@ impl Inner {
             answer(&outcome);
         }
         unlinked
+    }
+
+    /// What removes something makes room for itself when there is none.
+    fn make_durable_on_a_full_disk(&self, overlay: &Overlay) -> Result<(), StoreError> {
+        let full = match self.make_durable(overlay) {
+            Err(error) if error.is_no_space() && overlay.removes() => error,
+            outcome => return outcome,
+        };
+        if self.disk.remove(&reserve_file()).is_ok() {
+            tracing::warn!("the disk is full: a delete takes the reserve of the index");
+            self.reload()?;
+            match self.make_durable(overlay) {
+                Err(error) if error.is_no_space() => {}
+                outcome => return outcome,
+            }
+        }
+        // The content itself is what there is to give. Should this end before the commit, its name is left, damaged.
+        let dropped = overlay.contents.iter().filter(|(_, content)| content.is_none());
+        let folders = [Folder::Contents, Folder::Damaged, Folder::Partial];
+        let files = dropped.flat_map(|(id, _)| folders.map(|folder| folder.of(*id)));
+        if files.filter(|at| self.disk.remove(at).is_ok()).count() == 0 {
+            return Err(full);
+        }
+        self.reload()?;
+        self.make_durable(overlay)
+    }
+
+    /// Makes the reserve that deletes use on a full disk, if it is not there and there is room for it.
+    pub fn keep_reserve(&self) {
+        let at = reserve_file();
+        if self.disk.open(&at, false).is_ok() || self.check_space(2 * RESERVE_BYTES).is_err() {
+            return;
+        }
+        let made = self.disk.create(&at).and_then(|file| file.allocate(RESERVE_BYTES));
+        if let Err(error) = made {
+            drop(self.disk.remove(&at));
+            tracing::warn!(%error, "no room for the reserve that deletes use on a full disk");
+        }
     }
 
     fn make_durable(&self, overlay: &Overlay) -> Result<(), StoreError> {
@@ -177,8 +233,39 @@ impl Inner {
         }
     }
 
+    /// Makes a new index of what memory knows, which is what the last good commit left: after a failed sync the file on
+    /// the disk is not what reading it gives.
+    fn rebuild(&self) -> Result<(), StoreError> {
+        let mut rows = self.state().to_overlay();
+        let image = Image::read(&self.disk, &index_file()).map_err(io_error("read", &index_file()))?;
+        let stored = rows.contents.iter().filter_map(|(id, content)| Some((*id, content.as_ref()?.record.bytes)));
+        let Kept { manifests, meta } = kept(&image, stored);
+        rows.manifests = manifests;
+        rows.meta = meta;
+        for (id, content) in &mut rows.contents {
+            let Some(content) = content.as_mut().filter(|content| content.record.state == Held::Complete) else {
+                continue;
+            };
+            if rows.manifests.contains_key(id) {
+                continue;
+            }
+            let manifest = hash_file(self, &Folder::Contents.of(*id))?;
+            if manifest.content() == *id {
+                rows.manifests.insert(*id, manifest);
+            } else {
+                content.record.state = Held::Damaged;
+            }
+        }
+        self.index.replace(&rows)?;
+        tracing::error!("a sync of the index has failed; a new index was written and has replaced it");
+        Ok(())
+    }
+
     /// Reads the index anew after a commit whose outcome is not known.
     fn reload(&self) -> Result<(), StoreError> {
+        if self.index.has_failed() {
+            return self.rebuild();
+        }
         self.index.reopen()?;
         let (mut loaded, _) = self.index.load()?;
         let mut state = self.state_mut();

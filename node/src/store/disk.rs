@@ -7,7 +7,10 @@ use std::{
     fmt,
     fs::{self, DirBuilder, File, OpenOptions},
     io,
-    os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _},
+    os::{
+        fd::AsRawFd as _,
+        unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _},
+    },
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -76,6 +79,33 @@ pub(super) struct Entry {
     pub bytes: Option<u64>,
 }
 
+/// The directory of a store, held by a descriptor: whoever can rename a directory above it cannot put another one in
+/// its place while it is used.
+pub(super) struct Root {
+    directory: File,
+    path: PathBuf,
+}
+
+impl Root {
+    pub fn open(directory: &Path) -> io::Result<Self> {
+        let mut options = OpenOptions::new();
+        let opened = options.read(true).custom_flags(OFlags::DIRECTORY.bits().cast_signed()).open(directory)?;
+        let held = PathBuf::from(format!("/proc/self/fd/{}", opened.as_raw_fd()));
+        let by_path = opened.metadata()?;
+        // Without /proc there is only the path.
+        let is_same = held.metadata().is_ok_and(|found| (found.dev(), found.ino()) == (by_path.dev(), by_path.ino()));
+        Ok(Self { path: if is_same { held } else { directory.to_owned() }, directory: opened })
+    }
+
+    pub fn metadata(&self) -> io::Result<fs::Metadata> {
+        self.directory.metadata()
+    }
+
+    pub fn join(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.path.join(name)
+    }
+}
+
 #[derive(Clone)]
 pub(super) struct Disk {
     place: Place,
@@ -84,14 +114,14 @@ pub(super) struct Disk {
 
 #[derive(Clone)]
 enum Place {
-    Real(Arc<Path>),
+    Real(Arc<Root>),
     #[cfg(test)]
     Simulated(SimulatedDisk),
 }
 
 impl Disk {
-    pub fn real(root: &Path) -> Self {
-        Self { place: Place::Real(root.into()), syncs: Arc::default() }
+    pub fn real(root: Root) -> Self {
+        Self { place: Place::Real(Arc::new(root)), syncs: Arc::default() }
     }
 
     #[cfg(test)]
@@ -168,6 +198,15 @@ impl Disk {
         }
     }
 
+    /// Gives a file a second name.
+    pub fn link(&self, from: &At, to: &At) -> io::Result<()> {
+        match &self.place {
+            Place::Real(root) => fs::hard_link(path(root, from), path(root, to)),
+            #[cfg(test)]
+            Place::Simulated(disk) => disk.link(from, to),
+        }
+    }
+
     pub fn remove(&self, at: &At) -> io::Result<()> {
         match &self.place {
             Place::Real(root) => fs::remove_file(path(root, at)),
@@ -189,7 +228,7 @@ impl Disk {
     pub fn free_bytes(&self) -> io::Result<u64> {
         match &self.place {
             Place::Real(root) => {
-                let space = rustix::fs::statvfs(&**root)?;
+                let space = rustix::fs::statvfs(&root.path)?;
                 Ok(space.f_bavail.saturating_mul(space.f_frsize))
             }
             #[cfg(test)]
@@ -198,7 +237,7 @@ impl Disk {
     }
 }
 
-fn path(root: &Path, at: &At) -> PathBuf {
+fn path(root: &Root, at: &At) -> PathBuf {
     root.join(at.folder.name()).join(&at.name)
 }
 

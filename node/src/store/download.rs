@@ -6,7 +6,7 @@ use std::{
     fmt, io,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -18,7 +18,7 @@ use super::{
     error::{DownloadError, FinishError, ReadError, StoreError, out_of_space},
     io_error, lock, now,
     read::read_verified,
-    record::{Held, TaskRecord},
+    record::{ContentRecord, Held, TaskRecord},
 };
 
 /// How often the free space is looked at where none was set aside.
@@ -57,6 +57,8 @@ impl<'a> VerifiedPiece<'a> {
 pub struct Download {
     progress: Arc<Progress>,
     file: DiskFile,
+    /// A sync of the file has failed: what it holds may be lost although it can be read.
+    failed: AtomicBool,
     store: Arc<Inner>,
     data_bytes: u64,
     /// Bytes written to a file for which no space was set aside, since the free space was looked at.
@@ -117,7 +119,8 @@ impl Store {
         match inner.begin(&progress, data_bytes) {
             Ok(file) => {
                 let unchecked = (data_bytes < manifest.layout().content_bytes()).then(AtomicU64::default);
-                Ok(Download { progress, file, store: inner.clone(), data_bytes, unchecked })
+                let failed = AtomicBool::new(false);
+                Ok(Download { progress, file, failed, store: inner.clone(), data_bytes, unchecked })
             }
             Err(error) => {
                 lock(&inner.under_way).remove(&id);
@@ -142,6 +145,7 @@ impl Inner {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 self.check_space(data_bytes)?;
+                self.forget_held(id)?;
                 let file = self.disk.create(&at).map_err(io_error("create", &at))?;
                 let sized = match data_bytes < bytes {
                     true => file.set_len(bytes).map_err(io_error("set the length of", &at)),
@@ -172,6 +176,20 @@ impl Inner {
         }
         *lock(&progress.held) = held;
         Ok(file)
+    }
+
+    /// The file that a checkpoint vouches for is gone: of the next one nothing is held.
+    fn forget_held(&self, id: ContentId) -> Result<(), StoreError> {
+        let is_partial = |record: &ContentRecord| matches!(record.state, Held::Partial(_));
+        if !self.state().contents.get(&id).is_some_and(|content| is_partial(&content.record)) {
+            return Ok(());
+        }
+        self.write(move |changes| {
+            if let Some(record) = changes.content(id).map(|content| content.record.clone()).filter(is_partial) {
+                changes.put_record(id, ContentRecord { state: Held::Partial(Vec::new()), ..record });
+            }
+            Ok(())
+        })
     }
 
     /// Moves a damaged content to where downloads lie. A file that is there already came here before.
@@ -243,6 +261,7 @@ impl Download {
             return Err(StoreError::NotHeld(piece.content));
         }
         let at = Folder::Partial.of(piece.content);
+        self.check(&at)?;
         if let Some(unchecked) = &self.unchecked {
             let written = unchecked.fetch_add(piece.bytes.len() as u64, Ordering::Relaxed);
             if written >= SPACE_CHECK_BYTES {
@@ -276,15 +295,29 @@ impl Download {
         self.file.clone_to(target)
     }
 
+    /// Syncs the file, once it fails never again: the kernel tells of lost bytes only once.
+    fn sync(&self, at: &At) -> Result<(), StoreError> {
+        self.check(at)?;
+        self.file.sync().inspect_err(|_| self.failed.store(true, Ordering::Release)).map_err(io_error("sync", at))
+    }
+
+    fn check(&self, at: &At) -> Result<(), StoreError> {
+        match self.failed.load(Ordering::Acquire) {
+            false => Ok(()),
+            true => Err(io_error("write", at)(io::Error::other("an earlier sync of this file failed"))),
+        }
+    }
+
     /// Makes the pieces that are held now survive a restart and a power loss: two syncs.
     ///
     /// # Errors
-    /// [`StoreError`]; the last checkpoint stands.
+    /// [`StoreError`]; the last checkpoint stands. When the sync failed, this download takes nothing more, and the next
+    /// one begins with nothing.
     pub fn checkpoint(&self) -> Result<(), StoreError> {
         // Taken first: what is written meanwhile may miss the sync.
         let held = self.held().to_bytes();
         let manifest = self.manifest().clone();
-        self.file.sync().map_err(io_error("sync", &Folder::Partial.of(manifest.content())))?;
+        self.sync(&Folder::Partial.of(manifest.content()))?;
         self.store.write(move |changes| {
             if !changes.is_complete(manifest.content()) {
                 changes.put_content(&manifest, Held::Partial(held), now());
@@ -306,7 +339,7 @@ impl Download {
         }
         let manifest = self.manifest().clone();
         let at = Folder::Partial.of(manifest.content());
-        self.file.sync().map_err(io_error("sync", &at))?;
+        self.sync(&at)?;
         self.store.write(move |changes| changes.complete(&manifest, &at, tasks, now()))?;
         let mut under_way = lock(&self.store.under_way);
         if self.leave(&mut under_way) {
@@ -351,7 +384,7 @@ impl Drop for Download {
             Held::Partial(_) | Held::Damaged => true,
             Held::Complete => false,
         });
-        if !resumable {
+        if !resumable || self.failed.load(Ordering::Acquire) {
             let _ = self.store.disk.remove(&Folder::Partial.of(id));
         }
     }

@@ -13,7 +13,10 @@ pub enum OpenError {
     #[error("another daemon holds the store {}; stop it, or give this one another directory", .0.display())]
     Locked(PathBuf),
     /// The directory belongs to somebody else.
-    #[error("the store {} belongs to uid {owner}, but this daemon runs as uid {daemon}", .directory.display())]
+    #[error(
+        "the store {} belongs to uid {owner}, but this daemon runs as uid {daemon}; name a folder inside it, such as {}",
+        .directory.display(), .directory.join("damselfly").display()
+    )]
     Owner {
         /// The directory.
         directory: PathBuf,
@@ -23,7 +26,10 @@ pub enum OpenError {
         daemon: u32,
     },
     /// Others can get at it.
-    #[error("the store {} has mode {mode:o} and is open to others; chmod it to 700", .directory.display())]
+    #[error(
+        "the store {} has mode {mode:o} and is open to others; chmod it to 700, or name a folder inside it, such as {}",
+        .directory.display(), .directory.join("damselfly").display()
+    )]
     Mode {
         /// The directory.
         directory: PathBuf,

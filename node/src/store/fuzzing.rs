@@ -19,5 +19,5 @@ pub fn check_rows(key: [u8; 32], row: &[u8]) {
 
 fn check<R: Row + PartialEq + Debug>(key: [u8; 32], row: &[u8]) {
     let Ok(read) = R::from_row(key, row) else { return };
-    assert_eq!(R::from_row(key, &read.to_row()).as_ref(), Ok(&read));
+    assert_eq!(R::from_row(key, &read.to_row(&key)).as_ref(), Ok(&read));
 }

@@ -3,7 +3,10 @@
 use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use damselfly_messages::{
@@ -27,9 +30,12 @@ use super::{
 /// The newest format this program knows, and the one it writes.
 pub(super) const FORMAT: u64 = 1;
 
+/// A shorter file is not compacted.
+const COMPACT_FROM_BYTES: u64 = 4 << 20;
+
 pub(super) type Table = TableDefinition<'static, &'static [u8], &'static [u8]>;
 pub(super) const CONTENTS: Table = TableDefinition::new("contents");
-const MANIFESTS: Table = TableDefinition::new("manifests");
+pub(super) const MANIFESTS: Table = TableDefinition::new("manifests");
 pub(super) const TASKS: Table = TableDefinition::new("tasks");
 pub(super) const TOMBSTONES: Table = TableDefinition::new("tombstones");
 pub(super) const QUEUED_DELETES: Table = TableDefinition::new("queued_deletes");
@@ -50,9 +56,18 @@ pub(super) enum Found {
 }
 
 pub(super) struct Index {
-    /// Locked for writing only while it is opened again after a failure; `None` when that failed.
-    database: RwLock<Option<Database>>,
+    /// Locked for writing only while it is opened again after a failure.
+    file: RwLock<IndexFile>,
+    /// Contents without a record are from a lost index.
+    adopting: AtomicBool,
     disk: Disk,
+}
+
+struct IndexFile {
+    /// `None` when it could not be opened again.
+    database: Option<Database>,
+    /// A sync of the file has failed: nothing of it is trusted any more.
+    failed: Arc<AtomicBool>,
 }
 
 /// The name of the index in the store.
@@ -61,17 +76,19 @@ pub(super) fn index_file() -> At {
 }
 
 impl Index {
-    /// Makes a new index. `adopting`: contents without a record are from a lost index, not from an interrupted import.
-    /// `salvaged`: what it starts with.
-    pub fn create(disk: &Disk, adopting: bool, salvaged: &Overlay) -> Result<Self, StoreError> {
-        let file = disk.create(&index_file()).map_err(io_error("create", &index_file()))?;
-        let database = open_database(file, false).map_err(StoreError::index)?;
-        let transaction = database.begin_write().map_err(StoreError::index)?;
-        initialize(&transaction, adopting).map_err(StoreError::index)?;
-        write(&transaction, salvaged).map_err(StoreError::index)?;
-        transaction.commit().map_err(StoreError::index)?;
-        disk.sync_folder(Folder::Root).map_err(io_error("sync", &Folder::Root.at("")))?;
-        Ok(Self { database: RwLock::new(Some(database)), disk: disk.clone() })
+    /// Makes a new index, which replaces the one that is there when all of it is on the disk.
+    ///
+    /// `adopting`: contents without a record are from a lost index, not from an interrupted import. `rows`: what it
+    /// starts with.
+    pub fn create(disk: &Disk, adopting: bool, rows: &Overlay) -> Result<Self, StoreError> {
+        let failed = Arc::default();
+        let database = create_database(disk, adopting, rows, &failed)?;
+        Ok(Self::with_database(disk, database, failed, adopting))
+    }
+
+    fn with_database(disk: &Disk, database: Database, failed: Arc<AtomicBool>, adopting: bool) -> Self {
+        let file = RwLock::new(IndexFile { database: Some(database), failed });
+        Self { file, adopting: AtomicBool::new(adopting), disk: disk.clone() }
     }
 
     /// Opens the index that is there, and checks every page of it. A newer one is not changed.
@@ -81,23 +98,26 @@ impl Index {
     pub fn open(disk: &Disk) -> Result<Found, StoreError> {
         let file = || disk.open(&index_file(), true).map_err(io_error("open", &index_file()));
         // Whatever a damaged file makes redb do, it is no reason not to start.
-        let (looked, opened) = (file()?, file()?);
+        let looked = file()?;
+        let opened = file()?;
+        let failed = Arc::default();
         if let Ok(Some(newer)) = catch_unwind(AssertUnwindSafe(|| newer_format(looked))) {
             return Ok(Found::Newer(newer));
         }
         let opened = catch_unwind(AssertUnwindSafe(|| {
-            let database = open_database(opened, true)?;
+            let database = open_database(opened, true, &failed)?;
             let format = read_number(&database, FORMAT_KEY)?;
-            Ok::<_, redb::Error>((database, format))
+            let adopting = read_number(&database, ADOPTING_KEY)?.is_some();
+            Ok::<_, redb::Error>((database, format, adopting))
         }));
         match opened {
             Err(_) => Ok(Found::Damaged("reading it panicked".to_owned())),
             Ok(Err(error)) if is_refusal(&error) => Err(StoreError::index(error)),
             Ok(Err(error)) => Ok(Found::Damaged(error.to_string())),
-            Ok(Ok((_, None))) => Ok(Found::Damaged("it has no format".to_owned())),
-            Ok(Ok((_, Some(format)))) if format > FORMAT => Ok(Found::Newer(format)),
-            Ok(Ok((database, Some(_)))) => {
-                Ok(Found::Index(Self { database: RwLock::new(Some(database)), disk: disk.clone() }))
+            Ok(Ok((_, None, _))) => Ok(Found::Damaged("it has no format".to_owned())),
+            Ok(Ok((_, Some(format), _))) if format > FORMAT => Ok(Found::Newer(format)),
+            Ok(Ok((database, Some(_), adopting))) => {
+                Ok(Found::Index(Self::with_database(disk, database, failed, adopting)))
             }
         }
     }
@@ -121,8 +141,17 @@ impl Index {
         self.with(|database| read_row(database, META, key.as_bytes()))
     }
 
-    pub fn is_adopting(&self) -> Result<bool, StoreError> {
-        self.with(|database| Ok(read_number(database, ADOPTING_KEY)?.is_some()))
+    pub fn is_adopting(&self) -> bool {
+        self.adopting.load(Ordering::Relaxed)
+    }
+
+    pub fn begin_adopting(&self) -> Result<(), StoreError> {
+        self.adopting.store(true, Ordering::Relaxed);
+        self.with(|database| {
+            let transaction = database.begin_write()?;
+            transaction.open_table(STORE)?.insert(ADOPTING_KEY, 1u64.to_be_bytes().as_slice())?;
+            Ok(transaction.commit()?)
+        })
     }
 
     pub fn end_adopting(&self) -> Result<(), StoreError> {
@@ -130,7 +159,9 @@ impl Index {
             let transaction = database.begin_write()?;
             transaction.open_table(STORE)?.remove(ADOPTING_KEY)?;
             Ok(transaction.commit()?)
-        })
+        })?;
+        self.adopting.store(false, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Makes changes durable, with one sync.
@@ -146,28 +177,96 @@ impl Index {
 
     /// Opens the database again after a failed commit, which redb does not survive otherwise.
     pub fn reopen(&self) -> Result<(), StoreError> {
-        let mut guard = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        let mut opened = self.file.write().unwrap_or_else(PoisonError::into_inner);
         // The old one first: it still writes when it is closed.
-        drop(guard.take());
+        drop(opened.database.take());
         let file = self.disk.open(&index_file(), true).map_err(io_error("open", &index_file()))?;
-        *guard = Some(open_database(file, true).map_err(StoreError::index)?);
+        opened.database = Some(open_database(file, true, &opened.failed).map_err(StoreError::index)?);
         Ok(())
     }
 
-    /// Whether [`Index::reopen`] failed, or was not tried yet.
+    /// Whether a sync of the file has failed. The kernel may have lost what was to be written, and reads may still give
+    /// it: the file is only good for being replaced.
+    pub fn has_failed(&self) -> bool {
+        self.file.read().unwrap_or_else(PoisonError::into_inner).failed.load(Ordering::Acquire)
+    }
+
+    /// Replaces the file by a new one with `rows`.
+    pub fn replace(&self, rows: &Overlay) -> Result<(), StoreError> {
+        let mut opened = self.file.write().unwrap_or_else(PoisonError::into_inner);
+        // Nothing that it writes when it is closed reaches the file.
+        drop(opened.database.take());
+        let failed = Arc::default();
+        let database = create_database(&self.disk, self.is_adopting(), rows, &failed)?;
+        *opened = IndexFile { database: Some(database), failed };
+        Ok(())
+    }
+
+    /// Gives back the file's free space when that is most of it: redb keeps what deletes have left.
+    pub fn compact(&self) -> Result<bool, StoreError> {
+        let length = self.disk.open(&index_file(), false).and_then(|file| file.len());
+        let length = length.map_err(io_error("look at", &index_file()))?;
+        if length < COMPACT_FROM_BYTES {
+            return Ok(false);
+        }
+        let mut opened = self.file.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(database) = &mut opened.database else { return Ok(false) };
+        let used = used_bytes(database).map_err(StoreError::index)?;
+        if used > length / 2 {
+            return Ok(false);
+        }
+        database.compact().map_err(StoreError::index)
+    }
+
+    /// Whether [`Index::reopen`] or [`Index::replace`] failed, or was not tried yet.
     pub fn is_closed(&self) -> bool {
-        self.database.read().unwrap_or_else(PoisonError::into_inner).is_none()
+        self.file.read().unwrap_or_else(PoisonError::into_inner).database.is_none()
     }
 
     fn with<R>(&self, act: impl FnOnce(&Database) -> Result<R, redb::Error>) -> Result<R, StoreError> {
-        let guard = self.database.read().unwrap_or_else(PoisonError::into_inner);
-        let database = guard.as_ref().ok_or_else(|| StoreError::index(redb::Error::DatabaseClosed))?;
+        let opened = self.file.read().unwrap_or_else(PoisonError::into_inner);
+        let database = opened.database.as_ref().ok_or_else(|| StoreError::index(redb::Error::DatabaseClosed))?;
         act(database).map_err(StoreError::index)
     }
 }
 
+/// Where a new index is written before it gets its name.
+fn new_index_file() -> At {
+    Folder::Root.at("index.redb.new")
+}
+
+fn create_database(
+    disk: &Disk,
+    adopting: bool,
+    rows: &Overlay,
+    failed: &Arc<AtomicBool>,
+) -> Result<Database, StoreError> {
+    let at = new_index_file();
+    match disk.remove(&at) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(io_error("remove", &at)(error)),
+    }
+    let file = disk.create(&at).map_err(io_error("create", &at))?;
+    let database = open_database(file, false, failed).map_err(StoreError::index)?;
+    let transaction = database.begin_write().map_err(StoreError::index)?;
+    initialize(&transaction, adopting).map_err(StoreError::index)?;
+    write(&transaction, rows).map_err(StoreError::index)?;
+    transaction.commit().map_err(StoreError::index)?;
+    disk.rename(&at, &index_file()).map_err(io_error("rename", &at))?;
+    disk.sync_folder(Folder::Root).map_err(io_error("sync", &Folder::Root.at("")))?;
+    Ok(database)
+}
+
+fn used_bytes(database: &Database) -> Result<u64, redb::Error> {
+    let transaction = database.begin_write()?;
+    let stats = transaction.stats()?;
+    transaction.abort()?;
+    Ok(stats.allocated_pages().saturating_mul(stats.page_size() as u64))
+}
+
 /// Reads and checks a manifest.
-pub(super) fn read_manifest(database: &Database, id: ContentId, bytes: u64) -> Result<Option<Manifest>, StoreError> {
+fn read_manifest(database: &Database, id: ContentId, bytes: u64) -> Result<Option<Manifest>, StoreError> {
     if digests_of(&PieceLayout::new(bytes)?) == 0 {
         return Ok(Some(Manifest::new(id, bytes, Vec::new())?));
     }
@@ -187,7 +286,7 @@ fn read_row(database: &Database, table: Table, key: &[u8]) -> Result<Option<Vec<
 
 /// The format of an index that a newer program wrote, found without writing. Says nothing of one that was not closed.
 fn newer_format(file: DiskFile) -> Option<u64> {
-    match Database::builder().open_read_only_with_backend(Backend(file)) {
+    match Database::builder().open_read_only_with_backend(Backend::new(file, Arc::default())) {
         Ok(database) => read_number(&database, FORMAT_KEY).ok().flatten().filter(|format| *format > FORMAT),
         // A newer redb; there is no other way to tell.
         Err(redb::DatabaseError::Storage(redb::StorageError::Corrupted(reason)))
@@ -302,7 +401,7 @@ fn write_rows<'a, R: Row + 'a>(
     let mut table = transaction.open_table(table)?;
     for (key, row) in rows {
         match row {
-            Some(row) => table.insert(key.as_slice(), row.to_row().as_slice())?,
+            Some(row) => table.insert(key.as_slice(), row.to_row(key).as_slice())?,
             None => table.remove(key.as_slice())?,
         };
     }

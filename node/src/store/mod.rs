@@ -6,10 +6,12 @@
 //!
 //! ```text
 //! index.redb              what is held and under which names
+//! index.redb.damaged-*    an index that was replaced because it could not be read
 //! contents/<content id>   complete contents, one file each, and nothing else
 //! partial/<content id>    downloads under way
 //! incoming/               imports under way, and files about to be unlinked; emptied at every start
 //! damaged/                set aside: damaged contents until they are fetched again, and what nobody can explain
+//! index.redb.reserve      room for deletes on a full disk
 //! LOCK                    locked by the daemon that works here
 //! ```
 //!
@@ -29,6 +31,7 @@ pub mod fuzzing;
 mod import;
 mod index;
 mod kept;
+mod pages;
 mod pieces;
 mod quota;
 mod read;
@@ -94,7 +97,7 @@ pub struct Options {
     /// Bytes of the file system that imports and downloads leave free. Default 512 MiB.
     pub free_space_floor: u64,
     /// After how long [`Store::expire`] removes what nobody asked for: interrupted downloads that nobody resumed, and
-    /// contents that are left without a name after an index was lost. Default one day.
+    /// rests of names that were given up. Default one day.
     pub abandoned_after: Duration,
     /// How many bytes of contents an opening hashes at most after an index was lost; [`Store::adopt`] does the rest.
     /// Default 1 GiB.
@@ -148,6 +151,8 @@ pub struct Usage {
     pub bytes: u64,
     /// Number of partial and damaged contents.
     pub unfinished: u64,
+    /// Number of complete contents whose names were lost; see [`Store::is_unnamed`].
+    pub unnamed: u64,
     /// Number of tasks that no owner has acknowledged.
     pub queued_tasks: u64,
     /// Number of deletes that no owner has been told of.
@@ -156,6 +161,15 @@ pub struct Usage {
     pub free_bytes: u64,
     /// The floor below which nothing is written.
     pub free_space_floor: u64,
+}
+
+/// Contents whose names were lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Unnamed {
+    /// How many.
+    pub contents: u64,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 struct Inner {
@@ -218,8 +232,8 @@ impl Store {
     /// # Errors
     /// [`OpenError`], each with what a person can do about it; nothing was changed then.
     pub fn open(directory: &Path, options: Options) -> Result<(Self, Opened), OpenError> {
-        let lock = recover::claim(directory)?;
-        Self::open_on(Disk::real(directory), Some(lock), options)
+        let (root, lock) = recover::claim(directory)?;
+        Self::open_on(Disk::real(root), Some(lock), options)
     }
 
     fn open_on(disk: Disk, lock: Option<std::fs::File>, options: Options) -> Result<(Self, Opened), OpenError> {
@@ -246,7 +260,14 @@ impl Store {
                 room: Room::default(),
             }),
         };
+        if let Some(mending) = found.mending {
+            store.mend(mending, &found.opened.adoptable)?;
+        }
         let opened = store.put_right(found.opened, found.repairs)?;
+        store.inner.keep_reserve();
+        if let Err(error) = store.compact() {
+            tracing::warn!(error = &error as &dyn std::error::Error, "the index was not compacted");
+        }
         Ok((store, opened))
     }
 
@@ -322,7 +343,8 @@ impl Store {
         let queued = state.tasks.values().filter(|record| record.state == TaskState::Queued);
         usage.queued_tasks = queued.count() as u64;
         usage.queued_deletes = state.queued_deletes.len() as u64;
-        for content in state.contents.values() {
+        for (id, content) in &state.contents {
+            usage.unnamed += u64::from(state.is_unnamed(*id));
             match content.record.state {
                 Held::Complete => {
                     usage.contents += 1;
@@ -332,6 +354,31 @@ impl Store {
             }
         }
         Ok(usage)
+    }
+
+    /// Gives back what the index does not need any more, when that is most of it. Blocks changes meanwhile; also done when
+    /// a store is opened.
+    ///
+    /// # Errors
+    /// [`StoreError`]; nothing is lost.
+    pub fn compact(&self) -> Result<bool, StoreError> {
+        self.inner.index.compact()
+    }
+
+    /// Whether a content was taken in after the index was lost, and nobody has named it since: its content ID is the only
+    /// name it has. It stays until somebody deletes that name.
+    pub fn is_unnamed(&self, id: ContentId) -> bool {
+        self.inner.state().is_unnamed(id)
+    }
+
+    /// Contents whose names were lost, and their bytes; see [`Store::is_unnamed`].
+    pub fn unnamed(&self) -> Unnamed {
+        let state = self.inner.state();
+        let contents = state.contents.iter().filter(|(id, _)| state.is_unnamed(**id));
+        contents.fold(Unnamed::default(), |sum, (_, content)| Unnamed {
+            contents: sum.contents + 1,
+            bytes: sum.bytes + content.record.bytes,
+        })
     }
 
     /// What was removed although nobody asked for it, since the store was opened.

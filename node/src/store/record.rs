@@ -1,6 +1,8 @@
 //! What the index remembers, and how it is written there.
 //!
-//! Rows are protobuf messages private to the store, so a later version can add fields.
+//! Rows are protobuf messages private to the store, so a later version can add fields, with tags below [`CHECK_TAG`].
+//! A row ends with a checksum over its table, its key and its bytes, so that it proves itself wherever it is found;
+//! rows of older versions have none.
 
 use damselfly_messages::{
     id::{ContentId, TaskId},
@@ -71,6 +73,8 @@ pub(super) struct ContentRecord {
     pub state: Held,
     pub added: UnixMillis,
     pub location: Location,
+    /// Taken in after the index was lost, without the names that users knew it by.
+    pub adopted: bool,
 }
 
 /// How much of a content the index vouches for.
@@ -91,8 +95,70 @@ pub(super) enum Location {
 
 /// One kind of row: a value under a key of 32 bytes.
 pub(super) trait Row: Sized {
-    fn to_row(&self) -> Vec<u8>;
-    fn from_row(key: [u8; 32], row: &[u8]) -> Result<Self, Invalid>;
+    /// What errors call it. Part of the checksum, so it stays.
+    const KIND: &'static str;
+
+    /// The fields, without a checksum.
+    fn fields(&self) -> Vec<u8>;
+
+    /// Reads the fields; a checksum is not verified here.
+    fn from_fields(key: [u8; 32], row: &[u8]) -> Result<Self, Invalid>;
+
+    /// The row as it is written.
+    fn to_row(&self, key: &[u8; 32]) -> Vec<u8> {
+        let mut row = self.fields();
+        let check = checksum(Self::KIND, key, &row);
+        row.push(CHECK_KEY);
+        row.extend_from_slice(&check);
+        row
+    }
+
+    /// Reads a row, and verifies its checksum if it has one.
+    fn from_row(key: [u8; 32], row: &[u8]) -> Result<Self, Invalid> {
+        let read = Self::from_fields(key, row)?;
+        if !Self::is_sealed(&key, row) && has_checksum(row) {
+            return Err(Invalid::new(Self::KIND, "it does not match its checksum"));
+        }
+        Ok(read)
+    }
+
+    /// Whether the row ends with its checksum: then it is a sound row of this kind, wherever it was found.
+    fn is_sealed(key: &[u8; 32], row: &[u8]) -> bool {
+        row.split_last_chunk::<CHECK_BYTES>()
+            .is_some_and(|(fields, check)| check[0] == CHECK_KEY && check[1..] == checksum(Self::KIND, key, fields))
+    }
+
+    /// Whether a row without a checksum is written exactly as this program would write it.
+    fn is_canonical(&self, row: &[u8]) -> bool {
+        self.fields() == row
+    }
+}
+
+/// Field number of the checksum, the last field of each row.
+const CHECK_TAG: u32 = 15;
+/// The checksum's key in protobuf: its tag and the wire type of eight fixed bytes.
+const CHECK_KEY: u8 = (CHECK_TAG << 3 | 1) as u8;
+/// Bytes of the key and the checksum.
+const CHECK_BYTES: usize = 9;
+
+/// Found in every row that has a checksum.
+#[derive(Clone, PartialEq, Message)]
+struct CheckedRow {
+    #[prost(fixed64, optional, tag = "15")]
+    check: Option<u64>,
+}
+
+fn has_checksum(row: &[u8]) -> bool {
+    CheckedRow::decode(row).is_ok_and(|row| row.check.is_some())
+}
+
+fn checksum(kind: &str, key: &[u8; 32], fields: &[u8]) -> [u8; 8] {
+    let mut bytes = Vec::with_capacity(kind.len() + 1 + key.len() + fields.len());
+    bytes.extend_from_slice(kind.as_bytes());
+    bytes.push(0);
+    bytes.extend_from_slice(key);
+    bytes.extend_from_slice(fields);
+    xxhash_rust::xxh3::xxh3_64(&bytes).to_le_bytes()
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -107,6 +173,8 @@ struct ContentRow {
     held: Vec<u8>,
     #[prost(uint32, tag = "5")]
     location: u32,
+    #[prost(bool, tag = "6")]
+    adopted: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -177,7 +245,9 @@ const CONFLICT: u32 = 3;
 const STALE: u32 = 4;
 
 impl Row for ContentRecord {
-    fn to_row(&self) -> Vec<u8> {
+    const KIND: &'static str = "content record";
+
+    fn fields(&self) -> Vec<u8> {
         let (state, held) = match &self.state {
             Held::Complete => (COMPLETE, Vec::new()),
             Held::Partial(held) => (PARTIAL, held.clone()),
@@ -186,10 +256,11 @@ impl Row for ContentRecord {
         let location = match self.location {
             Location::Store => IN_STORE,
         };
-        ContentRow { bytes: self.bytes, state, added: self.added.0, held, location }.encode_to_vec()
+        ContentRow { bytes: self.bytes, state, added: self.added.0, held, location, adopted: self.adopted }
+            .encode_to_vec()
     }
 
-    fn from_row(_key: [u8; 32], row: &[u8]) -> Result<Self, Invalid> {
+    fn from_fields(_key: [u8; 32], row: &[u8]) -> Result<Self, Invalid> {
         let row = ContentRow::decode(row).map_err(|error| Invalid::new("content record", error.to_string()))?;
         if row.bytes > CONTENT_BYTES_MAX {
             return Err(Invalid::new("content record", format!("{} bytes", row.bytes)));
@@ -204,12 +275,15 @@ impl Row for ContentRecord {
             IN_STORE => Location::Store,
             other => return Err(Invalid::new("content record", format!("location {other}"))),
         };
-        Ok(Self { bytes: row.bytes, state, added: UnixMillis(row.added), location })
+        let added = UnixMillis(row.added);
+        Ok(Self { bytes: row.bytes, state, added, location, adopted: row.adopted })
     }
 }
 
 impl Row for TaskRecord {
-    fn to_row(&self) -> Vec<u8> {
+    const KIND: &'static str = "task record";
+
+    fn fields(&self) -> Vec<u8> {
         let (state, winner) = match &self.state {
             TaskState::Queued => (QUEUED, None),
             TaskState::Acknowledged => (ACKNOWLEDGED, None),
@@ -231,7 +305,7 @@ impl Row for TaskRecord {
         .encode_to_vec()
     }
 
-    fn from_row(key: [u8; 32], row: &[u8]) -> Result<Self, Invalid> {
+    fn from_fields(key: [u8; 32], row: &[u8]) -> Result<Self, Invalid> {
         let row = TaskRow::decode(row).map_err(|error| Invalid::new("task record", error.to_string()))?;
         let name = Name::parse(&row.cid, &row.tag)?;
         if *name.task_id().digest() != key {
@@ -257,23 +331,27 @@ impl Row for TaskRecord {
 }
 
 impl Row for Tombstone {
-    fn to_row(&self) -> Vec<u8> {
+    const KIND: &'static str = "tombstone";
+
+    fn fields(&self) -> Vec<u8> {
         TombstoneRow { generation: self.generation, deleted: self.deleted.0 }.encode_to_vec()
     }
 
-    fn from_row(key: [u8; 32], row: &[u8]) -> Result<Self, Invalid> {
+    fn from_fields(key: [u8; 32], row: &[u8]) -> Result<Self, Invalid> {
         let row = TombstoneRow::decode(row).map_err(|error| Invalid::new("tombstone", error.to_string()))?;
         Ok(Self { task: TaskId::from_bytes(&key)?, generation: row.generation, deleted: UnixMillis(row.deleted) })
     }
 }
 
 impl Row for QueuedDelete {
-    fn to_row(&self) -> Vec<u8> {
+    const KIND: &'static str = "queued delete";
+
+    fn fields(&self) -> Vec<u8> {
         let (cid, tag) = (self.name.cid().to_owned(), self.name.tag().to_owned());
         QueuedDeleteRow { cid, tag, queued: self.queued.0, uid: self.uid }.encode_to_vec()
     }
 
-    fn from_row(_key: [u8; 32], row: &[u8]) -> Result<Self, Invalid> {
+    fn from_fields(_key: [u8; 32], row: &[u8]) -> Result<Self, Invalid> {
         let row = QueuedDeleteRow::decode(row).map_err(|error| Invalid::new("queued delete", error.to_string()))?;
         Ok(Self { name: Name::parse(&row.cid, &row.tag)?, queued: UnixMillis(row.queued), uid: row.uid })
     }

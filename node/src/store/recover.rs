@@ -20,12 +20,13 @@ use rustix::fs::OFlags;
 
 use super::{
     Temporary,
-    disk::{At, Disk, Entry, Folder, parse_name},
+    disk::{At, Disk, Entry, Folder, Root, parse_name},
     error::{OpenError, StoreError},
     index::{FORMAT, Found, Index, index_file},
     io_error, now,
+    pages::Image,
     record::{ContentRecord, Held},
-    salvage::salvage,
+    salvage::{Salvaged, last_commit, salvage},
     state::{Overlay, State},
 };
 
@@ -39,8 +40,10 @@ pub struct Opened {
     pub contents: usize,
     /// Number of tasks.
     pub tasks: usize,
-    /// Why the index was set aside and a new one begun, if it was: with what could be salvaged, so tasks may be missing.
+    /// Why the index was set aside and a new one begun, if it was: with every sound row of it, so tasks may be missing.
     pub index_lost: Option<String>,
+    /// The last commit was torn or damaged, and what is sound of it was committed again.
+    pub index_mended: bool,
     /// Contents that are damaged: set aside now or earlier, and not fetched again yet.
     pub damaged: Vec<ContentId>,
     /// What was moved to `damaged/` because nothing explains it.
@@ -49,7 +52,8 @@ pub struct Opened {
     pub cleaned: Vec<String>,
     /// Records of the index that cannot be read, with the reason; they stay.
     pub unreadable: Vec<String>,
-    /// Contents from before the index was lost that were hashed and taken in, without a name.
+    /// Contents from before the index was lost that were hashed and taken in. Those that no name is left of are named
+    /// by their content ID.
     pub adopted: Vec<ContentId>,
     /// More of them, left for [`super::Store::adopt`].
     pub adoptable: Vec<ContentId>,
@@ -61,6 +65,8 @@ pub(super) struct Recovered {
     pub state: State,
     pub opened: Opened,
     pub repairs: Vec<(ContentId, Repair)>,
+    /// What the index says that redb did not open it with.
+    pub mending: Option<Salvaged>,
 }
 
 /// How a record is made to agree with the files.
@@ -72,7 +78,7 @@ pub(super) enum Repair {
 }
 
 /// Makes the directory if need be, checks whose it is, and locks it.
-pub(super) fn claim(directory: &Path) -> Result<File, OpenError> {
+pub(super) fn claim(directory: &Path) -> Result<(Root, File), OpenError> {
     let refused = |action| {
         move |source| OpenError::Store(StoreError::Io { action, what: directory.display().to_string(), source })
     };
@@ -80,11 +86,13 @@ pub(super) fn claim(directory: &Path) -> Result<File, OpenError> {
         io::ErrorKind::AlreadyExists => Ok(()),
         _ => Err(refused("make the store")(error)),
     })?;
-    let metadata = directory.metadata().map_err(refused("look at"))?;
-    let directory = directory.to_owned();
-    if !metadata.is_dir() {
-        return Err(OpenError::NotADirectory(directory));
+    if !directory.metadata().map_err(refused("look at"))?.is_dir() {
+        return Err(OpenError::NotADirectory(directory.to_owned()));
     }
+    // What is checked is what is used from here on, whatever becomes of the path.
+    let root = Root::open(directory).map_err(refused("open"))?;
+    let metadata = root.metadata().map_err(refused("look at"))?;
+    let directory = directory.to_owned();
     let daemon = rustix::process::geteuid().as_raw();
     if metadata.uid() != daemon {
         return Err(OpenError::Owner { directory, owner: metadata.uid(), daemon });
@@ -95,11 +103,11 @@ pub(super) fn claim(directory: &Path) -> Result<File, OpenError> {
     }
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(false).mode(0o600).custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
-    let file = options.open(directory.join("LOCK")).map_err(refused("open the LOCK of"))?;
+    let file = options.open(root.join("LOCK")).map_err(refused("open the LOCK of"))?;
     let begun = Instant::now();
     loop {
         match file.try_lock() {
-            Ok(()) => return Ok(file),
+            Ok(()) => return Ok((root, file)),
             Err(TryLockError::WouldBlock) if begun.elapsed() < LOCK_WAIT => thread::sleep(LOCK_WAIT / 100),
             Err(TryLockError::WouldBlock) => return Err(OpenError::Locked(directory)),
             Err(TryLockError::Error(error)) => return Err(refused("lock")(error)),
@@ -112,46 +120,87 @@ pub(super) fn recover(disk: &Disk) -> Result<Recovered, OpenError> {
     let mut opened = Opened::default();
     let root = list(disk, Folder::Root)?;
     let has_index = root.iter().any(|entry| entry.name == index_file().name);
-    let mut salvaged = Overlay::default();
-    let index = if has_index { open_index(disk, &mut salvaged, &mut opened)? } else { None };
-    make_folders(disk, &root, index.is_some(), &mut opened)?;
-    let (index, state) = match index {
+    let found = if has_index { open_index(disk, &mut opened)? } else { FoundIndex::default() };
+    make_folders(disk, &root, found.index.is_some(), &mut opened)?;
+    let (index, state) = match found.index {
         Some(found) => found,
         None => {
             let adopting = !list(disk, Folder::Contents)?.is_empty();
-            let index = Index::create(disk, adopting, &salvaged)?;
+            if has_index {
+                opened.set_aside.extend(set_index_aside(disk)?);
+            }
+            let index = Index::create(disk, adopting, &found.salvaged)?;
             let (state, _) = index.load()?;
             (index, state)
         }
     };
-    let adopting = index.is_adopting()?;
-    let mut walk = Walk { disk, state: &state, opened, repairs: Vec::new(), adopting };
+    let adopting = index.is_adopting();
+    if found.mending.is_some() {
+        // A file without a record may be that of an import which the torn or damaged commit has acknowledged.
+        index.begin_adopting()?;
+        opened.index_mended = true;
+    }
+    let mending = found.mending;
+    let mut walk = Walk { disk, state: &state, opened, repairs: Vec::new(), adopting, mending: mending.as_ref() };
     walk.folders()?;
     let Walk { mut opened, repairs, .. } = walk;
     opened.contents = state.contents.len();
     opened.tasks = state.tasks.len();
-    Ok(Recovered { index, state, opened, repairs })
+    Ok(Recovered { index, state, opened, repairs, mending })
 }
 
-/// The index and everything in it; `None` when it was damaged and is now set aside, with what is left of it salvaged.
-fn open_index(disk: &Disk, salvaged: &mut Overlay, opened: &mut Opened) -> Result<Option<(Index, State)>, OpenError> {
+/// What was made of the index that is there.
+#[derive(Default)]
+struct FoundIndex {
+    /// The index and everything in it; `None` when it is damaged.
+    index: Option<(Index, State)>,
+    /// The sound rows of a damaged one.
+    salvaged: Overlay,
+    /// See [`Recovered::mending`].
+    mending: Option<Salvaged>,
+}
+
+fn open_index(disk: &Disk, opened: &mut Opened) -> Result<FoundIndex, OpenError> {
+    // redb changes a file that was not closed when it opens it, and goes back by a commit without a word when the last
+    // one is not whole. So it is read before.
+    let image = unclean_image(disk);
     let reason = match Index::open(disk)? {
         Found::Newer(found) => return Err(OpenError::Newer { found, known: FORMAT }),
         Found::Damaged(reason) => reason,
         Found::Index(index) => match index.load() {
             Ok((state, unreadable)) => {
                 opened.unreadable = unreadable.iter().map(ToString::to_string).collect();
-                return Ok(Some((index, state)));
+                let mending = image.map(|image| last_commit(disk, &image)).filter(|last| !last.is_all_of(&state));
+                return Ok(FoundIndex { index: Some((index, state)), mending, ..FoundIndex::default() });
             }
             Err(error) => error.to_string(),
         },
     };
-    let aside = Folder::Root.at(format!("index.redb.damaged-{}", now().0));
-    disk.rename(&index_file(), &aside).map_err(io_error("set aside", &index_file()))?;
-    *salvaged = salvage(disk, &aside);
     opened.index_lost = Some(reason);
-    opened.set_aside.push(aside.to_string());
-    Ok(None)
+    let image = match image {
+        Some(image) => image,
+        // Where it cannot be read at all, all contents are adopted.
+        None => Image::read(disk, &index_file()).unwrap_or_default(),
+    };
+    Ok(FoundIndex { salvaged: salvage(disk, &image), ..FoundIndex::default() })
+}
+
+/// The index in memory, if it was not closed.
+fn unclean_image(disk: &Disk) -> Option<Image> {
+    let image = Image::read_head(disk, &index_file()).ok()?;
+    image.is_unclean().then(|| Image::read(disk, &index_file()).ok()).flatten()
+}
+
+/// Keeps the damaged index under a second name, for who wants to look into it; the new one will replace the first.
+fn set_index_aside(disk: &Disk) -> Result<Option<String>, StoreError> {
+    let aside = Folder::Root.at(format!("index.redb.damaged-{}", now().0));
+    match disk.link(&index_file(), &aside) {
+        Ok(()) => Ok(Some(aside.to_string())),
+        Err(error) => {
+            tracing::warn!(%error, "the damaged index is not kept: the file system has no second name for it");
+            Ok(None)
+        }
+    }
 }
 
 /// Makes the folders that are missing; anything else that has such a name makes way.
@@ -188,7 +237,10 @@ struct Walk<'a> {
     state: &'a State,
     opened: Opened,
     repairs: Vec<(ContentId, Repair)>,
+    /// Files without a record are from before the index was lost.
     adopting: bool,
+    /// What a last commit says that redb did not open.
+    mending: Option<&'a Salvaged>,
 }
 
 impl Walk<'_> {
@@ -242,7 +294,9 @@ impl Walk<'_> {
                 // The commit that was to follow the rename is missing: the download goes on from its checkpoint.
                 Some(ContentRecord { state: Held::Partial(_), .. }) => self.rename(&at, &Folder::Partial.of(id))?,
                 Some(_) => self.rename(&at, &Folder::Damaged.of(id))?,
-                None if self.adopting => self.opened.adoptable.push(id),
+                None if self.adopting || self.mending.is_some_and(|last| last.may_hold(id)) => {
+                    self.opened.adoptable.push(id);
+                }
                 None => self.clean(at)?,
             }
         }

@@ -89,6 +89,28 @@ impl State {
         self.names.get(&content).into_iter().flatten()
     }
 
+    /// Whether a content was adopted and has no name but its content ID.
+    pub fn is_unnamed(&self, id: ContentId) -> bool {
+        let adopted = self.contents.get(&id).is_some_and(|content| content.record.adopted);
+        let by_id = |task: &TaskId| {
+            self.tasks
+                .get(task)
+                .is_some_and(|record| record.name.tag().is_empty() && record.name.cid() == id.to_string())
+        };
+        adopted && self.tasks_of(id).all(by_id)
+    }
+
+    /// Everything, as changes to an empty index.
+    pub fn to_overlay(&self) -> Overlay {
+        Overlay {
+            contents: self.contents.iter().map(|(id, content)| (*id, Some(content.clone()))).collect(),
+            tasks: self.tasks.iter().map(|(task, record)| (*task, Some(record.clone()))).collect(),
+            tombstones: self.tombstones.iter().map(|(task, tombstone)| (*task, Some(*tombstone))).collect(),
+            queued_deletes: self.queued_deletes.iter().map(|(task, old)| (*task, Some(old.clone()))).collect(),
+            ..Overlay::default()
+        }
+    }
+
     /// Takes over changes that are durable now.
     pub fn apply(&mut self, overlay: Overlay) {
         for (id, content) in overlay.contents {
@@ -129,6 +151,14 @@ pub(super) struct Overlay {
 }
 
 impl Overlay {
+    /// Whether something is removed or to be: that must work when nothing else does.
+    pub fn removes(&self) -> bool {
+        self.contents.values().any(Option::is_none)
+            || self.tasks.values().any(Option::is_none)
+            || !self.tombstones.is_empty()
+            || !self.queued_deletes.is_empty()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.contents.is_empty()
             && self.tasks.is_empty()

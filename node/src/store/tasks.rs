@@ -173,6 +173,21 @@ impl Store {
         })
     }
 
+    /// Remembers a delete that no owner could be told of, and removes the task; both or neither.
+    ///
+    /// # Errors
+    /// [`StoreError`] when it could not be made durable.
+    pub fn queue_delete(&self, delete: QueuedDelete) -> Result<Option<TaskRecord>, StoreError> {
+        let removed = self.inner.write(move |changes| {
+            let task = delete.name.task_id();
+            if !changes.base().queued_deletes.contains_key(&task) {
+                changes.put_queued_delete(delete);
+            }
+            Ok(changes.remove_task(&task))
+        })?;
+        Ok(removed.map(Arc::unwrap_or_clone))
+    }
+
     /// Every delete that waits for an owner, in no order.
     pub fn queued_deletes(&self) -> Vec<QueuedDelete> {
         self.inner.state().queued_deletes.values().cloned().collect()

@@ -27,6 +27,8 @@ struct Tracks {
     steps: u64,
     /// The step at which the power goes.
     cut: Option<u64>,
+    /// How many syncs of files go well before one fails.
+    good_syncs: Option<u64>,
     capacity: Option<u64>,
 }
 
@@ -67,6 +69,21 @@ impl SimulatedDisk {
         tracks.cut = Some(tracks.steps + steps);
     }
 
+    /// Lets one sync of a file fail, after so many that do not: what was to be written is lost, and reads still give it.
+    pub fn fail_sync_after(&self, syncs: u64) {
+        self.lock().good_syncs = Some(syncs);
+    }
+
+    /// Whether the sync that was to fail has failed.
+    pub fn has_failed(&self) -> bool {
+        self.lock().good_syncs.is_none()
+    }
+
+    pub fn is_cut(&self) -> bool {
+        let tracks = self.lock();
+        tracks.cut.is_some_and(|cut| tracks.steps > cut)
+    }
+
     pub fn limit(&self, bytes: u64) {
         self.lock().capacity = Some(bytes);
     }
@@ -92,6 +109,11 @@ impl SimulatedDisk {
             capacity: tracks.capacity,
             ..Tracks::default()
         })))
+    }
+
+    /// Bytes of all files together.
+    pub fn used(&self) -> u64 {
+        self.lock().used()
     }
 
     pub fn step(&self) -> io::Result<()> {
@@ -139,6 +161,14 @@ impl SimulatedDisk {
         Ok(())
     }
 
+    pub fn link(&self, from: &At, to: &At) -> io::Result<()> {
+        let mut tracks = self.lock();
+        tracks.step()?;
+        let inode = tracks.find(from).ok_or(io::ErrorKind::NotFound)?;
+        tracks.set(to, Some(inode));
+        Ok(())
+    }
+
     pub fn remove(&self, at: &At) -> io::Result<()> {
         let mut tracks = self.lock();
         tracks.step()?;
@@ -160,9 +190,7 @@ impl SimulatedDisk {
     pub fn free_bytes(&self) -> io::Result<u64> {
         let mut tracks = self.lock();
         tracks.step()?;
-        let used: u64 =
-            tracks.names.values().filter_map(Name::now).map(|inode| tracks.files[&inode].now.len() as u64).sum();
-        Ok(tracks.capacity.unwrap_or(u64::MAX).saturating_sub(used))
+        Ok(tracks.capacity.unwrap_or(u64::MAX).saturating_sub(tracks.used()))
     }
 
     /// Flips one bit of a file, as a rotting disk does.
@@ -182,6 +210,10 @@ impl Tracks {
             Some(cut) if self.steps > cut => Err(io::Error::other("the power is cut")),
             _ => Ok(()),
         }
+    }
+
+    fn used(&self) -> u64 {
+        self.names.values().filter_map(Name::now).map(|inode| self.files[&inode].now.len() as u64).sum()
     }
 
     fn find(&self, at: &At) -> Option<u64> {
@@ -277,9 +309,24 @@ impl SimulatedFile {
     }
 
     pub fn sync(&self) -> io::Result<()> {
+        let fails = {
+            let mut tracks = self.disk.lock();
+            let left = tracks.good_syncs;
+            tracks.good_syncs = left.and_then(|left| left.checked_sub(1));
+            left == Some(0)
+        };
         self.with(|file| {
-            file.durable.clone_from(&file.now);
-            file.pending.clear();
-        })
+            let pending = std::mem::take(&mut file.pending);
+            if fails {
+                return Err(io::Error::from(rustix::io::Errno::IO));
+            }
+            for pending in pending {
+                match pending {
+                    Pending::Write(offset, bytes) => put(&mut file.durable, offset as usize, &bytes),
+                    Pending::Length(bytes) => file.durable.resize(bytes as usize, 0),
+                }
+            }
+            Ok(())
+        })?
     }
 }

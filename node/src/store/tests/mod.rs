@@ -5,6 +5,7 @@ mod names;
 mod power;
 mod quota;
 mod recovery;
+mod salvage;
 mod transfers;
 
 use std::{

@@ -10,6 +10,7 @@ use std::{
     time::Instant,
 };
 
+use damselfly_messages::record::Tombstone;
 use rustix::fs::{OFlags, fcntl_setfl};
 use sha2::{Digest as _, Sha256};
 
@@ -468,4 +469,42 @@ fn import_against_copy_and_sync() {
         }
     });
     eprintln!("512 small imports by 32 threads: {:?}, {} syncs", before.1.elapsed(), store.syncs() - before.0);
+}
+
+/// Everything that deletes works on a disk without a free byte, again and again.
+#[test]
+fn deletes_work_on_a_full_disk_and_make_room() {
+    for with_reserve in [true, false] {
+        let disk = SimulatedDisk::default();
+        let store = simulated(&disk);
+        let contents: Vec<_> = (0..60).map(|seed| bytes(seed, 40_000)).collect();
+        for (number, content) in contents.iter().enumerate() {
+            import(&store, &format!("n{number}"), content);
+        }
+        if !with_reserve {
+            store.inner.disk.remove(&crate::store::Folder::Root.at("index.redb.reserve")).expect("it is there");
+        }
+        for number in 0..60 {
+            // Not even what the delete before has freed is left.
+            disk.limit(disk.used());
+            let task = name(&format!("n{number}")).task_id();
+            let buried = Tombstone { task, generation: 1, deleted: UnixMillis(1) };
+            let removed = match number % 3 {
+                0 => store.remove_task(&task),
+                1 => store.put_tombstone(buried),
+                _ => store.queue_delete(crate::store::QueuedDelete {
+                    name: name(&format!("n{number}")),
+                    queued: UnixMillis(1),
+                    uid: None,
+                }),
+            };
+            removed.expect("a delete works").expect("it was there");
+        }
+        assert!(store.contents().is_empty());
+        disk.limit(u64::MAX);
+        import(&store, "new", b"new");
+        drop(store);
+        let store = simulated(&disk.restarted(1));
+        assert_eq!((store.tasks().len(), store.queued_deletes().len(), store.tombstones().len()), (1, 20, 20));
+    }
 }
