@@ -237,7 +237,7 @@ pub fn parse(arguments: &[OsString]) -> Parsed {
     };
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Parsed::Print(error.render().to_string()),
-        _ => Parsed::Wrong { failure: wrong_usage(&error), json },
+        _ => Parsed::Wrong { failure: wrong_usage(&error, arguments), json },
     }
 }
 
@@ -253,7 +253,7 @@ fn refuse_unbuilt(command: &Command) -> Result<(), Failure> {
 }
 
 /// One line of clap's page: its first paragraph; and its tip as the hint.
-fn wrong_usage(error: &clap::Error) -> Failure {
+fn wrong_usage(error: &clap::Error, arguments: &[OsString]) -> Failure {
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         return Failure::new(Code::Usage, "no command given").with_hint("see `dfcache --help`");
     }
@@ -268,24 +268,28 @@ fn wrong_usage(error: &clap::Error) -> Failure {
     let usage = page.lines().find_map(|line| line.strip_prefix("Usage: ")).unwrap_or("dfcache");
     let words = usage.split(' ').take_while(|word| word.starts_with(|c: char| c.is_ascii_lowercase()));
     let command = words.collect::<Vec<_>>().join(" ");
-    let hint = tip.map(str::to_owned).or_else(|| unexpected(error, &command));
+    let hint = tip.map(str::to_owned).or_else(|| misspelled(error, &command)).or_else(|| unnamed(&command, arguments));
     let hint = hint.unwrap_or_else(|| format!("see `{command} --help`"));
     Failure::new(Code::Usage, shortened(message)).with_hint(hint)
 }
 
-/// What was probably meant by an argument that `command` does not have: a name without `-i`, or a misspelled option.
-fn unexpected(error: &clap::Error, command: &str) -> Option<String> {
-    let Some(ContextValue::String(argument)) = error.get(ContextKind::InvalidArg) else { return None };
-    if error.kind() != ErrorKind::UnknownArgument {
-        return None;
-    }
-    let of = command.strip_prefix("dfcache ").unwrap_or_default();
-    let Some(option) = argument.strip_prefix("--") else {
-        let is_name = !argument.starts_with('-') && matches!(of, "stat" | "delete" | "export");
-        return is_name.then(|| format!("a name is given with -i: `{command} -i {}`", shortened(argument)));
+/// How a name is given, for a command that needs one and got none.
+fn unnamed(command: &str, arguments: &[OsString]) -> Option<String> {
+    let needs_name = matches!(command, "dfcache stat" | "dfcache delete" | "dfcache export");
+    let gives_name = |argument: &OsString| {
+        let text = argument.to_string_lossy();
+        text.starts_with("--cid") || text.starts_with('-') && !text.starts_with("--") && text.contains('i')
     };
+    (needs_name && !arguments.iter().any(gives_name)).then(|| format!("a name is given with -i: `{command} -i NAME`"))
+}
+
+/// The option of `command` that a misspelled one was probably meant to be.
+fn misspelled(error: &clap::Error, command: &str) -> Option<String> {
+    let Some(ContextValue::String(argument)) = error.get(ContextKind::InvalidArg) else { return None };
+    let option = argument.strip_prefix("--").filter(|_| error.kind() == ErrorKind::UnknownArgument)?;
     let all = Args::command();
-    let commands = std::iter::once(&all).chain(all.find_subcommand(of));
+    let commands =
+        std::iter::once(&all).chain(all.find_subcommand(command.strip_prefix("dfcache ").unwrap_or_default()));
     let options = commands.flat_map(|command| command.get_arguments()).filter_map(|argument| argument.get_long());
     let near = options.map(|long| (strsim::damerau_levenshtein(option, long), long)).min()?;
     (near.0 <= MISSPELLED_MAX).then(|| format!("did you mean --{}? see `{command} --help`", near.1))

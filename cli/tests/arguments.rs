@@ -84,6 +84,30 @@ fn these_are_wrong_usage() {
 }
 
 #[test]
+fn hints_say_what_was_meant() {
+    let rows = [
+        ("stat a", "`dfcache stat -i NAME`", "a name without its option"),
+        ("delete a", "`dfcache delete -i NAME`", "the same"),
+        ("export a", "`dfcache export -i NAME`", "the path is there, the name is not"),
+        ("export a -O x", "`dfcache export -i NAME`", "two paths and no name"),
+        ("export a x", "`dfcache export -i NAME`", "the name in the place of the path"),
+        ("export -i a -O x y", "`dfcache export --help`", "two paths and a name"),
+        ("stat --cdi a", "did you mean --cid?", "misspelled"),
+        ("stat -i a --frobnicate", "`dfcache stat --help`", "like nothing"),
+    ];
+    for (line, expected, reason) in rows {
+        match parse_line(line) {
+            Parsed::Wrong { failure, .. } => {
+                let hint = failure.hint.as_deref().unwrap_or_default();
+                assert!(hint.contains(expected), "{line}: {reason}: {hint:?}");
+                assert!(!hint.contains("to pass '"), "{line}: {hint:?}");
+            }
+            other => panic!("{line}: {reason}: {other:?}"),
+        }
+    }
+}
+
+#[test]
 fn names_have_bounds() {
     let rows = [
         (1, 0, true, "the shortest"),

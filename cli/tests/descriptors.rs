@@ -162,7 +162,7 @@ async fn a_flood_of_descriptors_is_refused_and_the_first_stay() {
         assert_ne!(twice[0], 0, "the name is taken");
     }
     let refused = client::send_descriptor(&served.socket, file.as_fd()).await.expect_err("too many");
-    assert_eq!(refused.code, Code::NoSpace);
+    assert_eq!(refused.code, Code::NoSpace, "{refused:?}");
     assert_eq!(served.descriptors.len(), 32);
     assert!(served.descriptors.take(uid(), &[0; 16]).is_ok());
     assert!(client::send_descriptor(&served.socket, file.as_fd()).await.is_ok(), "there is room again");

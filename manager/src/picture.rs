@@ -463,6 +463,7 @@ mod tests {
             report,
             reported_ago: None,
             records: 0,
+            tags: Arc::default(),
         }
     }
 

@@ -19,12 +19,12 @@ pub(crate) mod parting;
 mod probe;
 
 use crate::{
-    layout::{ClusterFile, Layout, ManagerEntry},
+    layout::{ClusterFile, Layout},
     links::{
         control::{self, Links},
         wire::Shape,
     },
-    process,
+    listing, process,
     programs::Programs,
     ready,
 };
@@ -254,7 +254,9 @@ pub async fn up(dir: &Path, mut options: Options, detach: bool) -> anyhow::Resul
     for node in &cluster.file.nodes {
         println!("DFCACHE_SOCKET={}", node.socket.display());
     }
-    show_console(&cluster.file.manager);
+    let manager = &cluster.file.manager;
+    let link = fs::read_to_string(manager.admin_token_file.with_file_name(SETUP_LINK)).ok();
+    listing::show_console(&manager.http, link.as_deref());
     eprintln!("testnet: ready; {}", layout.file().display());
     if detach {
         return Ok(());
@@ -265,15 +267,6 @@ pub async fn up(dir: &Path, mut options: Options, detach: bool) -> anyhow::Resul
         cluster.stop().await;
     }
     Ok(())
-}
-
-/// Tells where the console is, and the link by which its first admin is made while there is none.
-fn show_console(manager: &ManagerEntry) {
-    eprintln!("testnet: console {}", manager.http);
-    let link = manager.admin_token_file.with_file_name(SETUP_LINK);
-    if let Ok(link) = fs::read_to_string(&link) {
-        eprintln!("testnet: make its first admin at {}", link.trim());
-    }
 }
 
 /// `testnet down`

@@ -27,6 +27,14 @@ pub(crate) struct Looks {
     memory_bytes: Option<u64>,
 }
 
+/// Shows the address of the console, and the link by which its first admin is made while there is none.
+pub(crate) fn show_console(console: &str, first_admin: Option<&str>) {
+    eprintln!("testnet: console {console}");
+    if let Some(link) = first_admin {
+        eprintln!("testnet: make its first admin at {}", link.trim());
+    }
+}
+
 impl Looks {
     /// Of a program that cannot be asked.
     pub(crate) fn nothing(reason: &str) -> Self {

@@ -49,6 +49,7 @@ impl World {
                 report,
                 reported_ago: Some(Duration::ZERO),
                 records: 0,
+                tags: Arc::default(),
             };
             let heard = Instant::now();
             let (meter, reported) = (Meter::new(heard, &state.report), Reported::new(heard, &state.report));

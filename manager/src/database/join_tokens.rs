@@ -172,8 +172,9 @@ impl Database {
         Ok(true)
     }
 
-    /// Lets `joining` join with the token `id`: takes one of its uses, unless the host has joined with it last, and keeps the member, which gets the roles and
-    /// tags of the token. All of it or nothing happens. Whether who joins knows the secret is the caller's to check.
+    /// Lets `joining` join with the token `id`: takes one of its uses, unless the host has joined with it last, and keeps
+    /// the member, which gets the roles and tags of the token. All of it or nothing happens. Whether who joins knows the
+    /// secret is the caller's to check.
     ///
     /// # Errors
     /// [`Refused`] says why not.
@@ -200,11 +201,14 @@ impl Database {
             taken.execute(&mut *writing).await?;
         }
         let member = members::put(&mut writing, &token, joining, now).await?;
-        let actor = Actor { name: format!("(join token {})", hex::encode(id)), address: None };
-        let before = before.map(|member| members::summary(&member));
-        let change =
-            Change { action: "member.join", target: &member.peer_id, before, after: Some(members::summary(&member)) };
-        audit::append(&mut writing, now, &actor, change).await?;
+        // A repeated join is no news: a restart loop must not fill the audit.
+        if !is_again {
+            let actor = Actor { name: format!("(join token {})", hex::encode(id)), address: None };
+            let before = before.map(|member| members::summary(&member));
+            let after = Some(members::summary(&member));
+            let change = Change { action: "member.join", target: &member.peer_id, before, after };
+            audit::append(&mut writing, now, &actor, change).await?;
+        }
         writing.commit().await?;
         Ok(member)
     }

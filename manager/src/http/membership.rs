@@ -265,6 +265,7 @@ pub(super) struct HostList {
 pub(super) struct Host {
     peer_id: String,
     roles: Vec<String>,
+    /// Those of its credential, and those of its own configuration that schedulers have heard of, the first 192 bytes.
     tags: Tags,
     addresses: Vec<String>,
     version: String,
@@ -336,7 +337,13 @@ impl Host {
             live: view.map(Live::new),
             peer_id: member.peer_id,
             roles: member.roles,
-            tags: member.tags,
+            // A credential's tags go before those of the host's own configuration.
+            tags: view
+                .map(|view| view.state.tags.as_ref().clone())
+                .unwrap_or_default()
+                .into_iter()
+                .chain(member.tags)
+                .collect(),
             addresses: member.addresses,
             version: member.version,
             joined: rfc3339(member.joined),

@@ -120,6 +120,7 @@ const ROUTES: &[(&str, &str, &str)] = &[
     ("POST", "/revocations", "admin"),
     ("GET", "/config", "viewer"),
     ("PUT", "/config", "operator"),
+    ("PATCH", "/config", "operator"),
     ("GET", "/config/fields", "viewer"),
     ("GET", "/config/diff", "viewer"),
     ("GET", "/config/history", "viewer"),

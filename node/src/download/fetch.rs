@@ -33,8 +33,8 @@ const STREAMS: usize = 8;
 const REQUESTS_PER_STREAM: usize = 8;
 /// How long a parent may take to accept a stream.
 const OPEN_WITHIN: Duration = Duration::from_secs(5);
-/// How long a parent may be silent while it owes a manifest, or take to accept a request.
-const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// How long a parent may be silent while it is asked for a manifest, or take to accept a request.
+pub(super) const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// How often it is decided whether a piece of which nothing arrives is still waited for.
 const JUDGED_EVERY: Duration = Duration::from_secs(1);
 /// Arrived bytes are told to the plan in steps of at least this many, ...
@@ -439,7 +439,7 @@ pub(super) struct PieceStream {
 
 impl PieceStream {
     pub(super) async fn open(shared: &Shared, parent: PeerId, place: Place) -> Result<Self, ParentError> {
-        Ok(Self { stream: shared.network.open_stream(parent, PIECE, OPEN_WITHIN).await?, _place: place })
+        Ok(Self { stream: shared.network.open_stream(parent, PIECE, SILENCE_MAX).await?, _place: place })
     }
 
     pub(super) async fn ask(&mut self, request: &PieceRequest) -> Result<(), ParentError> {

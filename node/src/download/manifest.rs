@@ -21,11 +21,11 @@ use tokio::time::{sleep, timeout};
 
 use super::{
     FetchError, Shared, Wanted,
-    fetch::{ParentError, PieceStream, rest_of},
+    fetch::{ParentError, PieceStream, SILENCE_MAX, rest_of},
 };
 use crate::blocking::blocking;
 
-/// How long a parent may take to be connected to.
+/// How long a parent of pieces may take to be connected to. One that was asked for a manifest and fails sooner is not silent.
 pub(super) const CONNECT_WITHIN: Duration = Duration::from_secs(3);
 /// When it has taken so long, the next one is asked too.
 const NEXT_AFTER: Duration = Duration::from_secs(2);
@@ -112,15 +112,24 @@ impl Shared {
         Some(fault)
     }
 
-    /// Asks a parent, and once more when its connection breaks at once: that says nothing of the parent.
+    /// Asks a parent: once more when its connection breaks at once, which says nothing of the parent, and until
+    /// [`SILENCE_MAX`] when it is silent, as a paused one is. Others are asked meanwhile.
     async fn manifest_of(&self, wanted: &Wanted, parent: &Parent) -> Result<Given, ParentError> {
         let begun = Instant::now();
-        match self.try_manifest_of(wanted, parent).await {
-            Err(ParentError::Unreachable(reason)) if begun.elapsed() < CONNECT_WITHIN => {
-                tracing::debug!(parent = %parent.peer, reason, "the manifest is asked for once more");
-                self.try_manifest_of(wanted, parent).await
+        let mut broke = false;
+        loop {
+            let asked = Instant::now();
+            let reason = match self.try_manifest_of(wanted, parent).await {
+                Err(ParentError::Unreachable(reason)) => reason,
+                result => return result,
+            };
+            let is_silent = asked.elapsed() >= CONNECT_WITHIN;
+            let again = if is_silent { begun.elapsed() < SILENCE_MAX } else { !broke };
+            if !again {
+                return Err(ParentError::Unreachable(reason));
             }
-            result => result,
+            broke |= !is_silent;
+            tracing::debug!(parent = %parent.peer, reason, "the manifest is asked for once more");
         }
     }
 
@@ -131,7 +140,7 @@ impl Shared {
 
     async fn manifest_from(&self, wanted: &Wanted, parent: &Parent) -> Result<Given, ParentError> {
         let content = wanted.binding.content;
-        let connected = self.network.connect_host(parent.peer, parent.addresses.clone(), CONNECT_WITHIN).await;
+        let connected = self.network.connect_host(parent.peer, parent.addresses.clone(), SILENCE_MAX).await;
         connected.map_err(|error| ParentError::Unreachable(error.to_string()))?;
         if let Some(stream) = self.pool.take(&parent.peer) {
             match self.exchange(stream, content, parent.peer).await {

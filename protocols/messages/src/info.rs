@@ -1,12 +1,13 @@
 //! `/damselfly/info/1`: what the manager asks schedulers, so that an operator sees the cluster.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use libp2p::PeerId;
 use prost::Message as _;
 
 use crate::{
     id::{ContentId, TaskId},
+    membership::Tags,
     name::{CID_BYTES_MAX, Name, TAG_BYTES_MAX},
     pb::{self, at_most, each, required},
     record::Binding,
@@ -20,6 +21,10 @@ pub use deletions::{DELETIONS_MAX, Deletion, DeletionsAnswer};
 
 /// Most hosts in one answer.
 pub const HOSTS_MAX: usize = 2_000;
+/// Most bytes of a host's tags in an answer, so that [`HOSTS_MAX`] hosts fit into one.
+pub const HOST_TAGS_BYTES_MAX: usize = 192;
+/// Bytes of a tag in a message beside its texts.
+const TAG_OVERHEAD_BYTES: usize = 6;
 /// Most tasks in one answer.
 pub const TASKS_MAX: usize = 200;
 /// Most parts of a scheduler's memory that are told of.
@@ -176,6 +181,19 @@ pub struct HostState {
     pub reported_ago: Option<Duration>,
     /// Contents and deletes that it has announced to this scheduler.
     pub records: u64,
+    /// Its tags, those of its credential and its own: the first ones, of at most [`HOST_TAGS_BYTES_MAX`] together.
+    pub tags: Arc<Tags>,
+}
+
+/// The first tags of at most [`HOST_TAGS_BYTES_MAX`] together.
+pub fn shown_tags(tags: &Tags) -> Tags {
+    let mut left = HOST_TAGS_BYTES_MAX;
+    let fits = |(key, value): &(&String, &String)| {
+        let rest = left.checked_sub(key.len() + value.len() + TAG_OVERHEAD_BYTES);
+        left = rest.unwrap_or_default();
+        rest.is_some()
+    };
+    tags.iter().take_while(fits).map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
 /// Some tasks.
@@ -355,6 +373,7 @@ impl From<&HostState> for pb::HostState {
             report: Some((&host.report).into()),
             reported_millis_ago: host.reported_ago.map(|ago| ago.as_millis() as u64),
             records: host.records,
+            tags: host.tags.as_ref().clone().into_iter().collect(),
         }
     }
 }
@@ -365,6 +384,10 @@ impl TryFrom<pb::HostState> for HostState {
     fn try_from(host: pb::HostState) -> Result<Self, Invalid> {
         if host.version.len() > TAG_TEXT_MAX {
             return Err(Invalid::new("version", "it is too long"));
+        }
+        let tags: Tags = host.tags.into_iter().collect();
+        if shown_tags(&tags).len() != tags.len() {
+            return Err(Invalid::new("host tags", "too many or too long"));
         }
         Ok(Self {
             peer: peer(&host.peer)?,
@@ -378,6 +401,7 @@ impl TryFrom<pb::HostState> for HostState {
             report: host.report.unwrap_or_default().into(),
             reported_ago: host.reported_millis_ago.map(Duration::from_millis),
             records: host.records,
+            tags: Arc::new(tags),
         })
     }
 }
@@ -558,6 +582,7 @@ mod tests {
             report: HostReport { contents: 4, failures: 9, running_millis: 8, ..HostReport::default() },
             reported_ago: Some(Duration::from_millis(7)),
             records: 6,
+            tags: Arc::new([("zone".to_owned(), "a".to_owned())].into()),
         };
         let shares = vec![Share { what: "tombstones".into(), used: 1, max: 2 }];
         let hosts =

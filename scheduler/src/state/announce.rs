@@ -11,7 +11,7 @@ use super::{
     Action, Asker, BLOCKED, Now, Reply, State,
     claims::Gone,
     eras::Role,
-    hosts::{HostId, Kind, Locality},
+    hosts::{HostId, Kind},
     sweep::TOMBSTONES_KEPT_MS,
     tasks::{Bound, Keep, Task, Unbound},
     tombstones::Report,
@@ -35,7 +35,7 @@ impl State {
         let Some(host) = self.hosts.get_mut(id) else {
             return ResponseBody::Host(HostAnswer { mismatched: Vec::new(), warm, time: None });
         };
-        host.describe(heartbeat.addresses, heartbeat.seed, Locality::of(&heartbeat.tags));
+        host.describe(heartbeat.addresses, heartbeat.seed, &heartbeat.tags);
         (host.epoch, host.version, host.report) = (asker.epoch, heartbeat.version.into(), heartbeat.report);
         host.reported = Some(now.at);
         let told = heartbeat.buckets.filter(|_| same_epoch);

@@ -7,7 +7,12 @@ use std::{
     time::Duration,
 };
 
-use damselfly_messages::{id::TaskId, info::HostReport, record::BucketDigests};
+use damselfly_messages::{
+    id::TaskId,
+    info::{HostReport, shown_tags},
+    membership::Tags,
+    record::BucketDigests,
+};
 use libp2p::{Multiaddr, PeerId};
 
 /// Stands for a host in every index; never used again for another one.
@@ -25,7 +30,7 @@ const LOCALITY_TAGS: [&str; 4] = ["host", "rack", "zone", "region"];
 pub(crate) struct Locality([u64; LOCALITY_TAGS.len()]);
 
 impl Locality {
-    pub(crate) fn of(tags: &BTreeMap<String, String>) -> Self {
+    pub(crate) fn of(tags: &Tags) -> Self {
         Self(LOCALITY_TAGS.map(|tag| {
             tags.get(tag).map_or(0, |value| {
                 // Its keys are fixed, so equal texts are equal in every run.
@@ -79,6 +84,8 @@ pub(crate) struct Host {
     pub(crate) addresses: Arc<[Multiaddr]>,
     pub(crate) seed: bool,
     pub(crate) locality: Locality,
+    /// What is shown of its tags.
+    pub(crate) tags: Arc<Tags>,
     /// Its connection dropped and it has not spoken since.
     pub(crate) suspect: bool,
     /// Downloads that fetch from it.
@@ -110,6 +117,7 @@ impl Host {
             addresses: Arc::default(),
             seed: false,
             locality: Locality::default(),
+            tags: Arc::default(),
             suspect: false,
             children: 0,
             downloads: 0,
@@ -126,11 +134,15 @@ impl Host {
         }
     }
 
-    pub(crate) fn describe(&mut self, mut addresses: Vec<Multiaddr>, seed: bool, locality: Locality) {
+    pub(crate) fn describe(&mut self, mut addresses: Vec<Multiaddr>, seed: bool, tags: &Tags) {
         addresses.truncate(ADDRESSES_KEPT);
         self.addresses = addresses.into();
         self.seed = seed;
-        self.locality = locality;
+        self.locality = Locality::of(tags);
+        let shown = shown_tags(tags);
+        if *self.tags != shown {
+            self.tags = Arc::new(shown);
+        }
     }
 
     /// When it spoke last.

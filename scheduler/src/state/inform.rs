@@ -1,6 +1,6 @@
 //! What the manager asks, for people.
 
-use std::{cmp::Reverse, ops::Bound};
+use std::{cmp::Reverse, ops::Bound, sync::Arc};
 
 use damselfly_messages::{
     id::TaskId,
@@ -138,5 +138,6 @@ fn describe(host: &Host, now: Now) -> HostState {
         report: host.report,
         reported_ago: host.reported.map(|at| now.at.saturating_sub(at)),
         records: host.told_len() as u64,
+        tags: Arc::clone(&host.tags),
     }
 }

@@ -222,11 +222,24 @@ impl Fleet {
     }
 
     async fn copy_admin_token(&self, manager: &Member) -> anyhow::Result<()> {
-        let from = format!("{}:/var/lib/damselfly/admin_token", manager.id);
-        let temporary = tempfile::tempdir().context("no temporary folder")?;
-        let copy = temporary.path().join("token");
-        engine::ask(["cp".as_ref(), from.as_ref(), copy.as_os_str()]).await?;
-        durable::replace(&self.admin_token_file(), &fs::read(copy)?, 0o600).context("cannot keep the admin token")
+        let token = file_of(manager, "admin_token").await?;
+        durable::replace(&self.admin_token_file(), &token, 0o600).context("cannot keep the admin token")
+    }
+
+    /// The address of the console, and the link by which its first admin is made while there is none. Both are as the manager's
+    /// port is published.
+    ///
+    /// # Errors
+    /// The manager does not run.
+    pub async fn console(&self) -> anyhow::Result<(String, Option<String>)> {
+        let members = self.members().await?;
+        let manager = members.iter().find(|member| member.kind == Kind::Manager).context("there is no manager")?;
+        let console = manager.url("")?;
+        // There is no such file any more when the first admin was made.
+        let Ok(link) = file_of(manager, "setup_link").await else { return Ok((console, None)) };
+        let link = String::from_utf8_lossy(&link);
+        let path = link.trim().find("/setup").map(|begin| &link.trim()[begin..]);
+        Ok((console.clone(), path.map(|path| format!("{console}{path}"))))
     }
 
     /// Waits until every scheduler is in the ring, and every program has the configuration that says so and does its work;
@@ -474,4 +487,13 @@ async fn tail(id: &str) -> anyhow::Result<String> {
     command.args(["logs", "--tail", TAIL_LINES, id]);
     let output = command.output().await.context("cannot run docker")?;
     Ok(format!("{}{}", String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout)))
+}
+
+/// A file in the data directory of a running program.
+async fn file_of(member: &Member, name: &str) -> anyhow::Result<Vec<u8>> {
+    let from = format!("{}:/var/lib/damselfly/{name}", member.id);
+    let temporary = tempfile::tempdir().context("no temporary folder")?;
+    let copy = temporary.path().join("copy");
+    engine::ask(["cp".as_ref(), from.as_ref(), copy.as_os_str()]).await?;
+    fs::read(&copy).with_context(|| format!("cannot read {}", copy.display()))
 }

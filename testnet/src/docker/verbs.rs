@@ -29,6 +29,8 @@ pub async fn up(dir: &Path, size: &Size, detach: bool) -> anyhow::Result<()> {
     for node in fleet.members().await?.iter().filter(|member| member.kind.is_node()) {
         println!("docker exec -i {} dfcache    # {}", &node.id[..12], node.name);
     }
+    let (console, first_admin) = fleet.console().await?;
+    listing::show_console(&console, first_admin.as_deref());
     eprintln!("testnet: ready; {}", fleet.file().display());
     if detach {
         return Ok(());

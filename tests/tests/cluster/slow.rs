@@ -52,18 +52,31 @@ async fn what_is_given_up_is_cancelled_and_what_verified_is_kept() -> anyhow::Re
 
 #[tokio::test]
 async fn a_paused_holder_is_waited_for() -> anyhow::Result<()> {
-    let options = Options { nodes: 2, upload_rate_limit: Some("1MiB/s"), ..Options::default() };
+    let options = Options { nodes: 3, upload_rate_limit: Some("1MiB/s"), ..Options::default() };
     Cluster::run(options, async |cluster| {
         let [holder, asker] = [cluster.node(0), cluster.node(1)];
         let file = cluster.file("file", 8 << 20)?;
         holder.import("file", &file).await?.ok()?;
+        let asked_meanwhile = cluster.file("asked meanwhile", 1 << 20)?;
+        holder.import("asked meanwhile", &asked_meanwhile).await?.ok()?;
         let exporting = exports(cluster, asker, "file", &file);
         let pausing = async {
             received(asker, 0.0, 1).await?;
             holder.program().signal(Signal::STOP);
-            // A pause has a length: this is what is tested.
-            tokio::time::sleep(Duration::from_secs(20)).await;
-            holder.program().signal(Signal::CONT);
+            let resuming = async {
+                // A pause has a length: this is what is tested.
+                tokio::time::sleep(Duration::from_secs(20)).await;
+                holder.program().signal(Signal::CONT);
+            };
+            // One that has a connection to the holder, and one that has to make one.
+            let stranger = cluster.node(2);
+            let begun = tokio::join!(
+                resuming,
+                exports(cluster, asker, "asked meanwhile", &asked_meanwhile),
+                exports(cluster, stranger, "asked meanwhile", &asked_meanwhile),
+            );
+            begun.1?;
+            begun.2?;
             anyhow::Ok(())
         };
         tokio::try_join!(exporting, pausing)?;

@@ -107,7 +107,7 @@ impl Gate {
         drop(newcomer);
         // The first is held until a call has taken the descriptor: further ones wait for their turn.
         let Some((_handed, check)) = parts else {
-            if let Err(error) = handover::answer(&mut stream, Some(&busy())).await {
+            if let Err(error) = handover::refuse(&mut stream, &busy()).await {
                 debug!(%error, peer.uid, "cannot answer a descriptor connection");
             }
             return;

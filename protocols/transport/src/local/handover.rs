@@ -98,6 +98,15 @@ fn receive_now(stream: &UnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>, bool)>
     Ok((bytes[..received.bytes].to_vec(), fds, complete))
 }
 
+/// Refuses the connection without looking at the message. It is read all the same: the kernel resets a connection that is
+/// closed with unread bytes, and the client would not see the answer. Without room for the descriptor the kernel drops it,
+/// which does not wait for a file system as closing does.
+pub(super) async fn refuse(stream: &mut UnixStream, reason: &Failure) -> io::Result<()> {
+    let discard = || Ok(rustix::net::recv(&*stream, &mut [0; MESSAGE_BYTES], RecvFlags::empty())?);
+    stream.async_io(Interest::READABLE, discard).await?;
+    answer(stream, Some(reason)).await
+}
+
 /// Tells the client whether its descriptor was taken.
 pub(super) async fn answer(stream: &mut UnixStream, refused: Option<&Failure>) -> io::Result<()> {
     let bytes = match refused {
