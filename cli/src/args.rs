@@ -268,19 +268,32 @@ fn wrong_usage(error: &clap::Error, arguments: &[OsString]) -> Failure {
     let usage = page.lines().find_map(|line| line.strip_prefix("Usage: ")).unwrap_or("dfcache");
     let words = usage.split(' ').take_while(|word| word.starts_with(|c: char| c.is_ascii_lowercase()));
     let command = words.collect::<Vec<_>>().join(" ");
-    let hint = tip.map(str::to_owned).or_else(|| misspelled(error, &command)).or_else(|| unnamed(&command, arguments));
+    let hint =
+        tip.map(str::to_owned).or_else(|| misspelled(error, &command)).or_else(|| unnamed(error, &command, arguments));
     let hint = hint.unwrap_or_else(|| format!("see `{command} --help`"));
     Failure::new(Code::Usage, shortened(message)).with_hint(hint)
 }
 
 /// How a name is given, for a command that needs one and got none.
-fn unnamed(command: &str, arguments: &[OsString]) -> Option<String> {
+fn unnamed(error: &clap::Error, command: &str, arguments: &[OsString]) -> Option<String> {
     let needs_name = matches!(command, "dfcache stat" | "dfcache delete" | "dfcache export");
     let gives_name = |argument: &OsString| {
         let text = argument.to_string_lossy();
         text.starts_with("--cid") || text.starts_with('-') && !text.starts_with("--") && text.contains('i')
     };
-    (needs_name && !arguments.iter().any(gives_name)).then(|| format!("a name is given with -i: `{command} -i NAME`"))
+    if !needs_name || arguments.iter().any(gives_name) {
+        return None;
+    }
+    // The name itself; but of two words after `export` the first one is the name, and clap refuses the second.
+    let name = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(refused))
+            if error.kind() == ErrorKind::UnknownArgument && !command.ends_with("export") =>
+        {
+            shortened(refused)
+        }
+        _ => "NAME".to_owned(),
+    };
+    Some(format!("a name is given with -i: `{command} -i {name}`"))
 }
 
 /// The option of `command` that a misspelled one was probably meant to be.

@@ -86,8 +86,8 @@ fn these_are_wrong_usage() {
 #[test]
 fn hints_say_what_was_meant() {
     let rows = [
-        ("stat a", "`dfcache stat -i NAME`", "a name without its option"),
-        ("delete a", "`dfcache delete -i NAME`", "the same"),
+        ("stat a", "`dfcache stat -i a`", "a name without its option"),
+        ("delete", "`dfcache delete -i NAME`", "the same"),
         ("export a", "`dfcache export -i NAME`", "the path is there, the name is not"),
         ("export a -O x", "`dfcache export -i NAME`", "two paths and no name"),
         ("export a x", "`dfcache export -i NAME`", "the name in the place of the path"),

@@ -134,7 +134,9 @@ async fn a_parent_dies_in_the_middle() -> anyhow::Result<()> {
         killed?;
         let failed = failed?;
         eprintln!("without a source: {failed}");
-        ensure!(failed.took < Duration::from_secs(30), "{failed}");
+        // 30 s after the last byte: it might come back.
+        let in_time = Duration::from_secs(30)..Duration::from_secs(45);
+        ensure!(in_time.contains(&failed.took), "{failed}");
         ensure!(failed.message().contains("no holder is reachable"), "{failed}");
         failed.exits(8)?;
         ensure!(!output.exists(), "a failed export left a file");
