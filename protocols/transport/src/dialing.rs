@@ -120,7 +120,7 @@ impl DialPolicy {
 
     /// Whether `address` is on this host, and refused: the cluster seems to be meant for one host.
     pub fn refuses_loopback(&self, address: &Multiaddr) -> bool {
-        let is_loopback = |ip: IpAddr| ip.to_canonical().is_loopback();
+        let is_loopback = |ip: IpAddr| embedded(ip).is_loopback();
         !self.allows(address)
             && address.iter().any(|part| match part {
                 multiaddr::Protocol::Ip4(ip) => is_loopback(ip.into()),
