@@ -14,7 +14,7 @@ use libp2p::PeerId;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::picture::{HostView, Picture};
+use crate::cluster_view::{ClusterView, HostView};
 
 #[cfg(test)]
 mod tests;
@@ -69,7 +69,7 @@ pub struct Alert {
 #[derive(Debug)]
 pub struct Facts<'a> {
     /// The cluster as it was seen last.
-    pub picture: &'a Picture,
+    pub cluster_view: &'a ClusterView,
     /// The configuration in force.
     pub accepted: &'a Accepted,
     /// This manager signs and publishes.
@@ -103,14 +103,14 @@ impl Memory {
     pub fn look(&mut self, facts: &Facts<'_>, now: Instant) -> Vec<Alert> {
         let mut alerts = schedulers(facts);
         alerts.extend(self.cold(facts, now));
-        alerts.extend(full(facts.picture));
+        alerts.extend(full(facts.cluster_view));
         alerts.extend(credentials(facts));
-        alerts.extend(disks(facts.picture));
+        alerts.extend(disks(facts.cluster_view));
         alerts.extend(hosts_down(facts));
         alerts.extend(self.absent(facts, now));
         alerts.extend(self.roll_out(facts, now));
-        alerts.extend(self.failures(facts.picture, now));
-        alerts.extend(versions(facts.picture));
+        alerts.extend(self.failures(facts.cluster_view, now));
+        alerts.extend(versions(facts.cluster_view));
         if !facts.is_publisher {
             let message = "Another manager publishes; changes made here are signed by way of it.".into();
             alerts.push(Alert { code: "not_publisher", severity: Severity::Info, message, subject: None });
@@ -124,7 +124,7 @@ impl Memory {
             let answer: Option<&damselfly_messages::info::HostsAnswer> = answer.as_ref();
             answer.is_some_and(|answer| !answer.warm) && facts.accepted.ring.members().contains(peer)
         };
-        let cold: BTreeSet<_> = facts.picture.schedulers.iter().filter(is_cold).map(|(peer, _)| *peer).collect();
+        let cold: BTreeSet<_> = facts.cluster_view.schedulers.iter().filter(is_cold).map(|(peer, _)| *peer).collect();
         self.cold.retain(|peer, _| cold.contains(peer));
         let since = cold.into_iter().map(|peer| (peer, *self.cold.entry(peer).or_insert(now)));
         let long = since.filter(|(_, since)| now.saturating_duration_since(*since) > COLD_MAX);
@@ -135,8 +135,9 @@ impl Memory {
 
     /// Of hosts that were members before this manager started, and are down. While no scheduler answers nobody knows.
     fn absent(&mut self, facts: &Facts<'_>, now: Instant) -> Vec<Alert> {
-        let is_seen = facts.picture.schedulers.iter().any(|(_, answer)| answer.as_ref().is_some_and(|told| told.warm));
-        let absent: BTreeSet<_> = facts.picture.absent.iter().filter(|_| is_seen).copied().collect();
+        let is_seen =
+            facts.cluster_view.schedulers.iter().any(|(_, answer)| answer.as_ref().is_some_and(|told| told.warm));
+        let absent: BTreeSet<_> = facts.cluster_view.absent.iter().filter(|_| is_seen).copied().collect();
         self.absent.retain(|peer, _| absent.contains(peer));
         let since = absent.into_iter().map(|peer| (peer, *self.absent.entry(peer).or_insert(now)));
         let long = since.filter(|(_, since)| now.saturating_duration_since(*since) > COLD_MAX);
@@ -147,7 +148,7 @@ impl Memory {
 
     fn roll_out(&mut self, facts: &Facts<'_>, now: Instant) -> Option<Alert> {
         let epoch = facts.accepted.configuration.epoch;
-        let percent = facts.picture.roll_out(epoch);
+        let percent = facts.cluster_view.roll_out(epoch);
         if percent >= 100.0 {
             self.behind = None;
             return None;
@@ -161,8 +162,8 @@ impl Memory {
     }
 
     /// Of hosts that have failed more often than between the last marks.
-    fn failures(&mut self, picture: &Picture, now: Instant) -> Vec<Alert> {
-        let failed = || picture.up().map(|host| (host.state.peer, host.state.report.failures));
+    fn failures(&mut self, cluster_view: &ClusterView, now: Instant) -> Vec<Alert> {
+        let failed = || cluster_view.up().map(|host| (host.state.peer, host.state.report.failures));
         let is_due = |mark: &Option<(Instant, _)>| mark.as_ref().is_none_or(|(at, _)| now >= *at + MARK_EVERY);
         if is_due(&self.marks[0]) {
             self.marks.swap(0, 1);
@@ -200,7 +201,7 @@ fn each(
 
 fn schedulers(facts: &Facts<'_>) -> Vec<Alert> {
     let ring = facts.accepted.ring.members();
-    let silent = || facts.picture.schedulers.iter().filter(|(_, answer)| answer.is_none()).map(|(peer, _)| *peer);
+    let silent = || facts.cluster_view.schedulers.iter().filter(|(_, answer)| answer.is_none()).map(|(peer, _)| *peer);
     if ring.is_empty() || silent().filter(|peer| ring.contains(peer)).count() == ring.len() {
         let message = match ring.is_empty() {
             true => "The ring is empty: nothing can be imported, found or deleted.",
@@ -225,10 +226,10 @@ fn schedulers(facts: &Facts<'_>) -> Vec<Alert> {
 }
 
 /// Schedulers that are full or nearly so. A full share of tombstones only means that older deletes are forgotten early.
-fn full(picture: &Picture) -> Vec<Alert> {
+fn full(cluster_view: &ClusterView) -> Vec<Alert> {
     let is_nearly = |share: &&Share| share.max > 0 && share.used.saturating_mul(10) >= share.max.saturating_mul(9);
     let is_told = |share: &&Share| is_nearly(share) && (share.what != "tombstones" || share.used >= share.max);
-    let heaviest = picture.hosts.values().max_by_key(|host| host.state.records);
+    let heaviest = cluster_view.hosts.values().max_by_key(|host| host.state.records);
     let alert = |(peer, answer): &(PeerId, Option<HostsAnswer>)| {
         let share = answer.as_ref()?.shares.iter().filter(is_told).max_by_key(|share| {
             let part = share.used.saturating_mul(100) / share.max.max(1);
@@ -244,14 +245,14 @@ fn full(picture: &Picture) -> Vec<Alert> {
         }
         Some(Alert { code: "scheduler_full", severity, message, subject: Some(peer.to_string()) })
     };
-    picture.schedulers.iter().filter_map(alert).collect()
+    cluster_view.schedulers.iter().filter_map(alert).collect()
 }
 
 fn hosts_down(facts: &Facts<'_>) -> Vec<Alert> {
     let revoked: BTreeSet<_> = facts.accepted.configuration.revoked.iter().map(|revoked| revoked.peer).collect();
-    let down = facts.picture.hosts.iter().filter(|(peer, host)| !host.is_up && !revoked.contains(peer));
+    let down = facts.cluster_view.hosts.iter().filter(|(peer, host)| !host.is_up && !revoked.contains(peer));
     each("host_down", Severity::Warning, down.map(|(peer, _)| *peer), "hosts are down", |peer| {
-        let silent = facts.picture.hosts.get(&peer).map_or(0, |host| host.heard.elapsed().as_secs());
+        let silent = facts.cluster_view.hosts.get(&peer).map_or(0, |host| host.heard.elapsed().as_secs());
         match silent {
             0..120 => "The host is down.".into(),
             seconds => format!("The host is down for {} minutes.", seconds / 60),
@@ -261,8 +262,9 @@ fn hosts_down(facts: &Facts<'_>) -> Vec<Alert> {
 
 /// Of hosts that are up: one that has left does not renew its credential.
 fn credentials(facts: &Facts<'_>) -> Vec<Alert> {
-    let answers = |peer: &PeerId| facts.picture.schedulers.iter().any(|(known, said)| known == peer && said.is_some());
-    let is_up = |peer: &PeerId| facts.picture.hosts.get(peer).is_some_and(|host| host.is_up) || answers(peer);
+    let answers =
+        |peer: &PeerId| facts.cluster_view.schedulers.iter().any(|(known, said)| known == peer && said.is_some());
+    let is_up = |peer: &PeerId| facts.cluster_view.hosts.get(peer).is_some_and(|host| host.is_up) || answers(peer);
     let soon = credentials_until(facts.accepted, facts.time);
     let ending = facts.credentials.iter().filter(|(peer, until)| *until < soon && is_up(peer));
     let (ended, ends): (Vec<_>, Vec<_>) = ending.partition(|(_, until)| *until < facts.time);
@@ -281,11 +283,11 @@ fn credentials(facts: &Facts<'_>) -> Vec<Alert> {
     alerts
 }
 
-fn disks(picture: &Picture) -> Vec<Alert> {
-    let free = |peer: PeerId| picture.hosts.get(&peer).map_or(0, |host| host.state.report.free_bytes) >> 20;
+fn disks(cluster_view: &ClusterView) -> Vec<Alert> {
+    let free = |peer: PeerId| cluster_view.hosts.get(&peer).map_or(0, |host| host.state.report.free_bytes) >> 20;
     let of = |wanted: fn(&HostReport) -> bool| {
         let is_wanted = move |host: &&HostView| wanted(&host.state.report);
-        picture.up().filter(is_wanted).map(|host| host.state.peer)
+        cluster_view.up().filter(is_wanted).map(|host| host.state.peer)
     };
     let message = |peer| format!("{} MiB are free on the disk of its store.", free(peer));
     let mut alerts = each("disk_full", Severity::Critical, of(is_full), "disks are full", message);
@@ -303,9 +305,10 @@ fn is_low(report: &HostReport) -> bool {
     !is_full(report) && *report != HostReport::default() && (report.free_bytes as f64) < FREE_PART_MIN * all as f64
 }
 
-fn versions(picture: &Picture) -> Option<Alert> {
-    let of_schedulers = picture.schedulers.iter().filter_map(|(_, answer)| Some(answer.as_ref()?.version.as_str()));
-    let of_hosts = picture.up().map(|host| host.state.version.as_str());
+fn versions(cluster_view: &ClusterView) -> Option<Alert> {
+    let of_schedulers =
+        cluster_view.schedulers.iter().filter_map(|(_, answer)| Some(answer.as_ref()?.version.as_str()));
+    let of_hosts = cluster_view.up().map(|host| host.state.version.as_str());
     let all: BTreeSet<_> = of_schedulers.chain(of_hosts).chain([env!("CARGO_PKG_VERSION")]).collect();
     let shown: Vec<_> = all.iter().take(EACH_MAX).copied().collect();
     let message = format!("Programs of {} versions run: {}.", all.len(), shown.join(", "));

@@ -17,10 +17,10 @@ use tokio::task::{JoinError, spawn_blocking};
 use crate::{
     access::ADMIN_TOKEN,
     config::{DATABASE, ManagerConfig},
-    database::{Database, DatabaseError, OpenError, Place},
+    database::{Database, DatabaseError, Location, OpenError},
+    history::{Store, StoreError},
     keys::ROOT_KEY,
     server::{self, ServerError},
-    store::{Store, StoreError},
 };
 
 /// The keys in a data directory; the root key last, because a directory without it is seen to be unfinished.
@@ -74,14 +74,14 @@ pub struct Restored {
 /// # Errors
 /// [`BackupError`]: what is in `output` is no backup.
 pub async fn backup(config: &ManagerConfig, output: &Path) -> Result<(), BackupError> {
-    let Place::Sqlite(file) = config.place() else { return Err(BackupError::Postgres) };
+    let Location::Sqlite(file) = config.place() else { return Err(BackupError::Postgres) };
     // Opening would make it.
     fs::metadata(&file).map_err(|source| failed(&file, source))?;
     match DirBuilder::new().mode(0o700).create(output) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(BackupError::Exists(output.into())),
         made => made.map_err(|source| failed(output, source))?,
     }
-    let database = Database::open(Place::Sqlite(file)).await?;
+    let database = Database::open(Location::Sqlite(file)).await?;
     let snapshot = output.join(DATABASE);
     let copied = database.snapshot(&snapshot).await;
     database.close().await;
@@ -99,7 +99,7 @@ pub async fn backup(config: &ManagerConfig, output: &Path) -> Result<(), BackupE
 /// # Errors
 /// [`BackupError::Exists`] when there are keys or a database; nothing is overwritten.
 pub async fn restore(config: &ManagerConfig, from: &Path) -> Result<Restored, BackupError> {
-    let Place::Sqlite(file) = config.place() else { return Err(BackupError::Postgres) };
+    let Location::Sqlite(file) = config.place() else { return Err(BackupError::Postgres) };
     let _lock = server::lock(&config.data_dir).map_err(Box::new)?;
     let (data_dir, from, target) = (config.data_dir.clone(), from.to_owned(), file.clone());
     spawn_blocking(move || {
@@ -118,7 +118,7 @@ pub async fn restore(config: &ManagerConfig, from: &Path) -> Result<Restored, Ba
         copy_keys(&from, &data_dir)
     })
     .await??;
-    let database = Database::open(Place::Sqlite(file)).await?;
+    let database = Database::open(Location::Sqlite(file)).await?;
     let opened = Store::open(&config.data_dir, database.clone(), Default::default(), database.now()).await;
     database.close().await;
     let store = opened?;

@@ -5,6 +5,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use damselfly_transport::{
+    error_chain,
     program::{
         config::{self, Override},
         http::check_ready,
@@ -12,13 +13,12 @@ use damselfly_transport::{
         logging::{self, LogFormat},
         reload::Reloader,
     },
-    reason,
 };
 
 use crate::{
     backup,
     config::ManagerConfig,
-    invite::{Wanted, invite},
+    join_token_cmd::{Wanted, invite},
     server::Server,
 };
 
@@ -139,7 +139,7 @@ pub fn main() -> ExitCode {
     match ended {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("dfmanager: {}", reason::report(error.as_ref()));
+            eprintln!("dfmanager: {}", error_chain::report(error.as_ref()));
             ExitCode::FAILURE
         }
     }

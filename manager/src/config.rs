@@ -17,7 +17,7 @@ use damselfly_transport::{
 use libp2p::Multiaddr;
 use serde::{Deserialize, Serialize};
 
-use crate::database::{DatabaseUrl, Place};
+use crate::database::{DatabaseUrl, Location};
 
 /// The port for peers.
 const PEER_PORT: u16 = 4400;
@@ -76,10 +76,10 @@ impl Default for ManagerConfig {
 
 impl ManagerConfig {
     /// Where the database is.
-    pub fn place(&self) -> Place {
+    pub fn place(&self) -> Location {
         match &self.database_url {
-            Some(url) => Place::Postgres(url.clone()),
-            None => Place::Sqlite(self.data_dir.join(DATABASE)),
+            Some(url) => Location::Postgres(url.clone()),
+            None => Location::Sqlite(self.data_dir.join(DATABASE)),
         }
     }
 }

@@ -16,10 +16,10 @@ use damselfly_messages::{
 use damselfly_transport::{
     addresses::reachable,
     dialing::DialPolicy,
+    error_chain::chain,
     join::{Asked, Authority},
     network::Network,
     program::metrics::Labelled,
-    reason::chain,
 };
 use libp2p::{Multiaddr, PeerId, multiaddr::Protocol};
 use tokio::time::{Instant, MissedTickBehavior};

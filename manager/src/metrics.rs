@@ -18,9 +18,9 @@ use tokio::time::sleep;
 
 use crate::{
     access::{Access, SESSION_IDLE, SESSION_TOTAL},
+    cluster_view::Poller,
     database::{Database, DatabaseError},
     membership::Membership,
-    picture::Eyes,
     state,
 };
 
@@ -57,7 +57,7 @@ pub struct Counting<'a> {
     /// Hosts that join and renew.
     pub membership: &'a Membership,
     /// Questions to schedulers.
-    pub eyes: &'a Eyes,
+    pub poller: &'a Poller,
 }
 
 impl Metrics {
@@ -85,7 +85,7 @@ impl Metrics {
     pub async fn look(self, database: Database) {
         loop {
             if let Err(error) = self.look_once(&database).await {
-                let error = damselfly_transport::reason::chain(&error);
+                let error = damselfly_transport::error_chain::chain(&error);
                 tracing::warn!(error, "members and sessions cannot be counted");
             }
             sleep(LOOK_EVERY).await;
@@ -111,9 +111,9 @@ impl Counting<'_> {
         registry.register("configuration_changes", help, self.state.changes().clone());
         registry.register("logins", "Logins of users, by result", self.access.logins().clone());
         registry.register("joins", "Hosts that asked to join or to renew, by result", self.membership.asked().clone());
-        registry.register("scheduler_polls", "Questions to schedulers, by result", self.eyes.polls().clone());
-        let eyes = self.eyes.clone();
-        let up = Watched::new(move || eyes.picture().up().count() as u64);
+        registry.register("scheduler_polls", "Questions to schedulers, by result", self.poller.polls().clone());
+        let poller = self.poller.clone();
+        let up = Watched::new(move || poller.cluster_view().up().count() as u64);
         registry.register("hosts_up", "Hosts that a scheduler has a live lease of", up);
     }
 }

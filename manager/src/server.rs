@@ -33,17 +33,17 @@ use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
 use crate::{
     access::Access,
+    cluster_view::Poller,
     config::ManagerConfig,
     database::{Database, OpenError},
+    failure_detector::keep_ring,
+    history::{Store, StoreError, check_key_not_alone, learn_time},
     http::{App, Watchers},
     keys::ISSUER_LIFETIME,
+    maintenance::keep_pruned,
     membership::{Membership, join_addresses},
     metrics::{Counting, Metrics},
-    picture::Eyes,
-    reach::keep_ring,
     state::State,
-    store::{Store, StoreError, check_key_not_alone, learn_time},
-    upkeep::keep_pruned,
 };
 
 /// The file in the data directory that a running manager has locked.
@@ -153,8 +153,8 @@ impl Server {
         let membership = Membership::new((state.clone(), network.clone()), policy, join_at);
         let join = JoinServer::start(listener, &key, Arc::new(membership.clone()))
             .map_err(|source| ServerError::JoinListener { address: join_listen, source })?;
-        let eyes = Eyes::new(state.clone(), network.clone());
-        let counting = Counting { state: &state, access: &access, membership: &membership, eyes: &eyes };
+        let poller = Poller::new(state.clone(), network.clone());
+        let counting = Counting { state: &state, access: &access, membership: &membership, poller: &poller };
         let mut tasks = vec![
             tokio::spawn(state.clone().keep_what_members_know()),
             tokio::spawn(state.clone().follow_database()),
@@ -162,13 +162,13 @@ impl Server {
             tokio::spawn(keep_pruned(state.clone())),
             tokio::spawn(membership.clone().keep_certified()),
             tokio::spawn(membership.clone().keep_seen()),
-            tokio::spawn(eyes.clone().look()),
-            tokio::spawn(keep_ring(state.clone(), eyes.clone())),
+            tokio::spawn(poller.clone().poll()),
+            tokio::spawn(keep_ring(state.clone(), poller.clone())),
         ];
         let (monitoring, metrics) = monitored(&network, &follower, &counting);
         tasks.push(tokio::spawn(metrics.clone().look(state.database().clone())));
         let watchers = Watchers::default();
-        let app = App { state: state.clone(), access: access.clone(), membership, eyes, watchers };
+        let app = App { state: state.clone(), access: access.clone(), membership, poller, watchers };
         let routes = http::monitoring(monitoring).merge(crate::http::api(app));
         let routes = routes.layer(middleware::from_fn_with_state(metrics, crate::metrics::count));
         let http = HttpServer::start(&http_config, &data_dir, routes).await?;

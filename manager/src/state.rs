@@ -17,22 +17,22 @@ use tokio::sync::{Mutex, watch};
 
 use crate::{
     database::{Database, audit::Actor, leader::Leader},
+    history::{Order, SignError, Store},
     keys::Keys,
-    store::{Order, SignError, Store},
 };
 
 mod changes;
+mod edit;
 mod error;
-mod made;
-mod others;
 mod patch;
 mod roots;
+mod sync;
 
+use edit::Edit;
 pub use error::ChangeError;
-use made::Make;
-use others::publish;
 pub use patch::SettingsPatch;
 use roots::RootChange;
+use sync::publish;
 
 /// For so long after a start changes wait for members to say that they know no newer epoch: the store may have been
 /// restored from a backup, and members would answer an epoch that is signed twice with nothing but errors.
@@ -162,7 +162,7 @@ impl State {
     /// Signs what `make` makes of the configuration in force, if anything. Finishes even when the caller leaves.
     async fn order(
         &self,
-        make: impl Make,
+        make: impl Edit,
         by: (Actor, Purpose),
         is_expected: impl Fn(u64) -> bool + Send + Sync + 'static,
     ) -> Result<u64, ChangeError> {
@@ -173,7 +173,7 @@ impl State {
 
     async fn try_change(
         &self,
-        make: &impl Make,
+        make: &impl Edit,
         (actor, purpose): &(Actor, Purpose),
         is_expected: &(impl Fn(u64) -> bool + Sync),
     ) -> Result<u64, ChangeError> {

@@ -9,9 +9,9 @@ use std::{
 use damselfly_manager::{
     config::ManagerConfig,
     database::audit::Actor,
+    history::StoreError,
     server::{Server, ServerError},
     state::{ChangeError, EmptyRing},
-    store::StoreError,
 };
 use damselfly_messages::config::Settings;
 use damselfly_transport::program::http::HttpConfig;

@@ -4,6 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 use damselfly_transport::{
+    error_chain,
     program::{
         config::{self, Override},
         http::check_ready,
@@ -12,7 +13,6 @@ use damselfly_transport::{
         membership::given_token,
         reload::Reloader,
     },
-    reason,
     trace::{self, Collector},
 };
 
@@ -117,7 +117,7 @@ pub fn main() -> ExitCode {
     match run(arguments, overrides) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("dfdaemon: {}", reason::report(error.as_ref()));
+            eprintln!("dfdaemon: {}", error_chain::report(error.as_ref()));
             ExitCode::FAILURE
         }
     }

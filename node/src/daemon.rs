@@ -35,8 +35,8 @@ use crate::{
     import::Importer,
     limits::{self, Limits, OwnLimits, follow_quota},
     metrics::{Metrics, Watch},
-    notified::Notified,
-    places::Places,
+    notifications::Notified,
+    permits::Permits,
     rpc::Rpc,
     schedulers::Schedulers,
     settings::HostSettings,
@@ -217,7 +217,7 @@ impl Daemon {
             let (network, follower) = (network.clone(), follower.clone());
             keeper.spawn(Keeper { membership, data_dir, keypair, addresses, network, follower }.run());
         }
-        let (imports, exports) = (Places::new("imports"), Places::new("exports"));
+        let (imports, exports) = (Permits::new("imports"), Permits::new("exports"));
         let watch = Watch {
             store: store.clone(),
             downloads: downloads.clone(),

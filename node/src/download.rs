@@ -1,6 +1,6 @@
 //! Downloads: one per content, however many exports ask for it.
 //!
-//! The [`registry`] joins and begins, [`plan`] decides, the supervisor keeps parents at work, [`fetch`] moves pieces from
+//! The [`registry`] joins and begins, [`picker`] decides, the supervisor keeps parents at work, [`fetch`] moves pieces from
 //! one parent, [`pieces`] verifies them and writes them to the store and to every [`sink`]. From then on they are served
 //! to others.
 
@@ -43,8 +43,8 @@ use crate::{
 mod fetch;
 mod have;
 mod manifest;
+mod piece_picker;
 mod pieces;
-mod plan;
 mod pool;
 mod registry;
 mod sink;
@@ -52,7 +52,7 @@ mod supervisor;
 #[cfg(test)]
 mod tests;
 
-use plan::Plan;
+use piece_picker::PiecePicker;
 pub use sink::{Filling, Sink};
 
 /// All downloads of the daemon; cheap to clone.
@@ -172,7 +172,7 @@ pub struct Download {
 }
 
 struct State {
-    plan: Plan,
+    picker: PiecePicker,
     held: PieceMap,
     sinks: Vec<Arc<Sink>>,
     records: Vec<TaskRecord>,
@@ -295,7 +295,7 @@ impl Download {
     /// Concludes the download if nothing is missing.
     fn conclude(&self) -> bool {
         let mut state = self.lock();
-        state.is_concluded |= state.plan.is_complete();
+        state.is_concluded |= state.picker.is_complete();
         state.is_concluded
     }
 
@@ -312,7 +312,7 @@ impl Download {
             let mut state = self.lock();
             if !state.is_concluded && state.held.remove(index) {
                 tracing::warn!(content = %self.manifest.content(), piece = index.get(), "a piece is damaged and fetched again");
-                state.plan.want_again(index);
+                state.picker.want_again(index);
             }
         }
         result
@@ -330,7 +330,7 @@ impl Download {
     fn is_settling(&self, task: &TaskId) -> bool {
         let state = self.lock();
         let concerned = self.name.task_id() == *task || state.records.iter().any(|record| record.task_id() == *task);
-        state.plan.is_complete() && concerned
+        state.picker.is_complete() && concerned
     }
 
     fn stored(&self) -> Option<Arc<store::Download>> {
@@ -370,7 +370,7 @@ impl Download {
 
     /// Parents that are being asked.
     pub fn sources(&self) -> u32 {
-        self.lock().plan.parents().count() as u32
+        self.lock().picker.parents().count() as u32
     }
 
     /// Ends the download: the first end counts.
@@ -385,10 +385,10 @@ impl Download {
         self.abandoned.cancel();
     }
 
-    /// Takes a parent out of the plan, notes why, and tells people.
+    /// Takes a parent out of the picker, notes why, and tells people.
     fn lose_parent(&self, parent: PeerId, fault: ParentFault, reason: &str) {
         let mut state = self.lock();
-        let result = state.plan.remove_parent(&parent, fault, Instant::now());
+        let result = state.picker.remove_parent(&parent, fault, Instant::now());
         let is_news = result.is_some();
         state.faults.extend(result);
         state.last_fault = format!("{parent}: {reason}");

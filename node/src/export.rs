@@ -26,7 +26,7 @@ use crate::{
     failure::{IntoFailure as _, OrFailure as _, not_found},
     limiter::{Limiter, Rate},
     metrics::{LOCAL, Metrics, PEERS},
-    places::Place,
+    permits::Permit,
     schedulers::{Answer, Schedulers},
     settings::HostSettings,
     store::{ContentState, ReadError, Reader, Store, TaskRecord, TaskState},
@@ -111,7 +111,7 @@ impl Exporter {
     pub async fn export(
         &self,
         request: ExportRequest,
-        place: Place,
+        place: Permit,
         progress: Arc<ExportProgress>,
     ) -> Result<ExportOutcome, Failure> {
         let ExportRequest { name, local, target, kind, rate } = request;

@@ -1,8 +1,8 @@
 //! What users are told when an operation fails.
 
 use damselfly_messages::{record::Binding, wire::Invalid};
+pub use damselfly_transport::error_chain::chain;
 use damselfly_transport::local::{Code, Failure, is_limit};
-pub use damselfly_transport::reason::chain;
 
 use crate::{
     download::FetchError,

@@ -28,7 +28,7 @@ use crate::{
     failure::{OrFailure as _, conflict},
     limiter::{Limiter, Rate},
     metrics::Metrics,
-    places::Place,
+    permits::Permit,
     settings::HostSettings,
     store::{Imported, Store, TaskRecord, TaskState},
 };
@@ -103,7 +103,7 @@ impl Importer {
     pub async fn import(
         &self,
         request: ImportRequest,
-        place: Place,
+        place: Permit,
         progress: Arc<ImportProgress>,
     ) -> Result<ImportOutcome, Failure> {
         // Also when the caller drops this.
@@ -124,7 +124,7 @@ impl Importer {
     async fn try_import(
         &self,
         request: ImportRequest,
-        place: Place,
+        place: Permit,
         progress: Arc<ImportProgress>,
     ) -> Result<ImportOutcome, Failure> {
         let ImportRequest { cid, tag, source, ttl, pin, rate } = request;
@@ -170,7 +170,7 @@ impl Importer {
         source: File,
         digest: Option<NameDigest>,
         rate: Option<Rate>,
-        place: Place,
+        place: Permit,
         progress: Arc<ImportProgress>,
     ) -> Result<Imported, Failure> {
         let (store, limiter) = (self.store.clone(), Limiter::new(rate));

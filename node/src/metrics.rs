@@ -11,7 +11,7 @@ use prometheus_client::{
 use crate::{
     announcer::Announcer,
     download::Downloads,
-    places::Places,
+    permits::Permits,
     store::{Removed, Store},
 };
 
@@ -116,9 +116,9 @@ pub struct Watch {
     /// Which schedulers it reaches.
     pub announcer: Announcer,
     /// How many import, and how many wait for that.
-    pub imports: Places,
+    pub imports: Permits,
     /// The same of exports.
-    pub exports: Places,
+    pub exports: Permits,
 }
 
 impl Watch {

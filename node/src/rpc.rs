@@ -24,7 +24,7 @@ use crate::{
     failure::OrFailure as _,
     health::health,
     import::Importer,
-    places::Places,
+    permits::Permits,
     tasks::{Tasks, layout_of},
 };
 
@@ -40,10 +40,10 @@ const STREAM_BACKLOG: usize = 16;
 pub struct Rpc {
     /// Descriptors that clients have sent.
     pub descriptors: Descriptors,
-    /// Places for imports.
-    pub imports: Places,
-    /// Places for exports.
-    pub exports: Places,
+    /// Permits for imports.
+    pub imports: Permits,
+    /// Permits for exports.
+    pub exports: Permits,
     /// Imports.
     pub importer: Importer,
     /// Exports.

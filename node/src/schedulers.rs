@@ -21,8 +21,8 @@ use damselfly_messages::{
     },
 };
 use damselfly_transport::{
-    network::Network, program::follower::Follower, protocol::SchedulerProtocol, reason::tally, rpc::RequestError, span,
-    trace,
+    error_chain::tally, network::Network, program::follower::Follower, protocol::SchedulerProtocol, rpc::RequestError,
+    span, trace,
 };
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use libp2p::PeerId;

@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use clap::Parser;
 use damselfly_messages::membership::JoinToken;
 use damselfly_transport::{
+    error_chain,
     program::{
         config::{self, Override},
         http::check_ready,
@@ -14,7 +15,6 @@ use damselfly_transport::{
         membership::{given_token, has_joined},
         reload::Reloader,
     },
-    reason,
     trace::{self, Collector},
 };
 
@@ -105,7 +105,7 @@ pub fn main() -> ExitCode {
     match run(&arguments, &overrides) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("dfscheduler: {}", reason::report(error.as_ref()));
+            eprintln!("dfscheduler: {}", error_chain::report(error.as_ref()));
             ExitCode::FAILURE
         }
     }

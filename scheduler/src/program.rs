@@ -7,6 +7,7 @@ use damselfly_messages::membership::{self, JoinToken};
 use damselfly_transport::{
     clock::Clock,
     dialing::DialPolicy,
+    error_chain::chain,
     network::{self, ConnectionLimits, Network, NetworkConfig, Serves},
     program::{
         follower::{self, Follower, FollowerConfig, Role},
@@ -15,7 +16,6 @@ use damselfly_transport::{
         membership::{Joining, Keeper, Membership},
         metrics as program_metrics,
     },
-    reason::chain,
 };
 use prometheus_client::registry::Registry;
 use tokio::{task::JoinSet, time::timeout};

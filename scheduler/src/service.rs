@@ -119,7 +119,7 @@ impl Service {
 
     fn on_question(&self, question: Inbound<InfoProtocol>) {
         match question.decode() {
-            Ok(request) => question.respond(self.state.inform(&request, self.now())),
+            Ok(request) => question.respond(self.state.status_of(&request, self.now())),
             Err(invalid) => question.refuse(invalid.to_string()),
         }
     }

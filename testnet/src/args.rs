@@ -7,14 +7,14 @@ use clap::{Parser, Subcommand};
 
 use crate::{
     bench,
-    cluster::{self, Options, breaking, parting},
+    byzantine::Liar,
+    cluster::{self, Options, breaking, partition},
     demo,
     docker::{
         fleet,
         verbs::{self, Doing},
     },
     layout,
-    liar::Liar,
     links::{control::Serve, wire::Shape},
     process, scenario,
     units::{parse_bytes_per_second, parse_duration, parse_rate},
@@ -38,7 +38,7 @@ enum Command {
         #[command(flatten)]
         size: Size,
         #[command(flatten)]
-        place: Place,
+        place: ClusterDir,
         /// Returns when the cluster is ready and leaves it running.
         #[arg(long)]
         detach: bool,
@@ -49,7 +49,7 @@ enum Command {
     /// Ends every process of the cluster.
     Down {
         #[command(flatten)]
-        place: Place,
+        place: ClusterDir,
     },
     /// Imports a file on one node of a fresh cluster, exports it on another, and compares.
     Demo {
@@ -60,7 +60,7 @@ enum Command {
     /// Adds a scheduler to the running cluster, and to its ring.
     AddScheduler {
         #[command(flatten)]
-        place: Place,
+        place: ClusterDir,
     },
     /// Adds a node to the running cluster.
     AddNode {
@@ -74,7 +74,7 @@ enum Command {
         #[arg(long, value_name = "NAME=VALUE", value_parser = parse_tag)]
         tag: Vec<(String, String)>,
         #[command(flatten)]
-        place: Place,
+        place: ClusterDir,
     },
     /// Lists the programs of the cluster and how they are.
     Ps {
@@ -82,7 +82,7 @@ enum Command {
         #[arg(long)]
         json: bool,
         #[command(flatten)]
-        place: Place,
+        place: ClusterDir,
     },
     /// Shows the logs of all programs, or of some.
     Logs {
@@ -95,7 +95,7 @@ enum Command {
         #[arg(short = 'n', long)]
         lines: Option<u32>,
         #[command(flatten)]
-        place: Place,
+        place: ClusterDir,
     },
     /// Ends programs at once, as a crash does.
     Kill {
@@ -106,7 +106,7 @@ enum Command {
         #[arg(long)]
         term: bool,
         #[command(flatten)]
-        place: Place,
+        place: ClusterDir,
     },
     /// Starts programs again, and waits until the cluster is ready.
     Restart {
@@ -114,7 +114,7 @@ enum Command {
         #[arg(required = true)]
         names: Vec<String>,
         #[command(flatten)]
-        place: Place,
+        place: ClusterDir,
     },
     /// Stops programs in the middle of what they do.
     Pause {
@@ -122,7 +122,7 @@ enum Command {
         #[arg(required = true)]
         names: Vec<String>,
         #[command(flatten)]
-        place: Place,
+        place: ClusterDir,
     },
     /// Lets paused programs go on.
     Resume {
@@ -130,7 +130,7 @@ enum Command {
         #[arg(required = true)]
         names: Vec<String>,
         #[command(flatten)]
-        place: Place,
+        place: ClusterDir,
     },
     /// Cuts two groups off from each other; who is in neither reaches both.
     Partition {
@@ -139,12 +139,12 @@ enum Command {
         /// The other side.
         b: String,
         #[command(flatten)]
-        place: Place,
+        place: ClusterDir,
     },
     /// Ends a partition, and waits until the cluster is ready.
     Heal {
         #[command(flatten)]
-        place: Place,
+        place: ClusterDir,
     },
     /// Makes the links between two groups slow or stalled in both directions; as they were, without an option.
     ///
@@ -167,12 +167,12 @@ enum Command {
         #[arg(long, conflicts_with_all = ["delay", "rate", "stall"])]
         reset: bool,
         #[command(flatten)]
-        place: Place,
+        place: ClusterDir,
     },
     /// Makes the image for --docker: static programs, built by cargo.
     Image,
     /// Breaks a cluster of its own while it is in use, and checks what it promises.
-    Scenario(scenario::Scenario),
+    Scenario(scenario::ScenarioArgs),
     /// Breaks a cluster of its own at random for a long time, and sees that what its programs take does not grow.
     Soak(scenario::Soak),
     /// Measures.
@@ -190,7 +190,7 @@ enum Command {
     #[command(hide = true)]
     Guard {
         #[command(flatten)]
-        place: Place,
+        place: ClusterDir,
     },
     /// Becomes a member that lies; started by this program only.
     #[command(hide = true)]
@@ -217,13 +217,13 @@ struct Size {
 }
 
 #[derive(Debug, clap::Args)]
-struct Place {
+struct ClusterDir {
     /// The folder of the cluster; the same one for each user by default.
     #[arg(long)]
     dir: Option<PathBuf>,
 }
 
-impl Place {
+impl ClusterDir {
     fn dir(self) -> PathBuf {
         self.dir.unwrap_or_else(layout::default_dir)
     }
@@ -260,13 +260,13 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Restart { names, place } => breaking::restart(&place.dir(), &names).await?,
         Command::Pause { names, place } => breaking::pause(&place.dir(), &names, true)?,
         Command::Resume { names, place } => breaking::pause(&place.dir(), &names, false)?,
-        Command::Partition { a, b, place } => parting::partition(&place.dir(), &a, &b).await?,
-        Command::Heal { place } => parting::heal(&place.dir()).await?,
-        Command::Link { a, b, reset: true, place, .. } => parting::reset(&place.dir(), &a, &b).await?,
+        Command::Partition { a, b, place } => partition::partition(&place.dir(), &a, &b).await?,
+        Command::Heal { place } => partition::heal(&place.dir()).await?,
+        Command::Link { a, b, reset: true, place, .. } => partition::reset(&place.dir(), &a, &b).await?,
         Command::Link { a, b, delay, rate, stall, place, .. } => {
             let delay = delay.unwrap_or_default();
             let shape = Shape { delay, bytes_per_second: rate, is_stalled: stall };
-            parting::shape(&place.dir(), &a, &b, shape).await?;
+            partition::shape(&place.dir(), &a, &b, shape).await?;
         }
         Command::Scenario(scenario) => return scenario::run(scenario, false).await,
         Command::Soak(soak) => return scenario::run_soak(soak).await,
@@ -285,7 +285,7 @@ async fn run_in_containers(command: Command) -> anyhow::Result<ExitCode> {
             verbs::up(&place.docker(), &fleet_size(size), detach).await?;
         }
         Command::Down { place } => verbs::down(&place.docker()).await?,
-        Command::Demo { dir } => return demo::run_in_containers(&Place { dir }.docker()).await,
+        Command::Demo { dir } => return demo::run_in_containers(&ClusterDir { dir }.docker()).await,
         Command::AddScheduler { place } => verbs::add_scheduler(&place.docker()).await?,
         Command::AddNode { upload_rate_limit: Some(_), .. } => bail!("--upload-rate-limit is not for --docker"),
         Command::AddNode { seed, tag, place, .. } => {

@@ -15,7 +15,7 @@ use rustix::fs::{FlockOperation, flock};
 pub mod breaking;
 pub(crate) mod change;
 mod members;
-pub(crate) mod parting;
+pub(crate) mod partition;
 mod probe;
 
 use crate::{

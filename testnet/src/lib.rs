@@ -5,6 +5,7 @@
 
 pub mod args;
 pub mod bench;
+pub mod byzantine;
 pub mod cargo;
 pub mod cluster;
 mod config;
@@ -12,7 +13,6 @@ pub mod demo;
 pub mod docker;
 pub mod http;
 pub mod layout;
-pub mod liar;
 mod links;
 mod listing;
 pub mod ports;

@@ -6,6 +6,6 @@
 
 pub(crate) mod control;
 mod dialler;
-pub(crate) mod hub;
-pub(crate) mod passage;
+pub(crate) mod proxy;
+pub(crate) mod proxy_connection;
 pub(crate) mod wire;

@@ -1,16 +1,16 @@
 //! `testnet scenario`: breaks a cluster while it is in use, and checks what it promises.
 //!
-//! `stage` is the cluster with its load, `venue` where it runs, `model` what it must hold, `plays` what happens to it,
+//! `harness` is the cluster with its load, `environment` where it runs, `model` what it must hold, `scenarios` what happens to it,
 //! with `apart` for what happens between its hosts, `disk` for what happens on one, and `liar` for what one of them says. `soak` is all of it for long.
 
-mod apart;
+mod byzantine;
 mod disk;
-mod liar;
+mod environment;
+mod harness;
 mod model;
-mod plays;
+mod partitions;
+mod scenarios;
 mod soak;
-mod stage;
-mod venue;
 
 use std::{
     path::{Path, PathBuf},
@@ -27,15 +27,15 @@ use crate::{
     cluster::{self, Options},
     docker::Fleet,
 };
-pub use plays::Play;
-use stage::Stage;
+use harness::Harness;
+pub use scenarios::Scenario;
 
 /// What `testnet scenario` is told.
 #[derive(Debug, clap::Args)]
-pub struct Scenario {
+pub struct ScenarioArgs {
     /// Which one; --list has them.
     #[arg(required_unless_present = "list")]
-    name: Option<Play>,
+    name: Option<Scenario>,
     /// Prints the names of all, one a line.
     #[arg(long)]
     list: bool,
@@ -66,30 +66,30 @@ pub struct Soak {
 
 /// What is done to a cluster.
 #[derive(Debug, Clone, Copy)]
-enum Plot {
-    Play { play: Play, is_short: bool },
+enum Run {
+    Scenario { scenario: Scenario, is_short: bool },
     Soak(Duration),
 }
 
-impl Plot {
+impl Run {
     const fn name(self) -> &'static str {
         match self {
-            Self::Play { play, .. } => play.name(),
+            Self::Scenario { scenario, .. } => scenario.name(),
             Self::Soak(_) => "soak",
         }
     }
 
     fn options(self) -> Options {
         match self {
-            Self::Play { play, .. } => play.options(),
+            Self::Scenario { scenario, .. } => scenario.options(),
             Self::Soak(_) => Options { schedulers: 3, nodes: 5, links: true, ..Options::default() },
         }
     }
 
-    async fn run(self, stage: &mut Stage, seed: u64) -> anyhow::Result<Map<String, Value>> {
+    async fn run(self, harness: &mut Harness, seed: u64) -> anyhow::Result<Map<String, Value>> {
         match self {
-            Self::Play { play, is_short } => play.run(stage, is_short).await,
-            Self::Soak(time) => soak::soak(stage, time, seed).await,
+            Self::Scenario { scenario, is_short } => scenario.run(harness, is_short).await,
+            Self::Soak(time) => soak::soak(harness, time, seed).await,
         }
     }
 }
@@ -98,19 +98,19 @@ impl Plot {
 ///
 /// # Errors
 /// What did not hold, after the logs.
-pub async fn run(scenario: Scenario, in_containers: bool) -> anyhow::Result<ExitCode> {
-    if scenario.list {
-        for play in Play::ALL.iter().filter(|play| !in_containers || play.is_for_containers()) {
-            println!("{}", play.name());
+pub async fn run(args: ScenarioArgs, in_containers: bool) -> anyhow::Result<ExitCode> {
+    if args.list {
+        for scenario in Scenario::ALL.iter().filter(|scenario| !in_containers || scenario.is_for_containers()) {
+            println!("{}", scenario.name());
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let play = scenario.name.context("no name")?;
-    if in_containers && !play.is_for_containers() {
-        bail!("{} is done to processes of this machine only: leave --docker out", play.name());
+    let scenario = args.name.context("no name")?;
+    if in_containers && !scenario.is_for_containers() {
+        bail!("{} is done to processes of this machine only: leave --docker out", scenario.name());
     }
-    let plot = Plot::Play { play, is_short: scenario.short };
-    perform(plot, in_containers, scenario.seed, scenario.report).await
+    let run = Run::Scenario { scenario, is_short: args.short };
+    perform(run, in_containers, args.seed, args.report).await
 }
 
 /// `testnet soak`
@@ -118,52 +118,47 @@ pub async fn run(scenario: Scenario, in_containers: bool) -> anyhow::Result<Exit
 /// # Errors
 /// What did not hold, after the logs.
 pub async fn run_soak(soak: Soak) -> anyhow::Result<ExitCode> {
-    perform(Plot::Soak(Duration::from_secs(soak.minutes * 60)), false, soak.seed, soak.report).await
+    perform(Run::Soak(Duration::from_secs(soak.minutes * 60)), false, soak.seed, soak.report).await
 }
 
 /// Runs it on a cluster of its own, of which nothing is left.
 async fn perform(
-    plot: Plot,
+    run: Run,
     in_containers: bool,
     seed: Option<u64>,
     report_at: Option<PathBuf>,
 ) -> anyhow::Result<ExitCode> {
     let seed = seed.unwrap_or_else(rand::random);
-    eprintln!("testnet: {} with --seed {seed}", plot.name());
+    eprintln!("testnet: {} with --seed {seed}", run.name());
     let mut signals = Signals::catch()?;
     let folder = TempDir::with_prefix("damselfly-scenario-")?;
     let begun = Instant::now();
     let played = tokio::select! {
-        played = on_a_stage(plot, in_containers, seed, &folder) => played,
+        played = on_a_stage(run, in_containers, seed, &folder) => played,
         signal = signals.recv() => {
             abandon(&folder.path().join("cluster"), in_containers).await?;
             bail!("interrupted by {signal}");
         }
     };
-    let report = report(plot, seed, begun.elapsed(), &played);
+    let report = report(run, seed, begun.elapsed(), &played);
     let text = format!("{report:#}\n");
     match report_at {
         Some(path) => std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?,
         None => print!("{text}"),
     }
-    played.with_context(|| format!("{} --seed {seed} does not hold", plot.name()))?;
-    eprintln!("testnet: {} holds, {:.1} s", plot.name(), begun.elapsed().as_secs_f64());
+    played.with_context(|| format!("{} --seed {seed} does not hold", run.name()))?;
+    eprintln!("testnet: {} holds, {:.1} s", run.name(), begun.elapsed().as_secs_f64());
     Ok(ExitCode::SUCCESS)
 }
 
-async fn on_a_stage(
-    plot: Plot,
-    in_containers: bool,
-    seed: u64,
-    folder: &TempDir,
-) -> anyhow::Result<Map<String, Value>> {
-    let mut stage = Stage::set(folder.path(), &plot.options(), in_containers, seed).await?;
-    let played = plot.run(&mut stage, seed).await;
+async fn on_a_stage(run: Run, in_containers: bool, seed: u64, folder: &TempDir) -> anyhow::Result<Map<String, Value>> {
+    let mut harness = Harness::set(folder.path(), &run.options(), in_containers, seed).await?;
+    let played = run.run(&mut harness, seed).await;
     if played.is_err() {
-        eprint!("{}", stage.logs().await);
+        eprint!("{}", harness.logs().await);
     }
-    let mut counts = stage.counts();
-    let cleared = stage.clear().await;
+    let mut counts = harness.counts();
+    let cleared = harness.clear().await;
     let mut figures = played?;
     cleared?;
     figures.append(&mut counts);
@@ -175,13 +170,13 @@ async fn abandon(dir: &Path, in_containers: bool) -> anyhow::Result<()> {
     if in_containers { Fleet::at(dir).await?.end().await } else { cluster::abandon(dir).await }
 }
 
-fn report(plot: Plot, seed: u64, took: Duration, played: &anyhow::Result<Map<String, Value>>) -> Value {
+fn report(run: Run, seed: u64, took: Duration, played: &anyhow::Result<Map<String, Value>>) -> Value {
     let (figures, error) = match played {
         Ok(figures) => (Some(figures), None),
         Err(error) => (None, Some(format!("{error:#}"))),
     };
     json!({
-        "scenario": plot.name(), "seed": seed, "seconds": took.as_secs_f64(), "holds": error.is_none(),
+        "scenario": run.name(), "seed": seed, "seconds": took.as_secs_f64(), "holds": error.is_none(),
         "figures": figures, "error": error,
     })
 }

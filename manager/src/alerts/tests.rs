@@ -24,7 +24,7 @@ fn peer(seed: u8) -> PeerId {
 
 /// Two schedulers, 1 and 2, and three hosts, 11 to 13; all is well.
 struct World {
-    picture: Picture,
+    cluster_view: ClusterView,
     revoked: Vec<PeerId>,
     ring: Vec<u8>,
     is_publisher: bool,
@@ -56,16 +56,16 @@ impl World {
             (peer(seed), HostView { meter, state, heard, reported, is_up: true })
         };
         let schedulers = [1, 2].map(|seed| (peer(seed), Some(answer.clone()))).into();
-        let picture = Picture { schedulers, hosts: [11, 12, 13].map(host).into(), ..Picture::default() };
-        Self { picture, revoked: Vec::new(), ring: vec![1, 2], is_publisher: true, credentials: Vec::new() }
+        let cluster_view = ClusterView { schedulers, hosts: [11, 12, 13].map(host).into(), ..ClusterView::default() };
+        Self { cluster_view, revoked: Vec::new(), ring: vec![1, 2], is_publisher: true, credentials: Vec::new() }
     }
 
     fn host(&mut self, seed: u8) -> &mut HostView {
-        self.picture.hosts.get_mut(&peer(seed)).expect("a host")
+        self.cluster_view.hosts.get_mut(&peer(seed)).expect("a host")
     }
 
     fn scheduler(&mut self, index: usize) -> &mut Option<HostsAnswer> {
-        &mut self.picture.schedulers[index].1
+        &mut self.cluster_view.schedulers[index].1
     }
 
     fn share(&mut self, scheduler: usize, what: &str, used: u64, max: u64) {
@@ -98,7 +98,7 @@ impl World {
     fn look(&self, memory: &mut Memory, now: Instant) -> Vec<(&'static str, Severity, Option<String>)> {
         let accepted = self.accepted();
         let facts = Facts {
-            picture: &self.picture,
+            cluster_view: &self.cluster_view,
             accepted: &accepted,
             is_publisher: self.is_publisher,
             credentials: &self.credentials,
@@ -242,7 +242,7 @@ fn many_of_a_kind_are_one_alert() {
     let mut world = World::new();
     let one = world.host(11).clone();
     for seed in 20..30 {
-        world.picture.hosts.insert(peer(seed), HostView { is_up: false, ..one.clone() });
+        world.cluster_view.hosts.insert(peer(seed), HostView { is_up: false, ..one.clone() });
     }
     let told = world.look(&mut Memory::default(), Instant::now());
     assert_eq!(told, [("host_down", Severity::Warning, None)]);
@@ -273,7 +273,7 @@ fn what_passes_by_itself_is_told_when_it_does_not() {
 fn a_host_that_was_down_when_the_manager_started_is_missed() {
     let (mut world, mut memory, begin) = (World::new(), Memory::default(), Instant::now());
     let after = |seconds| begin + Duration::from_secs(seconds);
-    world.picture.absent.insert(peer(40));
+    world.cluster_view.absent.insert(peer(40));
     assert_eq!(world.look(&mut memory, after(0)), [], "schedulers may not have heard of it yet");
     assert_eq!(world.look(&mut memory, after(30)), []);
     let down = [("host_down", Severity::Warning, Some(peer(40).to_string()))];
@@ -286,7 +286,7 @@ fn a_host_that_was_down_when_the_manager_started_is_missed() {
         world.scheduler(index).as_mut().expect("an answer").warm = true;
     }
     assert_eq!(world.look(&mut memory, after(40)), [], "the time begins again");
-    world.picture.absent.clear();
+    world.cluster_view.absent.clear();
     assert_eq!(world.look(&mut memory, after(80)), [], "it is back");
 }
 

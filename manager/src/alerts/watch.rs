@@ -6,11 +6,11 @@ use std::{
 };
 
 use damselfly_messages::record::UnixMillis;
-use damselfly_transport::reason;
+use damselfly_transport::error_chain;
 use libp2p::PeerId;
 
 use super::{Alert, Facts, Memory, credentials_until};
-use crate::{picture::Picture, state::State};
+use crate::{cluster_view::ClusterView, state::State};
 
 /// How often the database is asked for credentials that end.
 const CREDENTIALS_EVERY: Duration = Duration::from_secs(10);
@@ -39,7 +39,7 @@ pub struct Watch {
 
 impl Watch {
     /// Hosts that should be there, because they renewed their credential lately, and that no scheduler has told of.
-    pub async fn absent(&mut self, state: &State, picture: &Picture) -> BTreeSet<PeerId> {
+    pub async fn absent(&mut self, state: &State, cluster_view: &ClusterView) -> BTreeSet<PeerId> {
         let Some(accepted) = state.current() else { return BTreeSet::new() };
         if self.expected_asked.is_none_or(|asked| asked.elapsed() >= MEMBERS_EVERY) {
             self.expected_asked = Some(Instant::now());
@@ -51,16 +51,18 @@ impl Watch {
                     let hosts = members.into_iter().filter(|(_, roles)| is_host(roles));
                     self.expected = hosts.filter_map(|(peer, _)| peer.parse().ok()).collect();
                 }
-                Err(error) => tracing::warn!(error = %reason::chain(&error), "it is not known which hosts are members"),
+                Err(error) => {
+                    tracing::warn!(error = %error_chain::chain(&error), "it is not known which hosts are members")
+                }
             }
         }
         let revoked = |peer: &PeerId| accepted.configuration.revoked.iter().any(|revoked| revoked.peer == *peer);
-        let is_absent = |peer: &&PeerId| !picture.hosts.contains_key(*peer) && !revoked(peer);
+        let is_absent = |peer: &&PeerId| !cluster_view.hosts.contains_key(*peer) && !revoked(peer);
         self.expected.iter().filter(is_absent).copied().collect()
     }
 
     /// The alerts of what was just seen; none before a configuration is in force.
-    pub async fn alerts(&mut self, state: &State, picture: &Picture) -> Vec<Alert> {
+    pub async fn alerts(&mut self, state: &State, cluster_view: &ClusterView) -> Vec<Alert> {
         let Some(accepted) = state.current() else { return Vec::new() };
         if self.asked.is_none_or(|asked| asked.elapsed() >= CREDENTIALS_EVERY) {
             self.asked = Some(Instant::now());
@@ -73,11 +75,13 @@ impl Watch {
                     let known = |(peer, until): (String, _)| Some((peer.parse().ok()?, until));
                     self.credentials = ending.into_iter().filter_map(known).collect();
                 }
-                Err(error) => tracing::warn!(error = %reason::chain(&error), "it is not known which credentials end"),
+                Err(error) => {
+                    tracing::warn!(error = %error_chain::chain(&error), "it is not known which credentials end")
+                }
             }
         }
         let facts = Facts {
-            picture,
+            cluster_view,
             accepted: &accepted,
             is_publisher: *state.is_publisher().borrow(),
             credentials: &self.credentials,

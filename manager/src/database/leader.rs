@@ -12,7 +12,7 @@ use tokio::{
     time::{MissedTickBehavior, interval, timeout},
 };
 
-use super::{Database, DatabaseError, Place};
+use super::{Database, DatabaseError, Location};
 
 /// How often the lock is asked for, and the connection that holds it is tried.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -39,8 +39,8 @@ impl Leader {
     /// Takes part for the database's managers. With SQLite the caller holds the data directory's lock.
     pub fn start(database: &Database) -> Self {
         match database.place() {
-            Place::Sqlite(_) => Self { is_publisher: watch::channel(true).1, task: None },
-            Place::Postgres(url) => {
+            Location::Sqlite(_) => Self { is_publisher: watch::channel(true).1, task: None },
+            Location::Postgres(url) => {
                 let (tell, is_publisher) = watch::channel(false);
                 let task = tokio::spawn(take_part(url.reveal().to_owned(), tell));
                 Self { is_publisher, task: Some(task) }
@@ -73,7 +73,7 @@ async fn take_part(url: String, tell: watch::Sender<bool>) {
         let is_publisher = match held {
             Ok(Ok(is_held)) => is_held,
             Ok(Err(error)) => {
-                tracing::warn!(error = damselfly_transport::reason::chain(&error), "no word on who publishes");
+                tracing::warn!(error = damselfly_transport::error_chain::chain(&error), "no word on who publishes");
                 false
             }
             Err(_) => false,

@@ -25,6 +25,7 @@ use tokio::time::timeout;
 
 pub mod audit;
 pub mod configurations;
+mod connect;
 pub mod counts;
 pub mod credentials;
 pub mod deletions;
@@ -34,7 +35,6 @@ pub mod managers;
 pub mod members;
 mod migrations;
 mod page;
-mod patience;
 pub mod prune;
 #[cfg(test)]
 mod tests;
@@ -55,7 +55,7 @@ const WRITER_LOCK: i64 = 0x6466_6d67_7200;
 
 /// Where the database is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
+pub enum Location {
     /// A file, which is made when it is missing.
     Sqlite(PathBuf),
     /// A server that several managers may share.
@@ -69,7 +69,7 @@ pub type Writing = Transaction<'static, Any>;
 #[derive(Clone)]
 pub struct Database {
     pool: AnyPool,
-    place: Place,
+    place: Location,
     clock: Clock,
 }
 
@@ -114,15 +114,15 @@ impl Database {
     ///
     /// # Errors
     /// [`OpenError`]: nothing has changed.
-    pub async fn open(place: Place) -> Result<Self, OpenError> {
+    pub async fn open(place: Location) -> Result<Self, OpenError> {
         install_drivers();
         let (url, setup, migrations): (String, &'static [&'static str], _) = match &place {
-            Place::Sqlite(path) => {
+            Location::Sqlite(path) => {
                 (url::of_file(path), &["PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL"], &migrations::SQLITE)
             }
-            Place::Postgres(url) => (url.reveal().to_owned(), &[STATEMENT_TIMEOUT], &migrations::POSTGRES),
+            Location::Postgres(url) => (url.reveal().to_owned(), &[STATEMENT_TIMEOUT], &migrations::POSTGRES),
         };
-        if let Place::Sqlite(path) = &place {
+        if let Location::Sqlite(path) = &place {
             make_private(path).map_err(|source| OpenError::File { path: path.clone(), source })?;
         }
         // A pool tries for as long as it may, and then does not say why it failed.
@@ -143,7 +143,7 @@ impl Database {
     }
 
     /// Where it is.
-    pub const fn place(&self) -> &Place {
+    pub const fn place(&self) -> &Location {
         &self.place
     }
 
@@ -165,7 +165,7 @@ impl Database {
 
     /// Whether other managers may use it too.
     pub const fn is_shared(&self) -> bool {
-        matches!(self.place, Place::Postgres(_))
+        matches!(self.place, Location::Postgres(_))
     }
 
     /// Begins a change.
@@ -174,8 +174,8 @@ impl Database {
     /// [`DatabaseError::Failed`], also when others write for too long.
     pub async fn write(&self) -> Result<Writing, DatabaseError> {
         match self.place {
-            Place::Sqlite(_) => Ok(self.pool.begin_with("BEGIN IMMEDIATE").await?),
-            Place::Postgres(_) => {
+            Location::Sqlite(_) => Ok(self.pool.begin_with("BEGIN IMMEDIATE").await?),
+            Location::Postgres(_) => {
                 let mut writing = self.pool.begin().await?;
                 let turn = sqlx::query("SELECT CAST(pg_advisory_xact_lock($1) AS TEXT)").bind(WRITER_LOCK);
                 turn.execute(&mut *writing).await?;

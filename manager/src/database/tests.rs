@@ -22,7 +22,7 @@ use crate::access::Role;
 use postgres::Server;
 
 async fn sqlite(folder: &Path) -> Database {
-    Database::open(Place::Sqlite(folder.join("a b.db"))).await.expect("opened")
+    Database::open(Location::Sqlite(folder.join("a b.db"))).await.expect("opened")
 }
 
 /// What is the same with both.
@@ -394,7 +394,7 @@ async fn sqlite_does_what_is_asked() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgres_does_what_is_asked() {
     let Some(server) = Server::start() else { return eprintln!("PostgreSQL is not installed: nothing tested") };
-    let database = Database::open(Place::Postgres(server.url().into())).await.expect("opened");
+    let database = Database::open(Location::Postgres(server.url().into())).await.expect("opened");
     suite(&database).await;
     database.close().await;
 }
@@ -402,7 +402,7 @@ async fn postgres_does_what_is_asked() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_two_managers_one_publishes_and_the_other_takes_over() {
     let Some(server) = Server::start() else { return eprintln!("PostgreSQL is not installed: nothing tested") };
-    let database = Database::open(Place::Postgres(server.url().into())).await.expect("opened");
+    let database = Database::open(Location::Postgres(server.url().into())).await.expect("opened");
     let first = Leader::start(&database);
     let limit = std::time::Duration::from_secs(10);
     let mut is_first = first.is_publisher();
@@ -429,8 +429,8 @@ async fn of_two_managers_one_publishes_and_the_other_takes_over() {
 #[tokio::test]
 async fn a_server_that_is_not_there_is_said_so_without_the_password() {
     let url = DatabaseUrl::from("postgres://df:hunter2@127.0.0.1:1/df".to_owned());
-    let error = Database::open(Place::Postgres(url)).await.expect_err("nobody listens");
-    let text = format!("{} {error:?}", damselfly_transport::reason::chain(&error));
+    let error = Database::open(Location::Postgres(url)).await.expect_err("nobody listens");
+    let text = format!("{} {error:?}", damselfly_transport::error_chain::chain(&error));
     assert!(text.contains("refused") && !text.contains("hunter2"), "{text}");
 }
 
@@ -438,17 +438,17 @@ async fn a_server_that_is_not_there_is_said_so_without_the_password() {
 async fn a_server_that_is_late_is_waited_for_and_one_that_refuses_is_not() {
     let Some(server) = Server::start() else { return eprintln!("PostgreSQL is not installed: nothing tested") };
     let patience = Duration::from_secs(60);
-    let place = Place::Postgres(server.url().into());
+    let place = Location::Postgres(server.url().into());
     server.end();
     let mut waiting = tokio::spawn(Database::open_when_ready(place.clone(), patience));
     tokio::time::timeout(Duration::from_secs(2), &mut waiting).await.expect_err("it waits");
     tokio::task::block_in_place(|| server.begin());
     waiting.await.expect("no panic").expect("opened").close().await;
 
-    let other = Place::Postgres(server.url().replace("/postgres", "/nothing").into());
+    let other = Location::Postgres(server.url().replace("/postgres", "/nothing").into());
     let refused = tokio::time::timeout(patience / 2, Database::open_when_ready(other, patience)).await;
     let error = refused.expect("at once").expect_err("no such database");
-    assert!(damselfly_transport::reason::chain(&error).contains("does not exist"), "{error:?}");
+    assert!(damselfly_transport::error_chain::chain(&error).contains("does not exist"), "{error:?}");
     server.end();
     let error = Database::open_when_ready(place, Duration::ZERO).await.expect_err("nobody is there");
     assert!(matches!(error, OpenError::Connect(_)), "{error:?}");

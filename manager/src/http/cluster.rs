@@ -19,7 +19,7 @@ use super::{Problem, guard::Origin, page, time::rfc3339};
 use crate::{
     access::Caller,
     alerts::Alert,
-    picture::{Eyes, Picture, Unseen},
+    cluster_view::{ClusterView, Poller, ViewError},
     state::State,
 };
 
@@ -56,41 +56,42 @@ pub(super) struct Rates {
 
 pub(super) async fn overview(
     extract::State(state): extract::State<State>,
-    extract::State(eyes): extract::State<Eyes>,
+    extract::State(poller): extract::State<Poller>,
 ) -> Json<Overview> {
-    Json(Overview::of(&state, &eyes.picture()))
+    Json(Overview::of(&state, &poller.cluster_view()))
 }
 
 impl Overview {
     /// What a look has shown.
-    pub(super) fn of(state: &State, picture: &Picture) -> Self {
+    pub(super) fn of(state: &State, cluster_view: &ClusterView) -> Self {
         let current = state.current();
         let epoch = current.as_ref().map_or(0, |accepted| accepted.configuration.epoch);
-        let sum =
-            |of: fn(&HostReport) -> u64| picture.up().map(|host| of(&host.state.report)).fold(0, u64::saturating_add);
-        let rates = picture.rates();
-        let answered = || picture.schedulers.iter().filter_map(|(_, answer)| answer.as_ref());
+        let sum = |of: fn(&HostReport) -> u64| {
+            cluster_view.up().map(|host| of(&host.state.report)).fold(0, u64::saturating_add)
+        };
+        let rates = cluster_view.rates();
+        let answered = || cluster_view.schedulers.iter().filter_map(|(_, answer)| answer.as_ref());
         Self {
             cluster_id: state.cluster().to_string(),
             epoch,
             version: env!("CARGO_PKG_VERSION"),
             peer_id: state.peer_id().to_string(),
-            hosts: picture.hosts.len() + picture.absent.len(),
-            hosts_up: picture.up().count(),
-            seeds_up: picture.up().filter(|host| host.state.seed).count(),
-            schedulers: picture.schedulers.len(),
+            hosts: cluster_view.hosts.len() + cluster_view.absent.len(),
+            hosts_up: cluster_view.up().count(),
+            seeds_up: cluster_view.up().filter(|host| host.state.seed).count(),
+            schedulers: cluster_view.schedulers.len(),
             schedulers_up: answered().count(),
-            tasks: current.as_ref().map_or(0, |accepted| picture.tasks(&accepted.ring)),
-            downloads: picture.up().map(|host| u64::from(host.state.downloads)).sum(),
+            tasks: current.as_ref().map_or(0, |accepted| cluster_view.tasks(&accepted.ring)),
+            downloads: cluster_view.up().map(|host| u64::from(host.state.downloads)).sum(),
             contents: sum(|report| report.contents),
             stored_bytes: sum(|report| report.stored_bytes),
-            roll_out_percent: picture.roll_out(epoch),
+            roll_out_percent: cluster_view.roll_out(epoch),
             rates: Rates {
                 sent_bytes_per_second: rates.sent as u64,
                 received_bytes_per_second: rates.received as u64,
                 local_bytes_per_second: rates.local as u64,
             },
-            alerts: picture.alerts.clone(),
+            alerts: cluster_view.alerts.clone(),
         }
     }
 }
@@ -188,7 +189,7 @@ pub(super) struct TaskList {
 }
 
 pub(super) async fn tasks(
-    extract::State(eyes): extract::State<Eyes>,
+    extract::State(poller): extract::State<Poller>,
     search: Result<Query<Search>, QueryRejection>,
 ) -> Result<Json<TaskList>, Problem> {
     let search = page::read(search)?;
@@ -201,10 +202,10 @@ pub(super) async fn tasks(
     let of = TaskFilter { content, tag: search.tag.clone(), ..TaskFilter::default() };
     let (found, next) = match (&search.cid, search.cid_prefix) {
         (Some(_), Some(_)) => return Err(wrong("give a cid or the beginning of one, not both")),
-        (Some(cid), None) => named(&eyes, cid, &of, (after, limit)).await?,
+        (Some(cid), None) => named(&poller, cid, &of, (after, limit)).await?,
         (None, prefix) => {
             let cid_prefix = prefix.map(canonical).transpose()?;
-            eyes.tasks(after, limit, TaskFilter { cid_prefix, ..of }).await?
+            poller.tasks(after, limit, TaskFilter { cid_prefix, ..of }).await?
         }
     };
     let items = found.into_iter().map(Task::new).collect();
@@ -215,7 +216,7 @@ pub(super) async fn tasks(
 ///
 /// That with a tag, or without one, is found by its task ID, also where its name is not known to the schedulers.
 async fn named(
-    eyes: &Eyes,
+    poller: &Poller,
     cid: &str,
     of: &TaskFilter,
     (after, limit): (Option<TaskId>, usize),
@@ -226,14 +227,14 @@ async fn named(
     };
     let mut found = Vec::new();
     if after.is_none() {
-        let exact = eyes.task(name.task_id()).await?.filter(is_wanted);
+        let exact = poller.task(name.task_id()).await?.filter(is_wanted);
         found.extend(exact.map(|state| TaskState { name: Some(name.clone()), ..state }));
     }
     if of.tag.is_some() {
         return Ok((found, None));
     }
     let prefix = TaskFilter { cid_prefix: Some(name.cid().to_owned()), ..of.clone() };
-    let (others, next) = eyes.tasks(after, limit, prefix).await?;
+    let (others, next) = poller.tasks(after, limit, prefix).await?;
     let is_other = |other: &Name| other.cid() == name.cid() && *other != name;
     found.extend(others.into_iter().filter(|state| state.name.as_ref().is_some_and(is_other)));
     Ok((found, next))
@@ -252,11 +253,11 @@ fn query(error: Invalid) -> Problem {
 }
 
 pub(super) async fn task(
-    extract::State(eyes): extract::State<Eyes>,
+    extract::State(poller): extract::State<Poller>,
     Path(task): Path<String>,
 ) -> Result<Json<Task>, Problem> {
     let task: TaskId = task.parse().map_err(|_| Problem::not_found())?;
-    match eyes.task(task).await? {
+    match poller.task(task).await? {
         Some(state) => Ok(Json(Task::new(state))),
         None => Err(Problem::not_found()),
     }
@@ -274,13 +275,13 @@ pub(super) struct Deleted {
 
 /// In the whole cluster; what is not there is deleted already.
 pub(super) async fn delete(
-    extract::State(eyes): extract::State<Eyes>,
+    extract::State(poller): extract::State<Poller>,
     Extension(caller): Extension<Caller>,
     Extension(Origin(address)): Extension<Origin>,
     Path(task): Path<String>,
 ) -> Result<Json<Deleted>, Problem> {
     let task: TaskId = task.parse().map_err(|_| Problem::not_found())?;
-    let answer = eyes.delete(task, &caller.actor(address)).await?;
+    let answer = poller.delete(task, &caller.actor(address)).await?;
     let (dropped, unreachable) = (answer.dropped, answer.unreachable);
     tracing::info!(%task, dropped, unreachable, "deleted by way of the API");
     Ok(Json(Deleted { deleted: answer.tombstone.is_some(), dropped, unreachable }))
@@ -290,10 +291,10 @@ fn wrong(detail: impl Into<String>) -> Problem {
     Problem::new(StatusCode::BAD_REQUEST, "invalid_query", detail)
 }
 
-impl From<Unseen> for Problem {
-    fn from(unseen: Unseen) -> Self {
+impl From<ViewError> for Problem {
+    fn from(unseen: ViewError) -> Self {
         match unseen {
-            Unseen::Database(error) => error.into(),
+            ViewError::Database(error) => error.into(),
             unseen => Self::new(StatusCode::SERVICE_UNAVAILABLE, "no_scheduler", unseen.to_string()),
         }
     }

@@ -15,7 +15,7 @@ use futures::{Stream, StreamExt as _};
 use tokio_stream::wrappers::WatchStream;
 
 use super::{Problem, cluster::Overview};
-use crate::{access::Caller, picture::Eyes, state::State};
+use crate::{access::Caller, cluster_view::Poller, state::State};
 
 /// A stream ends after this time, and a browser begins the next one: who may watch is asked anew.
 const ENDS_AFTER: Duration = Duration::from_secs(600);
@@ -34,7 +34,7 @@ type Watcher = Option<String>;
 
 /// A place of one who watches; given back when it is dropped.
 #[derive(Debug)]
-struct Place(Watchers, Watcher);
+struct Subscription(Watchers, Watcher);
 
 impl Watchers {
     fn all(&self) -> MutexGuard<'_, Vec<Watcher>> {
@@ -42,7 +42,7 @@ impl Watchers {
     }
 
     /// A place, or how many there are.
-    fn enter(&self, watcher: Watcher) -> Result<Place, String> {
+    fn enter(&self, watcher: Watcher) -> Result<Subscription, String> {
         let mut all = self.all();
         let own = all.iter().filter(|one| **one == watcher).count();
         if all.len() >= STREAMS_MAX {
@@ -52,11 +52,11 @@ impl Watchers {
             return Err(format!("you watch {STREAMS_OF_ONE} times already"));
         }
         all.push(watcher.clone());
-        Ok(Place(self.clone(), watcher))
+        Ok(Subscription(self.clone(), watcher))
     }
 }
 
-impl Drop for Place {
+impl Drop for Subscription {
     fn drop(&mut self) {
         let mut all = self.0.all();
         if let Some(at) = all.iter().position(|one| *one == self.1) {
@@ -68,7 +68,7 @@ impl Drop for Place {
 /// The overview now, and whenever the manager has looked.
 pub(super) async fn stream(
     extract::State(state): extract::State<State>,
-    extract::State(eyes): extract::State<Eyes>,
+    extract::State(poller): extract::State<Poller>,
     extract::State(watchers): extract::State<Watchers>,
     Extension(caller): Extension<Caller>,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
@@ -77,13 +77,13 @@ pub(super) async fn stream(
         let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_watchers", detail);
         problem.retry_after(ASK_AGAIN_AFTER)
     })?;
-    let looks = WatchStream::new(eyes.watch());
-    let events = looks.map(move |picture| {
+    let looks = WatchStream::new(poller.watch());
+    let events = looks.map(move |cluster_view| {
         // Given back with the stream.
         let _ = &place;
         let event = Event::default().event("overview");
         // What cannot be shown is left out: the next look is two seconds away.
-        Ok(event.json_data(Overview::of(&state, &picture)).unwrap_or_default())
+        Ok(event.json_data(Overview::of(&state, &cluster_view)).unwrap_or_default())
     });
     Ok(Sse::new(events.take_until(tokio::time::sleep(ENDS_AFTER))).keep_alive(KeepAlive::default()))
 }

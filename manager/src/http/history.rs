@@ -21,7 +21,7 @@ use utoipa::{
 };
 
 use super::{Problem, config, guard::Origin, page, time::rfc3339};
-use crate::{access::Caller, state::State, store::Past};
+use crate::{access::Caller, history::Past, state::State};
 
 /// A page has no more epochs: each may have half a megabyte.
 const EPOCHS_MAX: usize = 32;
@@ -84,7 +84,7 @@ fn describe(past: &Past, older: Option<&Past>) -> Entry {
     };
     let configuration = match &past.configuration {
         Ok(configuration) => configuration,
-        Err(error) => return Entry { damaged: Some(damselfly_transport::reason::chain(error)), ..blank },
+        Err(error) => return Entry { damaged: Some(damselfly_transport::error_chain::chain(error)), ..blank },
     };
     let shown =
         Entry { issued: Some(rfc3339(configuration.issued)), settings: Some(configuration.settings.clone()), ..blank };

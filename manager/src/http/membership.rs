@@ -23,9 +23,9 @@ use utoipa::ToSchema;
 use super::{Problem, config::read_body, guard::Origin, page, time::rfc3339, users::invalid};
 use crate::{
     access::Caller,
+    cluster_view::{HostView, Poller},
     database::{join_tokens::JoinToken, members::Member},
     membership::Membership,
-    picture::{Eyes, HostView},
     rates::Rates,
 };
 
@@ -365,7 +365,7 @@ pub(super) struct WantedHosts {
 
 pub(super) async fn hosts(
     extract::State(membership): extract::State<Membership>,
-    extract::State(eyes): extract::State<Eyes>,
+    extract::State(poller): extract::State<Poller>,
     wanted: Result<Query<WantedHosts>, QueryRejection>,
 ) -> Result<Json<HostList>, Problem> {
     let WantedHosts { limit, cursor, role } = page::read(wanted)?;
@@ -373,9 +373,9 @@ pub(super) async fn hosts(
         role.parse::<Role>().map_err(|error| Problem::new(StatusCode::BAD_REQUEST, "invalid_query", error.reason))?;
     }
     let found = membership.database().members(&page::page(limit, cursor)?, role.as_deref()).await?;
-    let picture = eyes.picture();
+    let cluster_view = poller.cluster_view();
     let show = |member: Member| {
-        let view = member.peer_id.parse().ok().and_then(|peer: PeerId| picture.hosts.get(&peer));
+        let view = member.peer_id.parse().ok().and_then(|peer: PeerId| cluster_view.hosts.get(&peer));
         Host::new(member, view)
     };
     Ok(Json(HostList { items: found.items.into_iter().map(show).collect(), next: found.next }))

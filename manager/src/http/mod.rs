@@ -31,7 +31,7 @@ mod users;
 pub use error::Problem;
 pub use events::Watchers;
 
-use crate::{access::Access, console, membership::Membership, picture::Eyes, state::State};
+use crate::{access::Access, cluster_view::Poller, console, membership::Membership, state::State};
 
 /// Where the routes begin.
 const PREFIX: &str = "/api/v1";
@@ -46,7 +46,7 @@ pub struct App {
     /// Who belongs to the cluster.
     pub membership: Membership,
     /// What the cluster holds and does.
-    pub eyes: Eyes,
+    pub poller: Poller,
     /// Who watches it.
     pub watchers: Watchers,
 }

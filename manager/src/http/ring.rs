@@ -50,10 +50,10 @@ pub(super) struct RingArc {
 
 pub(super) async fn show(extract::State(state): extract::State<State>) -> Result<Json<RingPicture>, Problem> {
     let current = state.current().ok_or(ChangeError::Nothing)?;
-    Ok(Json(picture(&current.ring, current.configuration.epoch)))
+    Ok(Json(cluster_view(&current.ring, current.configuration.epoch)))
 }
 
-fn picture(ring: &Ring, epoch: u64) -> RingPicture {
+fn cluster_view(ring: &Ring, epoch: u64) -> RingPicture {
     let numbers: HashMap<PeerId, usize> = ring.members().iter().copied().zip(0..).collect();
     let arcs: Vec<_> = ring.arcs().map(|(end, peer)| (end, numbers[&peer])).collect();
     let mut shares = vec![0; numbers.len()];
@@ -120,17 +120,17 @@ mod tests {
     #[test]
     fn the_picture_has_the_whole_ring_and_is_small() {
         for weights in [&[1][..], &[1, 1], &[1, 2, 3], &[100; 16]] {
-            let picture = picture(&ring(weights), 7);
-            assert_eq!((picture.epoch, picture.members.len()), (7, weights.len()));
-            let shares: f64 = picture.members.iter().map(|member| member.share_percent).sum();
+            let cluster_view = cluster_view(&ring(weights), 7);
+            assert_eq!((cluster_view.epoch, cluster_view.members.len()), (7, weights.len()));
+            let shares: f64 = cluster_view.members.iter().map(|member| member.share_percent).sum();
             assert!((shares - 100.0).abs() < 1e-9, "{shares}");
-            assert_eq!(picture.arcs.first().map(|arc| arc.from), Some(0));
-            assert_eq!(picture.arcs.last().map(|arc| arc.to), Some(SLOTS));
-            for pair in picture.arcs.windows(2) {
+            assert_eq!(cluster_view.arcs.first().map(|arc| arc.from), Some(0));
+            assert_eq!(cluster_view.arcs.last().map(|arc| arc.to), Some(SLOTS));
+            for pair in cluster_view.arcs.windows(2) {
                 assert!(pair[0].to == pair[1].from && pair[0].member != pair[1].member, "{pair:?}");
             }
             let weight: u32 = weights.iter().sum();
-            for (member, own) in picture.members.iter().zip(weights) {
+            for (member, own) in cluster_view.members.iter().zip(weights) {
                 let fair = 100.0 * f64::from(*own) / f64::from(weight);
                 assert!((member.share_percent - fair).abs() < 0.3 * fair, "{weights:?}: {}", member.share_percent);
             }
@@ -139,8 +139,8 @@ mod tests {
 
     #[test]
     fn an_empty_ring_has_no_arcs() {
-        let picture = picture(&Ring::default(), 1);
-        assert!(picture.members.is_empty() && picture.arcs.is_empty());
+        let cluster_view = cluster_view(&Ring::default(), 1);
+        assert!(cluster_view.members.is_empty() && cluster_view.arcs.is_empty());
     }
 
     #[test]

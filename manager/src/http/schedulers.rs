@@ -21,7 +21,7 @@ use utoipa::ToSchema;
 use super::{Problem, config, guard::Origin, page};
 use crate::{
     access::Caller,
-    picture::{Eyes, Picture},
+    cluster_view::{ClusterView, Poller},
     state::{ChangeError, State},
 };
 
@@ -45,8 +45,8 @@ pub(super) struct Scheduler {
 }
 
 impl Scheduler {
-    fn new(entry: &SchedulerEntry, picture: &Picture) -> Self {
-        let answer = picture.schedulers.iter().find(|(known, _)| *known == entry.peer_id);
+    fn new(entry: &SchedulerEntry, cluster_view: &ClusterView) -> Self {
+        let answer = cluster_view.schedulers.iter().find(|(known, _)| *known == entry.peer_id);
         let answer = answer.and_then(|(_, answer)| answer.as_ref());
         let count = |of: fn(&HostsAnswer) -> u64| answer.map(of);
         Self {
@@ -76,12 +76,12 @@ pub(super) struct SchedulerList {
 /// All of them: there are 256 at most.
 pub(super) async fn list(
     extract::State(state): extract::State<State>,
-    extract::State(eyes): extract::State<Eyes>,
+    extract::State(poller): extract::State<Poller>,
 ) -> Result<Json<SchedulerList>, Problem> {
     let current = state.current().ok_or(ChangeError::Nothing)?;
-    let picture = eyes.picture();
+    let cluster_view = poller.cluster_view();
     let schedulers = &current.configuration.settings.schedulers;
-    let items = schedulers.iter().map(|entry| Scheduler::new(entry, &picture)).collect();
+    let items = schedulers.iter().map(|entry| Scheduler::new(entry, &cluster_view)).collect();
     Ok(Json(SchedulerList { items, next: None }))
 }
 
@@ -112,7 +112,7 @@ impl From<Wanted> for SchedulerState {
 /// What is wanted says so itself, so If-Match may be left out.
 pub(super) async fn change(
     extract::State(state): extract::State<State>,
-    extract::State(eyes): extract::State<Eyes>,
+    extract::State(poller): extract::State<Poller>,
     (Extension(caller), Extension(Origin(address))): (Extension<Caller>, Extension<Origin>),
     Path(peer): Path<String>,
     allowed: Result<Query<config::Allowed>, QueryRejection>,
@@ -128,5 +128,5 @@ pub(super) async fn change(
     let current = state.current().ok_or(ChangeError::Nothing)?;
     // It may have been taken off the list just now.
     let entry = current.configuration.settings.scheduler(&peer).ok_or(ChangeError::NoScheduler { peer })?;
-    Ok((config::tagged(epoch), Json(Scheduler::new(entry, &eyes.picture()))).into_response())
+    Ok((config::tagged(epoch), Json(Scheduler::new(entry, &poller.cluster_view()))).into_response())
 }

@@ -6,11 +6,11 @@ use tokio::time::sleep;
 
 use super::{
     ChangeError, EmptyRing, Purpose, SettingsPatch, State,
-    made::{back_to, keep_out, patched, with_scheduler, with_state, without},
+    edit::{back_to, keep_out, patched, with_scheduler, with_state, without},
 };
 use crate::{
     database::audit::Actor,
-    store::{Past, StoreError},
+    history::{Past, StoreError},
 };
 
 impl State {

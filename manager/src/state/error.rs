@@ -6,7 +6,7 @@ use damselfly_messages::{config::ConfigurationRefused, membership::ROOTS_MAX, wi
 use libp2p::PeerId;
 use tokio::task::JoinError;
 
-use crate::{database::DatabaseError, store::StoreError};
+use crate::{database::DatabaseError, history::StoreError};
 
 /// Why the configuration was not changed.
 #[derive(Debug, thiserror::Error)]

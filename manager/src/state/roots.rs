@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use damselfly_messages::{membership::Roots, record::UnixMillis};
-use damselfly_transport::reason::chain;
+use damselfly_transport::error_chain::chain;
 use tokio::{task::spawn_blocking, time::sleep};
 
-use super::{ChangeError, Purpose, State, made::as_it_is};
+use super::{ChangeError, Purpose, State, edit::as_it_is};
 use crate::{
     database::{DatabaseError, audit::Actor, configurations},
     keys::{KeyError, Next},

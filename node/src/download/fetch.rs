@@ -24,7 +24,7 @@ use libp2p::PeerId;
 use tokio::{sync::Semaphore, task::JoinSet, time::timeout};
 use tracing::Instrument as _;
 
-use super::{Download, FetchError, Shared, State, plan::Receiving, pool::Place};
+use super::{Download, FetchError, Shared, State, piece_picker::Receiving, pool::Permit};
 use crate::buffers::{Account, Buffer};
 
 /// Streams per parent: windows refill by halves, and many small bursts keep the pipeline fuller than few large ones.
@@ -37,7 +37,7 @@ const OPEN_WITHIN: Duration = Duration::from_secs(5);
 pub(super) const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// How often it is decided whether a piece of which nothing arrives is still waited for.
 const JUDGED_EVERY: Duration = Duration::from_secs(1);
-/// Arrived bytes are told to the plan in steps of at least this many, ...
+/// Arrived bytes are told to the picker in steps of at least this many, ...
 const TOLD_BYTES: usize = 256 << 10;
 /// ... or after this time.
 const TOLD_AFTER: Duration = Duration::from_millis(100);
@@ -111,7 +111,7 @@ impl From<OpenError> for ParentError {
     }
 }
 
-/// Fetches from `parent` what the plan says, until the download or the parent ends.
+/// Fetches from `parent` what the picker says, until the download or the parent ends.
 pub(super) async fn run(download: Arc<Download>, parent: PeerId) -> Result<(), ParentError> {
     let pieces = download.manifest().layout().pieces() as usize;
     let mut streams = JoinSet::new();
@@ -205,7 +205,7 @@ impl StreamWorker {
         }
     }
 
-    /// Asks for as much as the plan gives.
+    /// Asks for as much as the picker gives.
     async fn ask(&mut self, stream: &mut PieceStream) -> Result<(), ParentError> {
         let most = self.download.shared.settings.get().concurrent_pieces as usize;
         while self.under_way.len() < part_of(most, self.number).min(REQUESTS_PER_STREAM) {
@@ -239,7 +239,7 @@ impl StreamWorker {
             }
             PieceResponse::Busy { retry_millis } => {
                 let now = Instant::now();
-                download.lock().plan.on_busy(&parent, index, now + rest_of(retry_millis), now);
+                download.lock().picker.on_busy(&parent, index, now + rest_of(retry_millis), now);
             }
             // It was asked for what it says it has.
             PieceResponse::NotHeld => return Err(ParentError::NotHeld),
@@ -259,7 +259,7 @@ impl StreamWorker {
                 let room = download.without_blame(buffers.grow(&mut buffer, bytes));
                 if timeout(ROOM_WITHIN, room).await.is_err() {
                     let now = Instant::now();
-                    download.lock().plan.on_no_room(parent, index, now + REST_WITHOUT_ROOM);
+                    download.lock().picker.on_no_room(parent, index, now + REST_WITHOUT_ROOM);
                     return Err(ParentError::Withdrawn);
                 }
             }
@@ -275,7 +275,7 @@ impl StreamWorker {
         Ok(buffer)
     }
 
-    /// Tells the plan what has arrived of a piece, not for each small part.
+    /// Tells the picker what has arrived of a piece, not for each small part.
     fn tell(&self, index: PieceIndex, arrived: &mut Arrived, all: usize) -> Result<(), ParentError> {
         let now = Instant::now();
         let untold = arrived.bytes - arrived.told;
@@ -284,13 +284,13 @@ impl StreamWorker {
         }
         arrived.told = arrived.bytes;
         arrived.told_at = now;
-        match self.download.lock().plan.on_bytes(&self.parent, index, untold as u64, now) {
+        match self.download.lock().picker.on_bytes(&self.parent, index, untold as u64, now) {
             Receiving::Withdrawn if arrived.bytes < all => Err(ParentError::Withdrawn),
             Receiving::Wanted | Receiving::Withdrawn | Receiving::Silent => Ok(()),
         }
     }
 
-    /// Waits for a part of an answer, as long as the plan does.
+    /// Waits for a part of an answer, as long as the picker does.
     async fn patiently<T>(
         &self,
         index: PieceIndex,
@@ -303,7 +303,7 @@ impl StreamWorker {
                 return done;
             }
             let now = Instant::now();
-            match self.download.lock().plan.while_silent(&self.parent, index, waiting, now) {
+            match self.download.lock().picker.while_silent(&self.parent, index, waiting, now) {
                 Receiving::Wanted => {}
                 Receiving::Withdrawn => return Err(ParentError::Withdrawn),
                 Receiving::Silent => {
@@ -316,7 +316,7 @@ impl StreamWorker {
 
     fn give_back(&mut self) {
         let mut state = self.download.lock();
-        self.under_way.drain(..).for_each(|index| state.plan.give_back(&self.parent, index));
+        self.under_way.drain(..).for_each(|index| state.picker.give_back(&self.parent, index));
     }
 
     fn keep(self, stream: PieceStream) -> Result<(), ParentError> {
@@ -327,7 +327,7 @@ impl StreamWorker {
     }
 }
 
-/// How much of a piece has arrived, and how much of that the plan was told.
+/// How much of a piece has arrived, and how much of that the picker was told.
 struct Arrived {
     bytes: usize,
     told: usize,
@@ -368,8 +368,8 @@ impl State {
     /// Streams share what a parent is asked at a time evenly: it serves them alike, so on one with more pieces than the
     /// others each would take longer.
     fn next_on_stream(&mut self, parent: &PeerId, under_way: usize) -> Option<PieceIndex> {
-        let share = self.plan.allowed(parent).div_ceil(STREAMS);
-        if under_way < share { self.plan.next(parent, Instant::now()) } else { None }
+        let share = self.picker.allowed(parent).div_ceil(STREAMS);
+        if under_way < share { self.picker.next(parent, Instant::now()) } else { None }
     }
 }
 
@@ -384,20 +384,20 @@ impl Download {
         for limit in [&self.shared.limiter, &own] {
             limit.pass(part).await;
         }
-        self.lock().plan.on_own_delay(Instant::now());
+        self.lock().picker.on_own_delay(Instant::now());
         part
     }
 
     /// Waits until there is room for a stream to `parent`; `None` when nothing is wanted of it any more. That is no
     /// stall: other downloads of this host have the streams.
-    async fn place(&self, parent: &PeerId) -> Option<Place> {
+    async fn place(&self, parent: &PeerId) -> Option<Permit> {
         let place = self.shared.pool.place(parent);
         tokio::pin!(place);
         while !self.is_over(parent) {
             if let Ok(place) = timeout(LOOK_AGAIN, &mut place).await {
                 return Some(place);
             }
-            self.lock().plan.on_own_delay(Instant::now());
+            self.lock().picker.on_own_delay(Instant::now());
         }
         None
     }
@@ -409,16 +409,16 @@ impl Download {
             if let Ok(done) = timeout(LOOK_AGAIN, work.as_mut()).await {
                 return done;
             }
-            self.lock().plan.on_own_delay(Instant::now());
+            self.lock().picker.on_own_delay(Instant::now());
         }
     }
 
     /// Opens a stream. A parent that nobody can stand in for may take as long as the download waits for it.
-    async fn open(&self, parent: PeerId, place: Place) -> Result<PieceStream, ParentError> {
+    async fn open(&self, parent: PeerId, place: Permit) -> Result<PieceStream, ParentError> {
         loop {
             match self.shared.network.open_stream(parent, PIECE, OPEN_WITHIN).await {
                 Ok(stream) => return Ok(PieceStream { stream, _place: place }),
-                Err(OpenError::Timeout) if self.lock().plan.is_only_source(&parent) => {}
+                Err(OpenError::Timeout) if self.lock().picker.is_only_source(&parent) => {}
                 Err(error) => return Err(error.into()),
             }
         }
@@ -427,18 +427,18 @@ impl Download {
     /// Whether nothing more is wanted of this parent.
     fn is_over(&self, parent: &PeerId) -> bool {
         let state = self.lock();
-        state.plan.is_complete() || !state.plan.parents().any(|other| other == parent)
+        state.picker.is_complete() || !state.picker.parents().any(|other| other == parent)
     }
 }
 
 /// A stream on which pieces are asked for and answered, in order.
 pub(super) struct PieceStream {
     stream: Stream,
-    _place: Place,
+    _place: Permit,
 }
 
 impl PieceStream {
-    pub(super) async fn open(shared: &Shared, parent: PeerId, place: Place) -> Result<Self, ParentError> {
+    pub(super) async fn open(shared: &Shared, parent: PeerId, place: Permit) -> Result<Self, ParentError> {
         Ok(Self { stream: shared.network.open_stream(parent, PIECE, SILENCE_MAX).await?, _place: place })
     }
 

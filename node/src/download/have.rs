@@ -17,7 +17,7 @@ const OPEN_WITHIN: Duration = Duration::from_secs(5);
 /// How long it may take to say what it has.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
-/// Keeps the plan up to date with what `parent` has, until it has everything.
+/// Keeps the picker up to date with what `parent` has, until it has everything.
 pub(super) async fn follow(download: Arc<Download>, parent: PeerId) -> Result<(), ParentError> {
     let mut stream = download.shared.network.open_stream(parent, HAVE, OPEN_WITHIN).await?;
     let request = HaveRequest { content: download.manifest().content() };
@@ -32,14 +32,14 @@ pub(super) async fn follow(download: Arc<Download>, parent: PeerId) -> Result<()
         let update = HaveUpdate::from_bytes(&bytes).map_err(|error| ParentError::Lied(error.to_string()))?;
         match update {
             HaveUpdate::Complete => {
-                download.lock().plan.parent_has_all(&parent);
+                download.lock().picker.parent_has_all(&parent);
                 return Ok(());
             }
             HaveUpdate::NotHeld => return Err(ParentError::NotHeld),
             HaveUpdate::Bitmap(_) | HaveUpdate::Gained(_) => {
                 let pieces = update.pieces(&download.manifest().layout());
                 let pieces = pieces.map_err(|error| ParentError::Lied(error.to_string()))?;
-                download.lock().plan.parent_has(&parent, &pieces);
+                download.lock().picker.parent_has(&parent, &pieces);
             }
         }
         next = frame::read(&mut stream, FRAME_BYTES_MAX).await?;

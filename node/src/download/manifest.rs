@@ -1,6 +1,6 @@
 //! The first thing to fetch: a manifest.
 //!
-//! Its length is a claim until the last piece has verified, which the plan asks for first: of who gave the manifest, so
+//! Its length is a claim until the last piece has verified, which the picker asks for first: of who gave the manifest, so
 //! that it is clear who lied.
 
 use std::{

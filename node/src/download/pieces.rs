@@ -64,7 +64,7 @@ impl Download {
     /// Counts a piece that is in the store now. Returns the sinks that are to get it.
     pub(super) fn on_true_piece(&self, giver: PeerId, index: PieceIndex, bytes: u64) -> Vec<Arc<Sink>> {
         let mut state = self.lock();
-        if !state.plan.on_piece(&giver, index, Instant::now()) {
+        if !state.picker.on_piece(&giver, index, Instant::now()) {
             self.shared.metrics.duplicate_bytes.inc_by(bytes);
             return Vec::new();
         }
@@ -77,9 +77,9 @@ impl Download {
         self.from_peers_bytes.fetch_add(bytes, Ordering::Relaxed);
         // Nobody may listen.
         let _listeners = self.gained.send(index);
-        let held = state.plan.held();
+        let held = state.picker.held();
         let sinks = state.sinks.clone();
-        let puts_off = author.filter(|author| *author != giver && state.plan.is_idle(author));
+        let puts_off = author.filter(|author| *author != giver && state.picker.is_idle(author));
         drop(state);
         if let Some(author) = puts_off {
             self.lose_parent(author, ParentFault::Unreachable, "it gave the manifest and no piece");

@@ -26,7 +26,7 @@ const PLACES: usize = 20;
 const PLACES_LEFT: usize = PLACES / 2;
 
 /// An open stream's place among those to its parent; given back when dropped.
-pub(super) type Place = OwnedSemaphorePermit;
+pub(super) type Permit = OwnedSemaphorePermit;
 
 /// Idle streams, and places for open ones, by parent.
 #[derive(Default)]
@@ -66,7 +66,7 @@ impl Pool {
     }
 
     /// Waits for a place for one more stream to `parent`: other downloads may have them all. In order of asking.
-    pub(super) async fn place(&self, parent: &PeerId) -> Place {
+    pub(super) async fn place(&self, parent: &PeerId) -> Permit {
         match self.places(parent).acquire_owned().await {
             Ok(place) => place,
             // Nobody closes the semaphore.
@@ -75,7 +75,7 @@ impl Pool {
     }
 
     /// A place for a further stream of a download that has one, if enough are left for others.
-    pub(super) fn spare_place(&self, parent: &PeerId) -> Option<Place> {
+    pub(super) fn spare_place(&self, parent: &PeerId) -> Option<Permit> {
         let places = self.places(parent);
         if places.available_permits() > PLACES_LEFT { places.try_acquire_owned().ok() } else { None }
     }

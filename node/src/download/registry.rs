@@ -20,8 +20,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::{
-    Download, Downloads, FetchError, Interest, Progress, Shared, State, Wanted, lock, manifest::First, plan::Plan,
-    pool, supervisor,
+    Download, Downloads, FetchError, Interest, Progress, Shared, State, Wanted, lock, manifest::First,
+    piece_picker::PiecePicker, pool, supervisor,
 };
 use crate::{
     announcer::Announcer,
@@ -146,23 +146,23 @@ impl Downloads {
         let layout = manifest.layout();
         let start = if wanted.sequential { 0 } else { rand::random() };
         let missing = layout.indices().filter(|index| !held.contains(*index));
-        let mut plan = Plan::new(layout, missing, start, Instant::now());
+        let mut picker = PiecePicker::new(layout, missing, start, Instant::now());
         if let Some(author) = unproved {
-            plan.prove_first_by(author);
+            picker.prove_first_by(author);
         }
         // Only parents can be lost.
         let lost = lost.into_iter().filter_map(|(peer, fault)| {
-            plan.add_parent(peer, true, Instant::now());
-            plan.remove_parent(&peer, fault, Instant::now())
+            picker.add_parent(peer, true, Instant::now());
+            picker.remove_parent(&peer, fault, Instant::now())
         });
         let faults = lost.collect();
         let (new_parents, inbox) = mpsc::channel(NEW_PARENTS_MAX);
         let download = Arc::new(Download {
             shared: Arc::clone(&self.shared),
             name: wanted.name.clone(),
-            progress: watch::Sender::new(Progress { held: plan.held(), ended: None }),
+            progress: watch::Sender::new(Progress { held: picker.held(), ended: None }),
             state: Mutex::new(State {
-                plan,
+                picker,
                 held,
                 sinks: Vec::new(),
                 records: Vec::new(),

@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use super::lock;
 use crate::{
     blocking::ClosedAside,
-    places::Place,
+    permits::Permit,
     store::{PieceMap, write_with_holes},
 };
 
@@ -33,7 +33,7 @@ pub struct Sink {
     bytes: AtomicU64,
     changed: Notify,
     /// Threads that write may block for long, and keep the export's place.
-    _place: Place,
+    _place: Permit,
 }
 
 struct State {
@@ -56,7 +56,7 @@ pub enum Filling {
 
 impl Sink {
     /// A sink that fills `file` from its beginning.
-    pub fn new(file: File, layout: PieceLayout, place: Place) -> Self {
+    pub fn new(file: File, layout: PieceLayout, place: Permit) -> Self {
         let written = PieceMap::empty(&layout);
         Self {
             file: ClosedAside::new(file),
@@ -150,13 +150,13 @@ mod tests {
     use futures::FutureExt as _;
 
     use super::*;
-    use crate::{places::Places, testing};
+    use crate::{permits::Permits, testing};
 
     const BYTES: usize = (2 << 20) + 7;
 
     async fn sink(file: &File) -> (Sink, [PieceIndex; 3]) {
         let layout = PieceLayout::new(BYTES as u64).expect("short");
-        let place = Places::new("exports").enter(1).await.expect("a place");
+        let place = Permits::new("exports").enter(1).await.expect("a place");
         let indices = [0, 1, 2].map(|index| layout.index(index).expect("one of three"));
         (Sink::new(file.try_clone().expect("clones"), layout, place), indices)
     }

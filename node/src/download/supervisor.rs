@@ -114,7 +114,7 @@ async fn keep(download: &Arc<Download>, end: End) -> Vec<TaskId> {
 
 /// Names the parents that owe something, when others had to give it. It is no fault that is reported: others may be luckier.
 fn blame_silent(download: &Download) {
-    let silent = download.lock().plan.silent(Instant::now());
+    let silent = download.lock().picker.silent(Instant::now());
     for parent in silent {
         let (content, fault) = (download.manifest().content(), ParentFault::Unreachable);
         download.shared.on_lost_parent(content, parent, fault, "it did not give what it was asked for");
@@ -125,7 +125,7 @@ fn blame_silent(download: &Download) {
 async fn report_faults(download: &Download) {
     let (results, pieces_held) = {
         let mut state = download.lock();
-        (std::mem::take(&mut state.faults), state.plan.held())
+        (std::mem::take(&mut state.faults), state.picker.held())
     };
     if !results.is_empty() {
         let (task, content) = (download.name.task_id(), download.manifest().content());
@@ -159,7 +159,7 @@ struct Supervisor {
 impl Supervisor {
     fn new(download: Arc<Download>, reports: TaskTracker) -> Self {
         let now = Instant::now();
-        let held = download.lock().plan.held();
+        let held = download.lock().picker.held();
         Self {
             download,
             fetching: JoinSet::new(),
@@ -221,12 +221,12 @@ impl Supervisor {
         spare.sort_by_key(|parent| (!parent.seed, !parent.complete));
         for parent in spare {
             // Those that are asked may have nothing: one that has everything is never too many then.
-            let is_needed = parent.complete && !self.download.lock().plan.has_sources();
+            let is_needed = parent.complete && !self.download.lock().picker.has_sources();
             if self.fetching.len() >= most && !is_needed {
                 continue;
             }
             self.spare.remove(&parent.peer);
-            if self.download.lock().plan.add_parent(parent.peer, parent.complete, Instant::now()) {
+            if self.download.lock().picker.add_parent(parent.peer, parent.complete, Instant::now()) {
                 self.start(parent);
             }
         }
@@ -265,14 +265,14 @@ impl Supervisor {
     }
 
     fn on_parent_ended(&mut self, ended: Result<(PeerId, Result<(), ParentError>), JoinError>) {
-        // A task that panicked has left its parent in the plan; the pieces it owes become late.
+        // A task that panicked has left its parent in the picker; the pieces it owes become late.
         let Ok((peer, result)) = ended else { return };
         if let Err(error) = result {
             match error.fault() {
                 Some(fault) => self.download.lose_parent(peer, fault, &error.to_string()),
                 None => {
                     // Nobody is to blame, so nothing is reported.
-                    let _ = self.download.lock().plan.remove_parent(&peer, ParentFault::NotHeld, Instant::now());
+                    let _ = self.download.lock().picker.remove_parent(&peer, ParentFault::NotHeld, Instant::now());
                 }
             }
         }
@@ -282,7 +282,7 @@ impl Supervisor {
     fn on_tick(&mut self, now: Instant) -> Result<(), FetchError> {
         let (has_sources, ended) = {
             let state = self.download.lock();
-            (state.plan.has_sources(), stalled(&state, now))
+            (state.picker.has_sources(), stalled(&state, now))
         };
         if let Some(error) = ended {
             return Err(error);
@@ -299,7 +299,7 @@ impl Supervisor {
     fn ask_for_parents(&self) {
         let download = Arc::clone(&self.download);
         let ask = async move {
-            let exclude = download.lock().plan.excluded().iter().copied().take(64).collect();
+            let exclude = download.lock().picker.excluded().iter().copied().take(64).collect();
             let Ok(Answer::Found(candidates)) = download.shared.schedulers.register(&download.name, exclude).await
             else {
                 return;
@@ -315,14 +315,14 @@ impl Supervisor {
     fn report(&mut self, now: Instant) {
         let body = {
             let mut state = self.download.lock();
-            let held = state.plan.held();
+            let held = state.picker.held();
             let first = self.reported_held == 0 && held > 0;
             if state.faults.is_empty() && !first && now - self.last_report < REPORT_EVERY {
                 return;
             }
             self.last_report = now;
             let mut results = std::mem::take(&mut state.faults);
-            results.extend(state.plan.take_results());
+            results.extend(state.picker.take_results());
             results.truncate(damselfly_messages::scheduler::PARENTS_MAX);
             if results.is_empty() && held == self.reported_held {
                 return;
@@ -343,7 +343,7 @@ impl Supervisor {
     fn checkpoint(&mut self, now: Instant) {
         let (held, unproved) = {
             let state = self.download.lock();
-            (state.plan.held(), state.unproved.is_some())
+            (state.picker.held(), state.unproved.is_some())
         };
         if unproved || now - self.last_checkpoint < CHECKPOINT_EVERY || held == self.held_at_checkpoint {
             return;
@@ -361,9 +361,9 @@ impl Supervisor {
 
 /// Why a download ends that has got nothing for too long.
 fn stalled(state: &State, now: Instant) -> Option<FetchError> {
-    let since_progress = now.saturating_duration_since(state.plan.last_progress());
-    let has_sources = state.plan.has_sources();
-    let is_busy = state.plan.last_busy().is_some_and(|busy| now.saturating_duration_since(busy) < STALL_MAX);
+    let since_progress = now.saturating_duration_since(state.picker.last_progress());
+    let has_sources = state.picker.has_sources();
+    let is_busy = state.picker.last_busy().is_some_and(|busy| now.saturating_duration_since(busy) < STALL_MAX);
     let most = if has_sources && is_busy { BUSY_MAX } else { STALL_MAX };
     if since_progress < most {
         return None;

@@ -3,7 +3,7 @@
 use std::ops::Deref;
 
 use super::{local::write_failed, *};
-use crate::{blocking::ClosedAside, places::Place};
+use crate::{blocking::ClosedAside, permits::Permit};
 
 /// Where the bytes go, and how fast.
 pub(super) struct Target {
@@ -20,7 +20,7 @@ pub(super) struct Output {
     file: ClosedAside,
     /// Bytes that went into a pipe, where nothing can be taken back.
     piped: AtomicU64,
-    place: Place,
+    place: Permit,
 }
 
 impl Deref for Output {
@@ -65,7 +65,7 @@ impl Output {
     }
 
     /// The export's place, for threads that write beside it.
-    pub fn place(&self) -> Place {
+    pub fn place(&self) -> Permit {
         self.place.clone()
     }
 
@@ -81,7 +81,7 @@ impl Output {
 }
 
 impl Target {
-    pub fn new(file: File, kind: Kind, limiter: Limiter, progress: Arc<ExportProgress>, place: Place) -> Self {
+    pub fn new(file: File, kind: Kind, limiter: Limiter, progress: Arc<ExportProgress>, place: Permit) -> Self {
         let output = Arc::new(Output { file: ClosedAside::new(file), piped: AtomicU64::new(0), place });
         Self { output, kind, limiter, progress, begun: Mutex::default() }
     }

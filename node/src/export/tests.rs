@@ -12,7 +12,7 @@ use damselfly_messages::manifest::Manifest;
 use tempfile::TempDir;
 
 use super::*;
-use crate::{places::Places, testing};
+use crate::{permits::Permits, testing};
 
 const PIECE: usize = 1 << 20;
 
@@ -43,7 +43,7 @@ fn rot(file: &Path, offset: usize) {
 }
 
 async fn target(file: File, kind: Kind) -> Target {
-    let place = Places::new("exports").enter(1).await.expect("a place");
+    let place = Permits::new("exports").enter(1).await.expect("a place");
     Target::new(file, kind, Limiter::new(None), Arc::default(), place)
 }
 

@@ -6,7 +6,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::{
-    places::Places,
+    permits::Permits,
     testing::{self, name, record},
 };
 
@@ -24,7 +24,7 @@ fn request(source: File) -> ImportRequest {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_import_that_nobody_waits_for_lets_go_of_its_pipe() {
     let (directory, importer) = importer();
-    let places = Places::new("imports");
+    let places = Permits::new("imports");
     let (reader, mut writer) = std::io::pipe().expect("a pipe");
     writer.write_all(b"x").expect("written");
     let place = places.enter(1).await.expect("a place");
@@ -46,7 +46,7 @@ async fn what_an_import_replaced_comes_back() {
     let winner = Binding { generation: 2, ..record("a", &manifest).binding };
     let before = TaskRecord { state: TaskState::Conflict { winner }, ..record("a", &manifest) };
     importer.store.put_task(before.clone()).expect("put");
-    let place = Places::new("imports").enter(1).await.expect("a place");
+    let place = Permits::new("imports").enter(1).await.expect("a place");
     let done = importer.import(request(testing::source(b"other")), place, Arc::default()).await.expect("imports");
     assert!(!done.announced, "there is no cluster");
     // What the import replaced is dropped once it has ended, and only then.

@@ -22,7 +22,7 @@ use crate::{
     blocking::blocking,
     export::{ExportOutcome, ExportProgress, ExportRequest, Exporter},
     import::{ImportOutcome, ImportProgress, ImportRequest, Importer},
-    places::Places,
+    permits::Permits,
 };
 
 /// How long a call that is late may take to undo what it did.
@@ -36,7 +36,7 @@ type Sender<T> = mpsc::Sender<Result<T, Status>>;
 pub(super) fn import(
     importer: Importer,
     request: ImportRequest,
-    (places, uid): (Places, u32),
+    (places, uid): (Permits, u32),
     (limit, span): (Option<Duration>, Span),
 ) -> mpsc::Receiver<Result<proto::ImportTaskResponse, Status>> {
     let (responses, receiver) = mpsc::channel(STREAM_BACKLOG);
@@ -87,7 +87,7 @@ pub(super) fn export(
     exporter: Exporter,
     request: ExportRequest,
     output: Option<Target>,
-    (places, uid): (Places, u32),
+    (places, uid): (Permits, u32),
     (limit, span): (Option<Duration>, Span),
 ) -> mpsc::Receiver<Result<proto::ExportTaskResponse, Status>> {
     let (responses, receiver) = mpsc::channel(STREAM_BACKLOG);

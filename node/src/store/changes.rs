@@ -19,8 +19,8 @@ use super::{
     disk::{At, Disk, Folder},
     error::StoreError,
     io_error,
-    kept::KeptContents,
     record::{ContentRecord, Held, Location, QueuedDelete, TaskRecord, TaskState},
+    retain::KeptContents,
     state::{Content, Overlay, State},
 };
 

@@ -6,7 +6,6 @@ use damselfly_messages::id::ContentId;
 
 use super::{
     Inner, Temporary,
-    adopt::hash_file,
     changes::Changes,
     disk::{At, Folder},
     error::StoreError,
@@ -14,7 +13,8 @@ use super::{
     io_error, lock,
     pages::Image,
     record::Held,
-    salvage::{Kept, kept},
+    reindex::hash_file,
+    repair::{Kept, kept},
     state::Overlay,
 };
 

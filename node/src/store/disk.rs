@@ -108,12 +108,12 @@ impl Root {
 
 #[derive(Clone)]
 pub(super) struct Disk {
-    place: Place,
+    backing: Backing,
     syncs: Arc<AtomicU64>,
 }
 
 #[derive(Clone)]
-enum Place {
+enum Backing {
     Real(Arc<Root>),
     #[cfg(test)]
     Simulated(SimulatedDisk),
@@ -121,12 +121,12 @@ enum Place {
 
 impl Disk {
     pub fn real(root: Root) -> Self {
-        Self { place: Place::Real(Arc::new(root)), syncs: Arc::default() }
+        Self { backing: Backing::Real(Arc::new(root)), syncs: Arc::default() }
     }
 
     #[cfg(test)]
     pub fn simulated(disk: SimulatedDisk) -> Self {
-        Self { place: Place::Simulated(disk), syncs: Arc::default() }
+        Self { backing: Backing::Simulated(disk), syncs: Arc::default() }
     }
 
     pub fn syncs(&self) -> u64 {
@@ -135,19 +135,19 @@ impl Disk {
 
     /// Makes a folder unless it is there.
     pub fn create_folder(&self, folder: Folder) -> io::Result<()> {
-        match &self.place {
-            Place::Real(root) => match DirBuilder::new().mode(0o700).create(root.join(folder.name())) {
+        match &self.backing {
+            Backing::Real(root) => match DirBuilder::new().mode(0o700).create(root.join(folder.name())) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
                 done => done,
             },
             #[cfg(test)]
-            Place::Simulated(disk) => disk.step(),
+            Backing::Simulated(disk) => disk.step(),
         }
     }
 
     pub fn list(&self, folder: Folder) -> io::Result<Vec<Entry>> {
-        match &self.place {
-            Place::Real(root) => fs::read_dir(root.join(folder.name()))?
+        match &self.backing {
+            Backing::Real(root) => fs::read_dir(root.join(folder.name()))?
                 .map(|entry| {
                     let entry = entry?;
                     // Of the entry itself, not of what a symbolic link points to.
@@ -156,83 +156,83 @@ impl Disk {
                 })
                 .collect(),
             #[cfg(test)]
-            Place::Simulated(disk) => disk.list(folder),
+            Backing::Simulated(disk) => disk.list(folder),
         }
     }
 
     /// Makes a new file, for reading and writing; an error when there is one.
     pub fn create(&self, at: &At) -> io::Result<DiskFile> {
-        let handle = match &self.place {
-            Place::Real(root) => {
+        let handle = match &self.backing {
+            Backing::Real(root) => {
                 let mut options = OpenOptions::new();
                 options.read(true).write(true).create_new(true).mode(0o600);
                 Handle::Real(options.open(path(root, at))?)
             }
             #[cfg(test)]
-            Place::Simulated(disk) => Handle::Simulated(disk.open(at, true)?),
+            Backing::Simulated(disk) => Handle::Simulated(disk.open(at, true)?),
         };
         Ok(DiskFile { handle, syncs: self.syncs.clone() })
     }
 
     /// Opens a file; `writable` for writing too.
     pub fn open(&self, at: &At, writable: bool) -> io::Result<DiskFile> {
-        let handle = match &self.place {
-            Place::Real(root) => {
+        let handle = match &self.backing {
+            Backing::Real(root) => {
                 let no_link = OFlags::NOFOLLOW.bits().cast_signed();
                 let mut options = OpenOptions::new();
                 options.read(true).write(writable).custom_flags(no_link);
                 Handle::Real(options.open(path(root, at))?)
             }
             #[cfg(test)]
-            Place::Simulated(disk) => Handle::Simulated(disk.open(at, false)?),
+            Backing::Simulated(disk) => Handle::Simulated(disk.open(at, false)?),
         };
         Ok(DiskFile { handle, syncs: self.syncs.clone() })
     }
 
     /// Renames, replacing what is there. Durable once the folder of `to` is synced.
     pub fn rename(&self, from: &At, to: &At) -> io::Result<()> {
-        match &self.place {
-            Place::Real(root) => fs::rename(path(root, from), path(root, to)),
+        match &self.backing {
+            Backing::Real(root) => fs::rename(path(root, from), path(root, to)),
             #[cfg(test)]
-            Place::Simulated(disk) => disk.rename(from, to),
+            Backing::Simulated(disk) => disk.rename(from, to),
         }
     }
 
     /// Gives a file a second name.
     pub fn link(&self, from: &At, to: &At) -> io::Result<()> {
-        match &self.place {
-            Place::Real(root) => fs::hard_link(path(root, from), path(root, to)),
+        match &self.backing {
+            Backing::Real(root) => fs::hard_link(path(root, from), path(root, to)),
             #[cfg(test)]
-            Place::Simulated(disk) => disk.link(from, to),
+            Backing::Simulated(disk) => disk.link(from, to),
         }
     }
 
     pub fn remove(&self, at: &At) -> io::Result<()> {
-        match &self.place {
-            Place::Real(root) => fs::remove_file(path(root, at)),
+        match &self.backing {
+            Backing::Real(root) => fs::remove_file(path(root, at)),
             #[cfg(test)]
-            Place::Simulated(disk) => disk.remove(at),
+            Backing::Simulated(disk) => disk.remove(at),
         }
     }
 
     pub fn sync_folder(&self, folder: Folder) -> io::Result<()> {
         self.syncs.fetch_add(1, Ordering::Relaxed);
-        match &self.place {
-            Place::Real(root) => File::open(root.join(folder.name()))?.sync_all(),
+        match &self.backing {
+            Backing::Real(root) => File::open(root.join(folder.name()))?.sync_all(),
             #[cfg(test)]
-            Place::Simulated(disk) => disk.sync_folder(folder),
+            Backing::Simulated(disk) => disk.sync_folder(folder),
         }
     }
 
     /// Bytes that this process may still write.
     pub fn free_bytes(&self) -> io::Result<u64> {
-        match &self.place {
-            Place::Real(root) => {
+        match &self.backing {
+            Backing::Real(root) => {
                 let space = rustix::fs::statvfs(&root.path)?;
                 Ok(space.f_bavail.saturating_mul(space.f_frsize))
             }
             #[cfg(test)]
-            Place::Simulated(disk) => disk.free_bytes(),
+            Backing::Simulated(disk) => disk.free_bytes(),
         }
     }
 }

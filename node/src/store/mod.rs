@@ -17,7 +17,6 @@
 //!
 //! Nothing outside this module may assume a path: an index entry says where the bytes lie.
 
-mod adopt;
 mod backend;
 mod cache;
 mod changes;
@@ -30,20 +29,21 @@ mod error;
 pub mod fuzzing;
 mod import;
 mod index;
-mod kept;
 mod pages;
 mod pieces;
 mod quota;
 mod read;
 mod record;
 mod recover;
-mod salvage;
+mod reindex;
+mod repair;
+mod retain;
 mod sparse;
 mod state;
+mod subscribe;
 mod tasks;
 #[cfg(test)]
 mod tests;
-mod watch;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -70,11 +70,11 @@ use self::{
     disk::{At, Disk, Folder},
     download::Progress,
     index::Index,
-    kept::KeptContents,
     quota::Room,
     record::Held,
+    retain::KeptContents,
     state::State,
-    watch::Watcher,
+    subscribe::Watcher,
 };
 pub use self::{
     copy::{OnProgress, hash_source},
@@ -82,12 +82,12 @@ pub use self::{
     download::{Download, VerifiedPiece},
     error::{DownloadError, FinishError, ImportError, OpenError, ReadError, StoreError},
     import::{Import, Imported},
-    kept::Kept,
     pieces::PieceMap,
     quota::{Quota, Stuck},
     read::Reader,
     record::{QueuedDelete, TaskRecord, TaskState},
     recover::Opened,
+    retain::Kept,
     sparse::write_at as write_with_holes,
 };
 

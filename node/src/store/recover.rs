@@ -26,7 +26,7 @@ use super::{
     io_error, now,
     pages::Image,
     record::{ContentRecord, Held},
-    salvage::{Salvaged, last_commit, salvage},
+    repair::{Salvaged, last_commit, salvage},
     state::{Overlay, State},
 };
 

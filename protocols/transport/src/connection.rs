@@ -17,12 +17,12 @@ use yamux::Mode;
 
 use crate::{
     admission::{Admission, NotAdmitted},
+    deferred_accept::DeferredAccept,
     dialing::{DialPolicy, Policed},
-    liveness,
+    dns::{Resolving, System},
     muxer::{GrowthBudget, Muxer},
-    names::{Resolving, System},
     protocol::MUXER,
-    spoken::Spoken,
+    tcp_keepalive,
     tls::{CertificateError, Tls},
 };
 
@@ -60,8 +60,8 @@ pub fn transport(
 ) -> Result<Boxed<(PeerId, StreamMuxerBox)>, TransportError> {
     let tls = Tls::new(keypair)?;
     let tcp = tcp::tokio::Transport::new(tcp::Config::new().nodelay(true));
-    let tcp = Spoken::new(tcp).map(move |stream, _| {
-        liveness::watch(&stream.0);
+    let tcp = DeferredAccept::new(tcp).map(move |stream, _| {
+        tcp_keepalive::watch(&stream.0);
         BufReader::with_capacity(read_bytes, stream)
     });
     // Inside of DNS, so that a name cannot stand for an address that the policy refuses.

@@ -9,9 +9,9 @@ use damselfly_messages::{
 
 use super::{
     Action, Asker, BLOCKED, Now, Reply, State,
-    claims::Gone,
-    eras::Role,
+    holder_index::Gone,
     hosts::{HostId, Kind},
+    ring_history::Role,
     sweep::TOMBSTONES_KEPT_MS,
     tasks::{Bound, Keep, Task, Unbound},
     tombstones::Report,
@@ -26,8 +26,8 @@ const TOO_MANY_HOSTS: Reply = Reply::Refused("this scheduler has as many hosts a
 impl State {
     /// The heartbeat. It is answered whatever the asker's epoch is; only digests of the same epoch are compared.
     pub(super) fn announce_host(&mut self, asker: Asker, heartbeat: AnnounceHost, now: Now) -> ResponseBody {
-        let warm = self.eras.is_warm_throughout(now.at);
-        let same_epoch = asker.epoch == self.eras.epoch();
+        let warm = self.ring_history.is_warm_throughout(now.at);
+        let same_epoch = asker.epoch == self.ring_history.epoch();
         let Some(id) = self.hosts.hear(asker.peer, now.at, self.limits.hosts) else {
             // It has told nothing here, so nothing needs to be told again.
             return ResponseBody::Host(HostAnswer { mismatched: Vec::new(), warm, time: None });
@@ -54,7 +54,7 @@ impl State {
     ) -> Result<ResponseBody, Reply> {
         let records: Vec<_> = announce.records.into_iter().map(|record| (record.task(), record)).collect();
         let keeps: Vec<_> = records.iter().map(|(task, _)| self.keep_for(asker, task, now)).collect();
-        if asker.epoch != self.eras.epoch() && keeps.contains(&None) {
+        if asker.epoch != self.ring_history.epoch() && keeps.contains(&None) {
             return Ok(self.not_owner(asker));
         }
         let host = self.hosts.hear(asker.peer, now.at, self.limits.hosts).ok_or(TOO_MANY_HOSTS)?;
@@ -79,13 +79,13 @@ impl State {
 
     /// In what capacity this scheduler takes a record; not at all as a former owner, the new ones should have it.
     fn keep_for(&mut self, asker: Asker, task: &TaskId, now: Now) -> Option<Keep> {
-        match self.eras.role(task, now.at) {
+        match self.ring_history.role(task, now.at) {
             Role::Owner => Some(Keep::Owned),
-            Role::Former | Role::Stranger if asker.stand_in => {
-                self.eras.stand_in(task, now.at);
+            Role::Former | Role::NotOwner if asker.stand_in => {
+                self.ring_history.stand_in(task, now.at);
                 Some(Keep::StandIn)
             }
-            Role::Former | Role::Stranger => None,
+            Role::Former | Role::NotOwner => None,
         }
     }
 
@@ -168,7 +168,7 @@ impl State {
             return Outcome::Buried(tombstone);
         }
         // Even with the same content known: a tombstone that this owner has yet to hear of may bury both.
-        let until_warm = self.eras.until_warm(&task, now.at);
+        let until_warm = self.ring_history.until_warm(&task, now.at);
         if binding.accepted.is_none() && !until_warm.is_zero() {
             return Outcome::Cold(until_warm.as_millis() as u64);
         }
@@ -248,7 +248,7 @@ impl State {
         // An old one is noted as told, or its host would tell it again with each heartbeat until its clock agrees.
         if tombstone.deleted.0.saturating_add(TOMBSTONES_KEPT_MS) > now.wall.0 {
             let report = Report { tombstone, keep, peer, bound };
-            self.bury(report, Some(host), None, now, actions);
+            self.apply_tombstone(report, Some(host), None, now, actions);
         }
         full.map_or(Outcome::Noted, |reason| Outcome::Refused(reason.into()))
     }

@@ -9,7 +9,7 @@ use damselfly_messages::{
 };
 use libp2p::PeerId;
 
-use super::{Action, AskId, Asker, DeleteId, Now, Reply, State, eras::Role, tasks::Keep, tombstones::Report};
+use super::{Action, AskId, Asker, DeleteId, Now, Reply, State, ring_history::Role, tasks::Keep, tombstones::Report};
 
 /// Each holder has 5 s of its own; with very many of them the asker must still get an answer in time.
 const ALL_WITHIN: Duration = Duration::from_secs(15);
@@ -44,7 +44,7 @@ impl State {
         let task = delete.task;
         // A former owner knows holders that the new ones may not have heard of yet.
         self.admit(asker, &task, true, now)?;
-        let warm = self.eras.is_warm(&task, now.at);
+        let warm = self.ring_history.is_warm(&task, now.at);
         let nothing = |tombstone| DeleteAnswer { tombstone, dropped: 0, unreachable: 0, warm };
         let Some(generation) = self.deletable(&task, &delete) else {
             let bound = self.tasks.contains_key(&task);
@@ -54,10 +54,10 @@ impl State {
         if self.deletes.len() >= self.limits.deletes {
             return Err(Reply::Busy(RETRY));
         }
-        let keep = match self.eras.role(&task, now.at) {
+        let keep = match self.ring_history.role(&task, now.at) {
             Role::Owner => Keep::Owned,
             Role::Former => Keep::Former,
-            Role::Stranger => Keep::StandIn,
+            Role::NotOwner => Keep::StandIn,
         };
         let id = DeleteId(self.next_delete);
         self.next_delete += 1;
@@ -67,7 +67,7 @@ impl State {
         self.deletions.remember(asker.peer, delete, tombstone, now.wall);
         let host = self.hosts.id(&asker.peer);
         let report = Report { tombstone, keep, peer: asker.peer, bound: true };
-        let waiting: BTreeSet<_> = self.bury(report, host, Some(id), now, actions).into_iter().collect();
+        let waiting: BTreeSet<_> = self.apply_tombstone(report, host, Some(id), now, actions).into_iter().collect();
         if waiting.is_empty() {
             return Ok(Some(ResponseBody::Deleted(nothing(Some(tombstone)))));
         }

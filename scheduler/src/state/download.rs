@@ -183,7 +183,7 @@ impl State {
 
     /// Notes parents as given; the first ones carry the load until the child reports whom it uses.
     fn give(&mut self, task: &TaskId, child: HostId, parents: &[HostId]) {
-        let used = self.eras.settings().map_or(0, |settings| settings.concurrent_parents as usize);
+        let used = self.ring_history.settings().map_or(0, |settings| settings.concurrent_parents as usize);
         let used = parents[..used.min(parents.len())].to_vec();
         self.hosts.load(&used, true);
         if let Some(download) = self.downloads.get_mut(task, child) {
@@ -194,7 +194,7 @@ impl State {
     }
 
     pub(super) fn candidate_parents(&self) -> usize {
-        self.eras.settings().map_or(0, |settings| settings.candidate_parents as usize)
+        self.ring_history.settings().map_or(0, |settings| settings.candidate_parents as usize)
     }
 
     pub(super) fn rank_parents(&self, task: &TaskId, binding: &Binding, child: HostId, max: usize) -> Vec<HostId> {
@@ -207,7 +207,7 @@ impl State {
         let all = PieceLayout::new(binding.content_bytes).map_or(0, |layout| layout.pieces());
         let offer = |(id, pieces): (HostId, u32)| {
             let host = self.hosts.get(id).filter(|host| !host.addresses.is_empty())?;
-            let usable = id != child && !excluded.contains(&id) && !self.faults.condemned(content, id);
+            let usable = id != child && !excluded.contains(&id) && !self.parent_faults.condemned(content, id);
             usable.then(|| Offer {
                 host: id,
                 complete: pieces == u32::MAX,
@@ -215,7 +215,7 @@ impl State {
                 eighths: eighths(pieces, all),
                 distance: nearby.distance(&host.locality),
                 children: host.children,
-                doubts: self.faults.doubts(content, id),
+                doubts: self.parent_faults.doubts(content, id),
             })
         };
         let offers = self.live_holders(task, candidate).into_iter().filter_map(offer).collect();

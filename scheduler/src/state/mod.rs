@@ -12,20 +12,20 @@ use damselfly_messages::{
 use libp2p::PeerId;
 
 mod announce;
-mod ask;
-mod claims;
 mod counters;
 mod delete;
 mod deletions;
 mod download;
-mod eras;
 mod event;
-mod faults;
+mod holder_index;
 pub(crate) mod hosts;
-mod inform;
 mod names;
+mod parent_faults;
 mod pulls;
+mod query;
 mod report;
+mod ring_history;
+mod status_query;
 mod sweep;
 mod tasks;
 #[cfg(test)]
@@ -37,11 +37,11 @@ pub use event::{Action, AskId, DeleteId, Event, Limits, Now, Reply, TICK};
 
 use deletions::Deletions;
 use download::Downloads;
-use eras::{Eras, Role};
-use faults::Faults;
 use hosts::Hosts;
 use names::Names;
+use parent_faults::ParentFaults;
 use pulls::Pulls;
+use ring_history::{RingHistory, Role};
 use tasks::Task;
 use tombstones::Tombstones;
 
@@ -54,13 +54,13 @@ pub struct State {
     limits: Limits,
     /// Breaks ties between parents.
     seed: u64,
-    eras: Eras,
+    ring_history: RingHistory,
     hosts: Hosts,
     tasks: BTreeMap<TaskId, Task>,
     tombstones: Tombstones,
     names: Names,
     downloads: Downloads,
-    faults: Faults,
+    parent_faults: ParentFaults,
     deletes: BTreeMap<DeleteId, delete::Pending>,
     next_delete: u64,
     deletions: Deletions,
@@ -80,13 +80,13 @@ impl State {
         Self {
             limits,
             seed,
-            eras: Eras::new(me),
+            ring_history: RingHistory::new(me),
             hosts: Hosts::default(),
             tasks: BTreeMap::new(),
             tombstones: Tombstones::default(),
             names: Names::default(),
             downloads: Downloads::default(),
-            faults: Faults::default(),
+            parent_faults: ParentFaults::default(),
             deletes: BTreeMap::new(),
             next_delete: 0,
             deletions: Deletions::default(),
@@ -116,10 +116,10 @@ impl State {
 
     fn on_asked(&mut self, ask: AskId, peer: PeerId, request: Request, now: Now, actions: &mut Vec<Action>) {
         self.hosts.renew(&peer, now.at);
-        if request.epoch > self.eras.epoch() && self.pulls.may_ask(peer, now.at) {
+        if request.epoch > self.ring_history.epoch() && self.pulls.may_ask(peer, now.at) {
             actions.push(Action::Pull { from: peer, epoch: request.epoch });
         }
-        let reply = match self.eras.current() {
+        let reply = match self.ring_history.current() {
             Some(_) => self.answer(ask, peer, request, now, actions),
             None => Some(self.respond(ResponseBody::NotOwner(None))),
         };
@@ -155,15 +155,15 @@ impl State {
     }
 
     fn respond(&self, body: ResponseBody) -> Reply {
-        Reply::Response(Response { epoch: self.eras.epoch(), body })
+        Reply::Response(Response { epoch: self.ring_history.epoch(), body })
     }
 
     fn is_blocked(&self, tag: &str) -> bool {
-        self.eras.settings().is_some_and(|settings| settings.is_blocked(tag))
+        self.ring_history.settings().is_some_and(|settings| settings.is_blocked(tag))
     }
 
     fn not_owner(&self, asker: Asker) -> ResponseBody {
-        let newer = self.eras.current().filter(|accepted| accepted.configuration.epoch > asker.epoch);
+        let newer = self.ring_history.current().filter(|accepted| accepted.configuration.epoch > asker.epoch);
         ResponseBody::NotOwner(newer.map(|accepted| accepted.signed.as_bytes().to_vec()))
     }
 
@@ -171,14 +171,14 @@ impl State {
     ///
     /// `also_former`: those that were owners a moment ago have one too, because they know what the new ones may not.
     fn admit(&mut self, asker: Asker, task: &TaskId, also_former: bool, now: Now) -> Result<(), Reply> {
-        match self.eras.role(task, now.at) {
+        match self.ring_history.role(task, now.at) {
             Role::Owner => Ok(()),
             Role::Former if also_former => Ok(()),
-            Role::Former | Role::Stranger if asker.stand_in => {
-                self.eras.stand_in(task, now.at);
+            Role::Former | Role::NotOwner if asker.stand_in => {
+                self.ring_history.stand_in(task, now.at);
                 Ok(())
             }
-            Role::Former | Role::Stranger => Err(self.respond(self.not_owner(asker))),
+            Role::Former | Role::NotOwner => Err(self.respond(self.not_owner(asker))),
         }
     }
 }

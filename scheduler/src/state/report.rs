@@ -107,10 +107,10 @@ impl State {
                 self.counters.lies += 1;
                 let name = |id| self.hosts.get(id).map(|host| host.peer);
                 tracing::warn!(?task, ?content, child = ?name(child), parent = ?name(parent), "a child says that a parent's bytes do not verify");
-                self.faults.lied(content, parent, child, now.at);
+                self.parent_faults.lied(content, parent, child, now.at);
             }
             ParentFault::Unreachable | ParentFault::NotHeld if is_parent => {
-                self.faults.failed(content, parent, child, now.at);
+                self.parent_faults.failed(content, parent, child, now.at);
             }
             ParentFault::Lied | ParentFault::Unreachable | ParentFault::NotHeld => {}
         }

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use damselfly_messages::{config::Accepted, id::TaskId, notify};
 
-use super::{Action, Now, State, claims::Gone, hosts::HostId, tasks::Keep};
+use super::{Action, Now, State, holder_index::Gone, hosts::HostId, tasks::Keep};
 
 /// Tombstones are kept for 30 days after the delete.
 pub(super) const TOMBSTONES_KEPT_MS: u64 = 30 * 24 * 3_600_000;
@@ -24,7 +24,7 @@ const SWEEP_EVERY: Duration = Duration::from_secs(60);
 impl State {
     pub(super) fn on_configured(&mut self, accepted: Arc<Accepted>, now: Now, actions: &mut Vec<Action>) {
         let epoch = accepted.configuration.epoch;
-        if self.eras.change(accepted, now.at) {
+        if self.ring_history.change(accepted, now.at) {
             self.resort();
         }
         // A hint: who misses it learns of the epoch with the next heartbeat.
@@ -36,21 +36,21 @@ impl State {
 
     /// Sorts everything anew by what the ring says, and counts only what is owned now.
     fn resort(&mut self) {
-        let keep = |task: &TaskId, before: Keep| match (self.eras.owns(task), before) {
+        let keep = |task: &TaskId, before: Keep| match (self.ring_history.owns(task), before) {
             (true, _) => Keep::Owned,
             (false, Keep::Owned) => Keep::Former,
             (false, other) => other,
         };
         self.tasks.iter_mut().for_each(|(task, known)| known.keep = keep(task, known.keep));
         self.tombstones.sort(keep);
-        self.hosts.iter_mut().for_each(|host| host.recount(|task| self.eras.owns(task)));
+        self.hosts.iter_mut().for_each(|host| host.recount(|task| self.ring_history.owns(task)));
     }
 
     pub(super) fn on_tick(&mut self, now: Now, actions: &mut Vec<Action>) {
         self.sweep_deletes(now, actions);
         self.lapse_hosts(now);
         self.tell_new_parents(now, actions);
-        if self.eras.sweep(now.at) {
+        if self.ring_history.sweep(now.at) {
             self.drop_former(now);
         }
         if self.swept_downloads + SWEEP_DOWNLOADS_EVERY <= now.at {
@@ -64,7 +64,7 @@ impl State {
     }
 
     fn lapse_hosts(&mut self, now: Now) {
-        let Some(settings) = self.eras.settings() else { return };
+        let Some(settings) = self.ring_history.settings() else { return };
         let lease = Duration::from_millis(settings.lease_ms);
         for id in self.hosts.lapsed(lease, now.at) {
             self.counters.lapsed_hosts += 1;
@@ -102,7 +102,7 @@ impl State {
         let hosts: Vec<_> = self.hosts.iter().map(|(id, host)| (id, host.told_tasks())).collect();
         for (host, tasks) in hosts {
             let kept = |task: &TaskId| self.tasks.contains_key(task) || self.tombstones.contains(task);
-            let stray: Vec<_> = tasks.into_iter().filter(|task| !kept(task) && !self.eras.owns(task)).collect();
+            let stray: Vec<_> = tasks.into_iter().filter(|task| !kept(task) && !self.ring_history.owns(task)).collect();
             for task in stray {
                 self.unclaim(host, &task, Gone::Left, now);
             }
@@ -118,7 +118,7 @@ impl State {
     }
 
     fn sweep_all(&mut self, now: Now) {
-        self.faults.sweep(now.at);
+        self.parent_faults.sweep(now.at);
         let crowded = self.bytes_without_tombstones() > self.limits.bytes / 4 * 3;
         let kept = if crowded { Duration::ZERO } else { ORPHANS_KEPT };
         let mut dropped = Vec::new();

@@ -232,7 +232,7 @@ impl Task {
     }
 
     /// Takes out the candidates that a tombstone buries.
-    pub(super) fn bury(&mut self, tombstone: &Tombstone) -> Vec<Candidate> {
+    pub(super) fn apply_tombstone(&mut self, tombstone: &Tombstone) -> Vec<Candidate> {
         self.candidates.extract_if(.., |candidate| tombstone.buries(&candidate.binding)).collect()
     }
 }

@@ -15,7 +15,7 @@ use damselfly_messages::{
 };
 use libp2p::PeerId;
 
-use super::{claims::Gone, tasks::Keep};
+use super::{holder_index::Gone, tasks::Keep};
 
 /// A peer with tombstones. Never used again for another one.
 type AccountId = u32;

@@ -23,7 +23,7 @@ use crate::{
     cluster::{Cluster, Options},
     demo::{dfcache, fill},
     layout::NodeEntry,
-    links::{passage, wire::Shape},
+    links::{proxy_connection, wire::Shape},
     programs::Programs,
     usage,
 };
@@ -135,7 +135,7 @@ impl Sender {
         let mut line = String::new();
         BufReader::new(child.stdout.take().context("no output")?).read_line(&mut line)?;
         let port = line.trim().parse().context("the sender does not start")?;
-        let delayed = |rtt| passage::open(port, Shape { delay: rtt / 2, ..Shape::default() });
+        let delayed = |rtt| proxy_connection::open(port, Shape { delay: rtt / 2, ..Shape::default() });
         let port = pair.rtt.map_or(Ok(port), delayed)?;
         Ok(Self { channel, child, port })
     }

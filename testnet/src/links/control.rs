@@ -19,7 +19,7 @@ use rustix::stdio;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    hub::{Hub, Order},
+    proxy::{Order, Proxy},
     wire::Shape,
 };
 use crate::{config, layout::Layout, process};
@@ -54,7 +54,7 @@ impl Serve {
     pub fn run(self) -> anyhow::Result<()> {
         let Config { usual } = toml::from_str(&fs::read_to_string(&self.config)?)?;
         let dir = self.config.parent().and_then(Path::parent).context("a configuration of no cluster")?;
-        let hub = Arc::new(Hub::new(dir.to_owned(), usual));
+        let hub = Arc::new(Proxy::new(dir.to_owned(), usual));
         let socket: OwnedFd = stdio::stdin().try_clone_to_owned()?;
         for stream in UnixListener::from(socket).incoming() {
             let (stream, hub) = (stream?, hub.clone());
@@ -68,7 +68,7 @@ impl Serve {
     }
 }
 
-fn serve(hub: &Arc<Hub>, mut stream: &UnixStream) -> io::Result<()> {
+fn serve(hub: &Arc<Proxy>, mut stream: &UnixStream) -> io::Result<()> {
     for line in BufReader::new(stream).lines() {
         let order: Order = serde_json::from_str(&line?)?;
         eprintln!("links: {order:?}");

@@ -4,8 +4,8 @@ use anyhow::{Context as _, ensure};
 use serde_json::json;
 
 use super::{
-    plays::{CONVERGES_WITHIN, Figures, figures},
-    stage::Stage,
+    harness::Harness,
+    scenarios::{CONVERGES_WITHIN, Figures, figures},
 };
 use crate::cluster::SmallDisk;
 
@@ -16,19 +16,19 @@ const MIB: usize = 1 << 20;
 pub(super) const DISK: SmallDisk = SmallDisk { bytes: 48 << 20, floor_bytes: 1 << 20 };
 
 /// The last node's disk is small: it says so before it writes, keeps what it has acknowledged, and goes on serving.
-pub(super) async fn full(stage: &mut Stage, rounds: usize) -> anyhow::Result<Figures> {
-    let users = stage.users.clone();
+pub(super) async fn full(harness: &mut Harness, rounds: usize) -> anyhow::Result<Figures> {
+    let users = harness.users.clone();
     let nodes = users.all();
     let small = *nodes.last().context("no node")?;
-    let large = stage.fill(1, 64 * MIB, &[0]).await?.pop().context("a file")?;
+    let large = harness.fill(1, 64 * MIB, &[0]).await?.pop().context("a file")?;
     let (mut kept, mut refused) = (0, 0);
     for round in 0..rounds {
         users.export_fails(small, &large, NO_ROOM).await.with_context(|| format!("round {round}"))?;
-        let fits = stage.fill(1, 4 * MIB, &[0]).await?.pop().context("a file")?;
+        let fits = harness.fill(1, 4 * MIB, &[0]).await?.pop().context("a file")?;
         users.export(small, &fits).await.context("what has room")?;
         let mut names = vec![fits];
         loop {
-            let (name, content) = stage.file(4 * MIB);
+            let (name, content) = harness.file(4 * MIB);
             if !users.import_if(small, &name, &content, NO_ROOM).await? {
                 refused += 1;
                 break;
@@ -47,7 +47,7 @@ pub(super) async fn full(stage: &mut Stage, rounds: usize) -> anyhow::Result<Fig
     }
     // An export of what is there already needs no room.
     users.export(1, &large).await?;
-    let settled = stage.converged(&nodes, CONVERGES_WITHIN).await?;
+    let settled = harness.converged(&nodes, CONVERGES_WITHIN).await?;
     Ok(figures([
         ("rounds", json!(rounds)),
         ("kept_until_full", json!(kept)),

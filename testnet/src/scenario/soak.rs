@@ -13,11 +13,11 @@ use serde_json::{Value, json};
 use tokio::{sync::watch, time::sleep};
 
 use super::{
-    plays::{CONVERGES_WITHIN, Figures, figures},
-    stage::{Stage, Unreached, Users},
+    harness::{Harness, Unreached, Users},
+    scenarios::{CONVERGES_WITHIN, Figures, figures},
 };
 use crate::{
-    links::{hub::Order, wire::Shape},
+    links::{proxy::Order, wire::Shape},
     usage,
 };
 
@@ -67,12 +67,12 @@ impl Breaking {
     }
 }
 
-pub(super) async fn soak(stage: &mut Stage, time: Duration, seed: u64) -> anyhow::Result<Figures> {
+pub(super) async fn soak(harness: &mut Harness, time: Duration, seed: u64) -> anyhow::Result<Figures> {
     let mut random = SmallRng::seed_from_u64(seed);
     let begun = Instant::now();
     let mut taken = Taken::default();
     let mut phases: BTreeMap<String, u64> = BTreeMap::new();
-    let mut users: Vec<_> = (0..USERS).map(|number| User::new(stage, number, random.next_u64())).collect();
+    let mut users: Vec<_> = (0..USERS).map(|number| User::new(harness, number, random.next_u64())).collect();
     let mut deleted = BTreeSet::new();
     let (mut longest, mut excused) = (Duration::ZERO, 0);
     while begun.elapsed() < time {
@@ -80,15 +80,15 @@ pub(super) async fn soak(stage: &mut Stage, time: Duration, seed: u64) -> anyhow
         *phases.entry(format!("{breaking:?}")).or_default() += 1;
         let at = begun.elapsed().as_secs();
         eprintln!("testnet: {at} s of {}: {breaking:?}", time.as_secs());
-        let happened = phase(stage, &mut users, breaking, &mut random).await;
+        let happened = phase(harness, &mut users, breaking, &mut random).await;
         excused += happened.with_context(|| format!("{breaking:?} after {at} s"))?;
-        let names = to_look_at(stage, &mut deleted, &mut random);
-        let settled = stage.converged_on(&names, &stage.users.all(), CONVERGES_WITHIN).await;
+        let names = to_look_at(harness, &mut deleted, &mut random);
+        let settled = harness.converged_on(&names, &harness.users.all(), CONVERGES_WITHIN).await;
         longest = longest.max(settled.with_context(|| format!("{breaking:?} after {at} s"))?);
-        taken.look(stage, begun.elapsed())?;
+        taken.look(harness, begun.elapsed())?;
     }
     // All that was ever deleted, however long that takes.
-    stage.converged(&stage.users.all(), time).await?;
+    harness.converged(&harness.users.all(), time).await?;
     let growth = taken.growth();
     let is_too_much = growth.values().any(|share| *share > GROWTH_MAX);
     // All of it, for what has not grown tells as much.
@@ -106,8 +106,8 @@ pub(super) async fn soak(stage: &mut Stage, time: Duration, seed: u64) -> anyhow
 }
 
 /// What is bound, what was deleted since the last time, and some of what was deleted before.
-fn to_look_at(stage: &Stage, deleted: &mut BTreeSet<String>, random: &mut SmallRng) -> Vec<String> {
-    let (mut names, now) = stage.users.bound_and_deleted();
+fn to_look_at(harness: &Harness, deleted: &mut BTreeSet<String>, random: &mut SmallRng) -> Vec<String> {
+    let (mut names, now) = harness.users.bound_and_deleted();
     let (old, new): (Vec<_>, Vec<_>) = now.into_iter().partition(|name| deleted.contains(name));
     names.extend(old.choose_multiple(random, DELETED_LOOKED_AT).cloned());
     deleted.extend(new.iter().cloned());
@@ -116,11 +116,16 @@ fn to_look_at(stage: &Stage, deleted: &mut BTreeSet<String>, random: &mut SmallR
 }
 
 /// Load, and meanwhile one thing that breaks and is mended again. Gives how many asked for what was not reached.
-async fn phase(stage: &Stage, users: &mut [User], breaking: Breaking, random: &mut SmallRng) -> anyhow::Result<u64> {
+async fn phase(
+    harness: &Harness,
+    users: &mut [User],
+    breaking: Breaking,
+    random: &mut SmallRng,
+) -> anyhow::Result<u64> {
     let (enough, seen) = watch::channel(false);
     let load = users.iter_mut().map(|user| user.work(breaking.excuses(), seen.clone()));
     let breaks = async {
-        let broken = break_and_mend(stage, breaking, random).await;
+        let broken = break_and_mend(harness, breaking, random).await;
         enough.send_replace(true);
         broken
     };
@@ -128,7 +133,7 @@ async fn phase(stage: &Stage, users: &mut [User], breaking: Breaking, random: &m
     Ok(excused.into_iter().sum())
 }
 
-async fn break_and_mend(stage: &Stage, breaking: Breaking, random: &mut SmallRng) -> anyhow::Result<()> {
+async fn break_and_mend(harness: &Harness, breaking: Breaking, random: &mut SmallRng) -> anyhow::Result<()> {
     let mut seconds =
         async |from: u64, to: u64| sleep(Duration::from_millis(random.random_range(from * 1000..to * 1000))).await;
     let shape = |shape| Order::Shape { a: vec!["node-1".into(), "node-4".into()], b: others(), shape };
@@ -136,49 +141,49 @@ async fn break_and_mend(stage: &Stage, breaking: Breaking, random: &mut SmallRng
     match breaking {
         Breaking::Nothing => {}
         Breaking::KillScheduler => {
-            stage.kill(&["scheduler-3"]).await?;
+            harness.kill(&["scheduler-3"]).await?;
             seconds(1, 10).await;
-            stage.start(&["scheduler-3"]).await?;
+            harness.start(&["scheduler-3"]).await?;
         }
         Breaking::KillNode => {
-            stage.kill(&["node-5"]).await?;
+            harness.kill(&["node-5"]).await?;
             seconds(1, 5).await;
-            stage.start(&["node-5"]).await?;
+            harness.start(&["node-5"]).await?;
         }
         Breaking::PauseNode => {
-            stage.pause(&["node-4"], true)?;
+            harness.pause(&["node-4"], true)?;
             seconds(1, 15).await;
-            stage.pause(&["node-4"], false)?;
+            harness.pause(&["node-4"], false)?;
         }
         Breaking::PauseScheduler => {
-            stage.pause(&["scheduler-2"], true)?;
+            harness.pause(&["scheduler-2"], true)?;
             seconds(1, 15).await;
-            stage.pause(&["scheduler-2"], false)?;
+            harness.pause(&["scheduler-2"], false)?;
         }
         Breaking::Partition => {
             let a = ["node-1", "node-4", "scheduler-1"].map(str::to_owned).to_vec();
-            stage.order(&Order::Cut { a, b: others() })?;
+            harness.order(&Order::Cut { a, b: others() })?;
             seconds(1, 20).await;
-            stage.order(&Order::Heal)?;
+            harness.order(&Order::Heal)?;
         }
         Breaking::SlowLink => {
             let rate = NonZeroU64::new(2 << 20);
-            stage.order(&shape(Shape {
+            harness.order(&shape(Shape {
                 delay: Duration::from_millis(50),
                 bytes_per_second: rate,
                 is_stalled: false,
             }))?;
             seconds(5, 10).await;
-            stage.order(&Order::Heal)?;
+            harness.order(&Order::Heal)?;
         }
         Breaking::StalledLink => {
-            stage.order(&shape(Shape { is_stalled: true, ..Shape::default() }))?;
+            harness.order(&shape(Shape { is_stalled: true, ..Shape::default() }))?;
             seconds(1, 15).await;
-            stage.order(&Order::Heal)?;
+            harness.order(&Order::Heal)?;
         }
         Breaking::Reset => {
-            let a = [stage.node_names(), stage.scheduler_names()].concat();
-            stage.order(&Order::Reset { a: a.clone(), b: a })?;
+            let a = [harness.node_names(), harness.scheduler_names()].concat();
+            harness.order(&Order::Reset { a: a.clone(), b: a })?;
         }
     }
     seconds(2, 4).await;
@@ -200,8 +205,8 @@ struct User {
 }
 
 impl User {
-    fn new(stage: &Stage, number: usize, seed: u64) -> Self {
-        let (users, random) = (stage.users.clone(), SmallRng::seed_from_u64(seed));
+    fn new(harness: &Harness, number: usize, seed: u64) -> Self {
+        let (users, random) = (harness.users.clone(), SmallRng::seed_from_u64(seed));
         Self { users, number, random, names: VecDeque::new(), imports: 0 }
     }
 
@@ -260,9 +265,9 @@ struct Taken(BTreeMap<&'static str, Vec<Look>>);
 type Look = (Duration, u64, u64);
 
 impl Taken {
-    fn look(&mut self, stage: &Stage, at: Duration) -> anyhow::Result<()> {
+    fn look(&mut self, harness: &Harness, at: Duration) -> anyhow::Result<()> {
         for name in LASTING {
-            let pid = stage.pid(name)?;
+            let pid = harness.pid(name)?;
             let (memory, _) = usage::memory_bytes(pid)?;
             self.0.entry(name).or_default().push((at, memory, usage::descriptors(pid)?));
         }

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use damselfly_manager::database::{Database, LIMIT_MAX, Page, Place, audit::Filter};
+use damselfly_manager::database::{Database, LIMIT_MAX, Location, Page, audit::Filter};
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 
@@ -18,7 +18,7 @@ struct Manager {
 fn manager() -> Manager {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let place = Place::Sqlite(folder.path().join("manager.db"));
+    let place = Location::Sqlite(folder.path().join("manager.db"));
     let database = runtime.block_on(Database::open(place)).expect("a new database");
     Manager { runtime, database, _folder: folder }
 }

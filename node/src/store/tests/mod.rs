@@ -5,7 +5,7 @@ mod names;
 mod power;
 mod quota;
 mod recovery;
-mod salvage;
+mod repair;
 mod transfers;
 
 use std::{

@@ -27,7 +27,7 @@ use tokio_util::{compat::TokioAsyncReadCompatExt as _, sync::CancellationToken, 
 use super::guests::{Guests, HasAsked};
 use super::{ANSWER_BYTES_MAX, GREETING_BYTES_MAX, REQUEST_BYTES_MAX, TLS, WITHIN, receive, send};
 use crate::{
-    reason::chain,
+    error_chain::chain,
     source::source_of,
     tls::{CertificateError, Tls},
 };

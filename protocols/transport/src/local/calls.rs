@@ -14,7 +14,7 @@ use tower::{Layer, Service};
 use super::{
     credentials::PeerCredentials,
     error::{Code, Failure},
-    places::{Call, Calls},
+    permits::{Call, Calls},
 };
 
 /// What a [`super::LocalStream`] tells the server about itself; in the extensions of every request.

@@ -16,7 +16,7 @@ use super::descriptors::{self, Descriptor, Descriptors, Gone, Token};
 use super::error::{Code, Failure};
 use super::handover;
 use super::newcomers::{Newcomer, Newcomers};
-use super::places::{Place, Places};
+use super::permits::{Permit, Permits};
 use super::server::LocalStream;
 use super::shares::{Part, Shares};
 
@@ -39,7 +39,7 @@ pub(super) const PREFACE: [u8; 24] = *b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 #[derive(Debug, Clone)]
 pub(super) struct Gate {
     pub(super) descriptors: Descriptors,
-    pub(super) places: Places,
+    pub(super) permits: Permits,
     newcomers: Newcomers,
     told: Shares,
     checks: Shares,
@@ -50,7 +50,7 @@ impl Gate {
     pub(super) fn new(descriptors: Descriptors) -> Self {
         Self {
             descriptors,
-            places: Places::new(rustix::process::geteuid().as_raw()),
+            permits: Permits::new(rustix::process::geteuid().as_raw()),
             newcomers: Newcomers::default(),
             told: Shares::new(TOLD_PER_UID, TOLD_IN_ALL),
             checks: Shares::new(CHECKS_PER_UID, CHECKS_IN_ALL),
@@ -89,8 +89,8 @@ impl Gate {
     async fn place(&self, peer: PeerCredentials, newcomer: Newcomer) -> Option<Admitted> {
         // Counted as one that waits from here on.
         drop(newcomer);
-        if let Some(place) = self.places.enter(peer.uid, PATIENCE).await {
-            return Some(Admitted::Place(place));
+        if let Some(place) = self.permits.enter(peer.uid, PATIENCE).await {
+            return Some(Admitted::Permit(place));
         }
         debug!(peer.uid, "no place for a local connection: its calls are answered busy");
         self.told.take(peer.uid, TELL_BUSY).await.map(|told| Admitted::Busy { _told: told })
@@ -134,7 +134,7 @@ enum Opening {
 
 /// How a gRPC connection goes on.
 pub(super) enum Admitted {
-    Place(Place),
+    Permit(Permit),
     /// Its calls are answered *busy*; with its part of what its user may have of such.
     Busy {
         _told: Part,
@@ -145,7 +145,7 @@ impl Admitted {
     /// Ends when the connection has to.
     pub(super) fn closing(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         match self {
-            Self::Place(place) => Box::pin(place.closing()),
+            Self::Permit(place) => Box::pin(place.closing()),
             Self::Busy { .. } => Box::pin(tokio::time::sleep(TELL_BUSY)),
         }
     }

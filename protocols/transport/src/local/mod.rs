@@ -28,7 +28,7 @@ mod filesystem;
 mod gate;
 mod handover;
 mod newcomers;
-mod places;
+mod permits;
 mod server;
 mod shares;
 mod socket;

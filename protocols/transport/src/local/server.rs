@@ -104,7 +104,7 @@ async fn accept(listener: UnixListener, descriptors: Descriptors, ready: mpsc::S
             },
             Some(_) = tasks.join_next() => {}
             _ = sweep.tick() => {
-                gate.places.close_idle(Instant::now(), IDLE_MAX);
+                gate.permits.close_idle(Instant::now(), IDLE_MAX);
                 let descriptors = gate.descriptors.clone();
                 tasks.spawn_blocking(move || descriptors.expire(Instant::now()));
             }
@@ -127,7 +127,7 @@ impl LocalStream {
     /// Of a stream whose preface has been read.
     pub(super) fn new(stream: UnixStream, peer: PeerCredentials, admitted: Admitted) -> Self {
         let calls = match &admitted {
-            Admitted::Place(place) => Some(place.calls.clone()),
+            Admitted::Permit(place) => Some(place.calls.clone()),
             Admitted::Busy { .. } => None,
         };
         let connection = LocalConnection { peer, calls };

@@ -32,7 +32,7 @@ const MAX_LINKS: usize = 40;
 
 /// Where the bytes are before they have their name.
 #[derive(Debug)]
-enum Place {
+enum Staging {
     /// `O_TMPFILE`: gone by itself when nobody has it open.
     Nameless,
     /// A hidden name, for file systems without `O_TMPFILE`.
@@ -50,7 +50,7 @@ pub struct Target {
     path: PathBuf,
     force: bool,
     file: OwnedFd,
-    place: Place,
+    place: Staging,
 }
 
 impl Target {
@@ -64,8 +64,8 @@ impl Target {
         let dir = open_dir(path)?;
         refuse_existing(&dir, name, path, force)?;
         let (file, place) = match create_nameless(&dir, path)? {
-            Some(file) => (file, Place::Nameless),
-            None => create_hidden(&dir, path).map(|(file, name)| (file, Place::Hidden(name)))?,
+            Some(file) => (file, Staging::Nameless),
+            None => create_hidden(&dir, path).map(|(file, name)| (file, Staging::Hidden(name)))?,
         };
         Ok(Self { dir, name: name.to_owned(), path: path.to_owned(), force, file, place })
     }
@@ -82,14 +82,14 @@ impl Target {
     pub fn commit(mut self) -> Result<(), Failure> {
         refuse_existing(&self.dir, &self.name, &self.path, self.force)?;
         let renamed = match &self.place {
-            Place::Nameless if self.force => self.link_and_rename(),
-            Place::Nameless => self.link(&self.name),
-            Place::Hidden(hidden) => self.rename(hidden),
-            Place::Done => Ok(()),
+            Staging::Nameless if self.force => self.link_and_rename(),
+            Staging::Nameless => self.link(&self.name),
+            Staging::Hidden(hidden) => self.rename(hidden),
+            Staging::Done => Ok(()),
         };
         match renamed {
             Ok(()) => {
-                self.place = Place::Done;
+                self.place = Staging::Done;
                 Ok(())
             }
             Err(Errno::EXIST) => Err(exists(&self.path)),
@@ -137,7 +137,7 @@ impl Target {
 
 impl Drop for Target {
     fn drop(&mut self) {
-        if let Place::Hidden(hidden) = &self.place {
+        if let Staging::Hidden(hidden) = &self.place {
             let _ = rustix::fs::unlinkat(&self.dir, hidden, AtFlags::empty());
         }
     }

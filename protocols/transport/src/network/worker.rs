@@ -30,8 +30,8 @@ use super::{
 };
 use crate::{
     dialing::{DialPolicy, REFUSED_HINT},
+    error_chain::{chain, tally},
     muxer::GrowthBudget,
-    reason::{chain, tally},
 };
 
 /// How many gossip messages may be with the program, waiting for its verdict.

@@ -27,7 +27,7 @@ mod connections;
 mod exposition;
 mod host;
 mod monitoring;
-mod places;
+mod slots;
 mod tls;
 
 pub use client::{Answer, AskError, Question, ask, check_ready};

@@ -19,8 +19,8 @@ use crate::{
     admission::Admission,
     clock::Clock,
     dialing::DialPolicy,
+    error_chain::chain,
     join::{Asking, JoinError, ask},
-    reason::chain,
 };
 
 mod keeper;

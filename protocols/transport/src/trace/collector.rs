@@ -15,7 +15,7 @@ use tracing_subscriber::{
 };
 
 use super::TARGET;
-use crate::reason::chain;
+use crate::error_chain::chain;
 
 /// The variable that names the collector for programs of every kind.
 pub const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";

@@ -72,7 +72,7 @@ fn nothing_to_delete() {
 #[test]
 fn the_manager_is_told_who_deleted_what() {
     let mut bench = Bench::warm();
-    let told = |bench: &Bench, after| match bench.state.inform(&info::Request::Deletions { after }, bench.now()) {
+    let told = |bench: &Bench, after| match bench.state.status_of(&info::Request::Deletions { after }, bench.now()) {
         info::Response::Deletions(told) => told.items,
         other => panic!("not deletions: {other:?}"),
     };

@@ -202,7 +202,7 @@ impl Bench {
         seed: bool,
         tags: &[(&str, &str)],
     ) -> HostAnswer {
-        let epoch = self.state.eras.epoch();
+        let epoch = self.state.ring_history.epoch();
         match self.ask_as(host, epoch, false, RequestBody::AnnounceHost(Box::new(heartbeat(host, buckets, seed, tags))))
         {
             ResponseBody::Host(answer) => answer,

@@ -304,15 +304,15 @@ fn the_manager_is_told_of_hosts_and_tasks() {
     for (host, pieces) in [(202, 2), (203, 5)] {
         bench.announce(host, held("a", binding(content(A), 1, Some(1)), Holding::Partial { pieces }));
     }
-    let inform = |request| bench.state.inform(&request, bench.now());
-    let info::Response::Hosts(hosts) = inform(info::Request::Hosts { after: None }) else { panic!("not hosts") };
+    let status_of = |request| bench.state.status_of(&request, bench.now());
+    let info::Response::Hosts(hosts) = status_of(info::Request::Hosts { after: None }) else { panic!("not hosts") };
     assert_eq!((hosts.hosts, hosts.tasks, hosts.epoch, hosts.more, hosts.items.len()), (4, 3, 1, false, 4));
     assert!(hosts.items.iter().all(|host| host.report.contents == 7 && host.epoch == 1), "as they said");
     let after = Some(hosts.items[1].peer);
-    let info::Response::Hosts(rest) = inform(info::Request::Hosts { after }) else { panic!("not hosts") };
+    let info::Response::Hosts(rest) = status_of(info::Request::Hosts { after }) else { panic!("not hosts") };
     assert_eq!(rest.items, hosts.items[2..], "the rest");
 
-    let tasks = |after, limit, of| match inform(info::Request::Tasks { after, limit, of }) {
+    let tasks = |after, limit, of| match status_of(info::Request::Tasks { after, limit, of }) {
         info::Response::Tasks(tasks) => tasks,
         other => panic!("not tasks: {other:?}"),
     };
@@ -350,7 +350,7 @@ fn tasks_are_found_by_their_names() {
             ..info::TaskFilter::default()
         };
         let request = info::Request::Tasks { after: None, limit: 100, of };
-        let info::Response::Tasks(answer) = bench.state.inform(&request, bench.now()) else { panic!("tasks") };
+        let info::Response::Tasks(answer) = bench.state.status_of(&request, bench.now()) else { panic!("tasks") };
         let text = |state: info::TaskState| state.name.map(|name| format!("{} {}", name.cid(), name.tag()));
         let mut names: Vec<_> = answer.items.into_iter().filter_map(text).collect();
         names.sort();

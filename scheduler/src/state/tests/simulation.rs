@@ -184,7 +184,8 @@ impl World {
                 }
             }
             Happening::Configure { scheduler, epoch } => {
-                let known = self.schedulers[&scheduler].state.as_ref().map_or(u64::MAX, |state| state.eras.epoch());
+                let known =
+                    self.schedulers[&scheduler].state.as_ref().map_or(u64::MAX, |state| state.ring_history.epoch());
                 if known < epoch {
                     self.feed(scheduler, Event::Configured(Arc::clone(&self.epochs[&epoch])));
                 }

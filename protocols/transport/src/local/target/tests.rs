@@ -28,14 +28,14 @@ impl Dir {
 
     fn nameless(&self, name: &str, force: bool) -> Target {
         let target = Target::prepare(&self.path(name), force).expect("prepares");
-        assert!(matches!(target.place, Place::Nameless), "this file system has O_TMPFILE");
+        assert!(matches!(target.place, Staging::Nameless), "this file system has O_TMPFILE");
         target
     }
 
     fn hidden(&self, name: &str, force: bool) -> Target {
         let mut target = Target::prepare(&self.path(name), force).expect("prepares");
         let (file, hidden) = create_hidden(&target.dir, &target.path).expect("creates");
-        (target.file, target.place) = (file, Place::Hidden(hidden));
+        (target.file, target.place) = (file, Staging::Hidden(hidden));
         target
     }
 }
@@ -82,7 +82,7 @@ fn a_file_that_appears_meanwhile_is_kept() {
         fs::write(dir.path("out"), "theirs").expect("writes");
         // Past the check: the system call itself must refuse.
         let refused = match &target.place {
-            Place::Hidden(hidden) => target.rename(hidden),
+            Staging::Hidden(hidden) => target.rename(hidden),
             _ => target.link(&target.name),
         };
         assert_eq!(refused, Err(Errno::EXIST));

@@ -26,7 +26,7 @@ use tower::ServiceExt as _;
 use super::{
     activity::{Activity, RequestBody, ResponseBody, Watched},
     monitoring,
-    places::{Kind, Places},
+    slots::{Kind, Slots},
     tls::Certificate,
 };
 use crate::source::source_of;
@@ -50,7 +50,7 @@ pub(super) struct Shared {
 
 /// Accepts until the server is stopped, then waits for what is under way. Dropping the future ends all connections.
 pub(super) async fn accept(listener: TcpListener, shared: Shared) {
-    let mut connections = Connections { tasks: JoinSet::new(), handles: HashMap::new(), places: Places::new() };
+    let mut connections = Connections { tasks: JoinSet::new(), handles: HashMap::new(), places: Slots::new() };
     loop {
         tokio::select! {
             () = shared.stop.cancelled() => break,
@@ -75,7 +75,7 @@ pub(super) async fn accept(listener: TcpListener, shared: Shared) {
 struct Connections {
     tasks: JoinSet<()>,
     handles: HashMap<Id, AbortHandle>,
-    places: Places<Id>,
+    places: Slots<Id>,
 }
 
 impl Connections {

@@ -16,10 +16,10 @@ use tokio::time::{Instant, sleep};
 use super::{MEMBERSHIP_FILE, Membership, known_managers};
 use crate::{
     clock::Clock,
+    error_chain::chain,
     join::{Asking, JoinError, ask},
     network::Network,
     program::{cluster::PeerAddress, follower::Follower, identity::KEY_FILE},
-    reason::chain,
 };
 
 /// A credential is renewed after this part of its lifetime.

@@ -40,49 +40,50 @@ impl Summary {
 }
 
 pub(super) fn check(world: &World, which: &str) -> Summary {
-    let graves = graves(world);
+    let newest_deletes = newest_deletes(world);
     let mut summary = Summary::default();
     for node in &world.nodes {
         summary.deleted += node.deleted.len();
         for tombstone in &node.deleted {
-            let kept = graves.get(&tombstone.task).is_some_and(|grave| grave.generation >= tombstone.generation);
+            let kept =
+                newest_deletes.get(&tombstone.task).is_some_and(|newest| newest.generation >= tombstone.generation);
             assert!(kept, "{which}: a delete is forgotten: {tombstone:?}");
         }
         for (task, binding) in &node.imported {
             summary.imported += 1;
-            summary.lost += usize::from(!is_kept(world, &graves, node.peer, task, binding, which));
+            summary.lost += usize::from(!is_kept(world, &newest_deletes, node.peer, task, binding, which));
         }
     }
-    let held = winners(world, &graves, which);
+    let held = winners(world, &newest_deletes, which);
     summary.held = held.len();
     let states = world.schedulers.values().filter_map(|scheduler| scheduler.state.as_ref());
     summary.conflicts = states.map(|state| state.counters().conflicts).sum();
-    check_owners(world, &graves, &held, which);
+    check_owners(world, &newest_deletes, &held, which);
     summary
 }
 
 /// The highest tombstone of each task that any host keeps.
-fn graves(world: &World) -> BTreeMap<TaskId, Tombstone> {
-    let mut graves = BTreeMap::<TaskId, Tombstone>::new();
+fn newest_deletes(world: &World) -> BTreeMap<TaskId, Tombstone> {
+    let mut newest_deletes = BTreeMap::<TaskId, Tombstone>::new();
     for tombstone in world.nodes.iter().flat_map(|node| node.tombstones.values()) {
-        let grave = graves.entry(tombstone.task).or_insert(*tombstone);
-        if grave.generation < tombstone.generation {
-            *grave = *tombstone;
+        let newest = newest_deletes.entry(tombstone.task).or_insert(*tombstone);
+        if newest.generation < tombstone.generation {
+            *newest = *tombstone;
         }
     }
-    graves
+    newest_deletes
 }
 
 /// Whether an acknowledged import still stands, or was deleted; not if it lost its name, which its host must know.
 fn is_kept(
     world: &World,
-    graves: &BTreeMap<TaskId, Tombstone>,
+    newest_deletes: &BTreeMap<TaskId, Tombstone>,
     host: PeerId,
     task: &TaskId,
     binding: &Binding,
     which: &str,
 ) -> bool {
-    if graves.get(task).is_some_and(|grave| grave.buries(binding)) {
+    if newest_deletes.get(task).is_some_and(|newest| newest.buries(binding)) {
         return true;
     }
     let entry = world.nodes[world.by_peer[&host]].entries.get(task);
@@ -100,13 +101,13 @@ fn is_kept(
 /// Each task's content and holders. One winner per name, and nothing that was deleted.
 fn winners(
     world: &World,
-    graves: &BTreeMap<TaskId, Tombstone>,
+    newest_deletes: &BTreeMap<TaskId, Tombstone>,
     which: &str,
 ) -> BTreeMap<TaskId, (Binding, BTreeSet<PeerId>)> {
     let mut winners = BTreeMap::<TaskId, (Binding, BTreeSet<PeerId>)>::new();
     for node in &world.nodes {
         for (task, entry) in node.entries.iter().filter(|(_, entry)| entry.lost_to.is_none()) {
-            let deleted = graves.get(task).is_some_and(|grave| grave.buries(&entry.binding));
+            let deleted = newest_deletes.get(task).is_some_and(|newest| newest.buries(&entry.binding));
             assert!(!deleted, "{which}: {} keeps {task} {} although it is deleted", node.peer, entry.binding);
             let (winner, holders) = winners.entry(*task).or_insert((entry.binding, BTreeSet::new()));
             assert_eq!(winner.content, entry.binding.content, "{which}: two contents stand under {task}");
@@ -119,20 +120,23 @@ fn winners(
 /// Every owner knows exactly what the hosts hold and what is deleted.
 fn check_owners(
     world: &World,
-    graves: &BTreeMap<TaskId, Tombstone>,
+    newest_deletes: &BTreeMap<TaskId, Tombstone>,
     held: &BTreeMap<TaskId, (Binding, BTreeSet<PeerId>)>,
     which: &str,
 ) {
     let newest = &world.epochs[&world.epoch()];
     for (number, scheduler) in &world.schedulers {
         let state = scheduler.state.as_ref().expect("it runs");
-        assert_eq!(state.eras.epoch(), world.epoch(), "{which}");
-        for task in graves.keys().chain(held.keys()).filter(|task| newest.ring.owns(number, task)) {
+        assert_eq!(state.ring_history.epoch(), world.epoch(), "{which}");
+        for task in newest_deletes.keys().chain(held.keys()).filter(|task| newest.ring.owns(number, task)) {
             // A host tells one record per task: a binding of the next generation stands for the tombstone before it.
             let known = state.tombstones.get(task).map(|kept| kept.generation);
             let implied = held.get(task).map_or(0, |(binding, _)| binding.generation - 1);
-            let grave = graves.get(task).map(|grave| grave.generation);
-            assert!(known == grave || grave <= Some(implied), "{which}: tombstone of {task}: {known:?}, not {grave:?}");
+            let generation = newest_deletes.get(task).map(|newest| newest.generation);
+            assert!(
+                known == generation || generation <= Some(implied),
+                "{which}: tombstone of {task}: {known:?}, not {generation:?}"
+            );
             let candidate = state.tasks.get(task).and_then(|known| known.candidates.first());
             let known = candidate.filter(|candidate| !candidate.holders.is_empty());
             let peer = |holder: &crate::state::tasks::Holder| state.hosts.get(holder.host).expect("a host").peer;

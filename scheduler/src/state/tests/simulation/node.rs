@@ -299,7 +299,7 @@ impl Node {
                 delete.answers.iter().filter_map(|answer| answer.tombstone).max_by_key(|one| one.generation);
             if let Some(tombstone) = tombstone {
                 self.deletes.remove(&task);
-                self.bury(tombstone);
+                self.apply_tombstone(tombstone);
                 self.deleted.push(tombstone);
                 return;
             }
@@ -319,7 +319,7 @@ impl Node {
         }
     }
 
-    pub(super) fn bury(&mut self, tombstone: Tombstone) {
+    pub(super) fn apply_tombstone(&mut self, tombstone: Tombstone) {
         let task = tombstone.task;
         if self.entries.get(&task).is_some_and(|entry| tombstone.buries(&entry.binding)) {
             self.entries.remove(&task);
@@ -343,7 +343,7 @@ impl Node {
 
     pub(super) fn on_notify(&mut self, request: &notify::Request) {
         match request {
-            notify::Request::DropTask(tombstone) => self.bury(*tombstone),
+            notify::Request::DropTask(tombstone) => self.apply_tombstone(*tombstone),
             notify::Request::ConflictLost { task, winner } => self.lose(*task, *winner),
             notify::Request::NewParents { .. } | notify::Request::NewEpoch(_) => {}
         }
@@ -401,7 +401,7 @@ impl Node {
                 }
             }
             Outcome::Conflict(winner) => self.lose(task, *winner),
-            Outcome::Buried(tombstone) => self.bury(*tombstone),
+            Outcome::Buried(tombstone) => self.apply_tombstone(*tombstone),
             Outcome::Noted | Outcome::Cold(_) | Outcome::Refused(_) => {}
         }
     }
@@ -425,7 +425,7 @@ impl Node {
                 }
                 [Outcome::Buried(tombstone)] => {
                     let tombstone = *tombstone;
-                    self.bury(tombstone);
+                    self.apply_tombstone(tombstone);
                     // Only a new import goes on in the next generation; a decided one was deleted.
                     if deciding {
                         let binding = Binding { generation: tombstone.generation + 1, ..queued };

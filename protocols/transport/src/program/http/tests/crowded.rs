@@ -3,7 +3,7 @@
 use futures::future::join_all;
 
 use super::{
-    super::places::{CONNECTIONS_MAX, MONITORING_PLACES, PER_SOURCE_MAX},
+    super::slots::{CONNECTIONS_MAX, MONITORING_PLACES, PER_SOURCE_MAX},
     *,
 };
 
