@@ -1,9 +1,9 @@
 //! dfmanager: signs and publishes the cluster's configuration.
 //!
-//! [`database`] keeps everything but the [`keys`], [`store`] signs and keeps configurations, [`state`] decides about
+//! [`database`] keeps everything but the [`keys`], [`history`] signs and keeps configurations, [`state`] decides about
 //! changes, [`membership`] about hosts, [`access`] about who may ask for them, [`http`] is how they are asked for,
 //! [`cluster_view`] is what the schedulers tell of the cluster, with [`rates`] and [`alerts`] that follow from it,
-//! [`server`] puts it together, `upkeep` clears it up, [`backup`] copies it, and [`invite`] is a client of it.
+//! [`server`] puts it together, `maintenance` clears it up, [`backup`] copies it, and [`join_token_cmd`] is a client of it.
 
 pub mod access;
 pub mod alerts;
