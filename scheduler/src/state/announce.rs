@@ -125,6 +125,8 @@ impl State {
                 return Some("the host has announced as many records as this scheduler keeps of one host");
             }
             Kind::Held if self.announcements >= self.limits.announcements => return Some(FULL),
+            // Tombstones would be displaced for nothing.
+            Kind::Held if self.lasting_bytes() >= self.limits.bytes => return Some(FULL),
             Kind::Held => {}
             Kind::Tombstone => {
                 let told = host.told_tombstones();
