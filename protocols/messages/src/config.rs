@@ -312,6 +312,13 @@ pub enum ConfigurationRefused {
     Equivocation(u64),
 }
 
+impl ConfigurationRefused {
+    /// Every member of the cluster sees this, whatever it knows: malformed, of another cluster, or with a wrong signature.
+    pub const fn is_plain(&self) -> bool {
+        matches!(self, Self::Invalid(_) | Self::OtherCluster(_) | Self::Forged)
+    }
+}
+
 impl Acceptance {
     /// Accepts configurations of `cluster`.
     pub fn new(cluster: ClusterId) -> Self {

@@ -289,8 +289,11 @@ impl Worker {
         // Not connected here, it may be anything; what it says is judged by its signature then.
         let author_roles = message.source.map_or(Roles::NONE, |author| self.swarm.behaviour().roles(&author));
         if !author_roles.is_empty() && !author_roles.contains(Role::Manager) {
-            tracing::debug!(%from, author = ?message.source, "gossip rejected: only managers author it");
-            return self.report((id, from, MessageAcceptance::Reject));
+            tracing::debug!(%from, author = ?message.source, "gossip refused: only managers author it");
+            // One that only passes it on may not know who the author is.
+            let is_own = message.source == Some(from);
+            let verdict = if is_own { MessageAcceptance::Reject } else { MessageAcceptance::Ignore };
+            return self.report((id, from, verdict));
         }
         let (verdict, judged) = oneshot::channel();
         // Strict validation: a message without an author does not get here.

@@ -64,7 +64,8 @@ pub(super) async fn judge(gossip: Gossip, network: Network, shared: Arc<Shared>)
             } else {
                 tracing::debug!(%author, %from, %error, "gossiped configuration refused");
             }
-            gossip.reject();
+            // An honest member that knows less than we do passes on what we refuse, but never what is plainly false.
+            if author == from || error.is_plain() { gossip.reject() } else { drop(gossip) }
         }
     }
 }
