@@ -32,9 +32,12 @@ use crate::{
     tls::{CertificateError, Tls},
 };
 
-/// Refused requests of one address within [`FAILURES_WITHIN`]; above it nothing is looked at.
+/// Refused requests of one address within [`FAILURES_WITHIN`]; above it nothing is looked at. The /64 of an IPv6 address, which
+/// may be one host or a whole network, has [`NETWORK_FACTOR`] times as many.
 const FAILURES_MAX: u32 = 20;
 const FAILURES_WITHIN: Duration = Duration::from_secs(60);
+/// See [`FAILURES_MAX`].
+const NETWORK_FACTOR: u32 = 16;
 /// Addresses whose failures are counted; above it the oldest are forgotten.
 const ADDRESSES_MAX: usize = 4096;
 /// A listener that fails, for want of descriptors, is tried again after this.
@@ -157,7 +160,7 @@ impl Shared {
         send(&mut stream, &greeting, GREETING_BYTES_MAX).await?;
         let request = Request::from_bytes(&receive(&mut stream, REQUEST_BYTES_MAX).await?);
         has_asked.set();
-        let ip = source_of(from.ip());
+        let ip = from.ip().to_canonical();
         let decided = match request {
             _ if self.failures.are_too_many(ip) => Err(Refusal::new(
                 RefusalCode::TooMany,
@@ -192,10 +195,22 @@ struct Failures(Mutex<HashMap<IpAddr, (u32, Instant)>>);
 impl Failures {
     fn are_too_many(&self, ip: IpAddr) -> bool {
         let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        counts.get(&ip).is_some_and(|(count, since)| *count >= FAILURES_MAX && since.elapsed() < FAILURES_WITHIN)
+        let has = |party: &IpAddr, most: u32| {
+            counts.get(party).is_some_and(|(count, since)| *count >= most && since.elapsed() < FAILURES_WITHIN)
+        };
+        let network = source_of(ip);
+        has(&ip, FAILURES_MAX) || network != ip && has(&network, FAILURES_MAX * NETWORK_FACTOR)
     }
 
     fn count(&self, ip: IpAddr) {
+        self.count_party(ip);
+        let network = source_of(ip);
+        if network != ip {
+            self.count_party(network);
+        }
+    }
+
+    fn count_party(&self, ip: IpAddr) {
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if counts.len() >= ADDRESSES_MAX {
             counts.retain(|_, (_, since)| since.elapsed() < FAILURES_WITHIN);

@@ -68,8 +68,10 @@ impl Pending {
 
     /// Takes a connection in; returns the one that ends for it.
     fn enter(&mut self, connection: ConnectionId, remote: &Multiaddr) -> Option<UnderWay> {
-        let source = source_of(ip_of(remote)?);
-        let is_member = self.members.contains(&source);
+        let ip = ip_of(remote)?.to_canonical();
+        let is_member = self.members.contains(&ip);
+        // A member's address is its own: who else is in its /64 takes nothing of it.
+        let source = if is_member { ip } else { source_of(ip) };
         let evicted = self.too_many(source, is_member).and_then(|at| self.under_way.remove(at));
         self.under_way.push_back(UnderWay { connection, remote: remote.clone(), source, is_member });
         evicted
@@ -187,7 +189,7 @@ impl NetworkBehaviour for Behaviour {
             FromSwarm::ConnectionEstablished(ConnectionEstablished { connection_id, endpoint, .. }) => {
                 self.pending.leave(connection_id);
                 if let Some(ip) = ip_of(endpoint.get_remote_address()) {
-                    self.pending.members.note(source_of(ip));
+                    self.pending.members.note(ip.to_canonical());
                 }
             }
             FromSwarm::ListenFailure(ListenFailure { connection_id, .. }) => self.pending.leave(connection_id),
@@ -292,6 +294,17 @@ mod tests {
         let first = arrivals.pending.under_way[0].connection;
         arrivals.pending.leave(first);
         assert_eq!(arrivals.arrive("10.0.0.1"), None, "one has ended");
+    }
+
+    #[test]
+    fn a_flood_from_its_own_ipv6_network_keeps_no_member_out() {
+        let mut arrivals = Arrivals::new();
+        arrivals.pending.members.note("2001:db8::5".parse().expect("an address"));
+        arrivals.arrive("2001:db8::5");
+        for host in 0..1000 {
+            arrivals.arrive(&format!("2001:db8::1:{host:x}"));
+        }
+        assert_eq!(arrivals.from("2001:db8::5"), 1, "a member's address is its own");
     }
 
     #[test]
