@@ -2,7 +2,8 @@
 //!
 //! An account may take memory while what it has is at most what would be left. So one account alone gets half of the
 //! budget, each of `n` gets one part of `n + 1`, and one more always finds that part free, however long the others hold
-//! theirs. A parent's account is a part of its download's in the same way.
+//! theirs. A parent's account is a part of its download's in the same way. A peer that is served has at most an eighth, or one
+//! piece: peers that do not read hold what they have for long.
 
 use std::{
     collections::HashMap,
@@ -16,6 +17,8 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 /// Granularity in which memory is counted.
 const UNIT_BYTES: usize = 64 << 10;
+/// A peer that is served has at most one part of so many of the budget, beyond its first piece.
+const UPLOAD_PART: usize = 8;
 /// Free buffers are kept up to this size; larger ones are rare and go back.
 const KEPT_BYTES_MAX: usize = 1 << 20;
 /// How many free buffers are kept.
@@ -141,6 +144,10 @@ impl Used {
         }
         for share in account.shares() {
             let used = self.by_share.get(&share).copied().unwrap_or(0);
+            let is_upload = matches!(share, Share::Peer(_));
+            if is_upload && used > 0 && used + units > most / UPLOAD_PART {
+                return false;
+            }
             // One that has nothing may always have something.
             if used > 0 && used + units > left {
                 return false;
@@ -284,9 +291,9 @@ mod tests {
     #[test]
     fn one_more_peer_always_finds_room() {
         let (buffers, mut held) = (Buffers::new(64 * MIB), Vec::new());
-        for peers in 1..=4 {
+        for peer in 1..=4 {
             let taken = take_all(&buffers, Account::Upload(PeerId::random()));
-            assert!(taken.len() >= 32 / (1 << (peers - 1)), "peer {peers} got {} pieces", taken.len());
+            assert_eq!(taken.len(), 64 / UPLOAD_PART, "peer {peer}");
             held.extend(taken);
         }
         assert!(held.len() < 64, "room is left");
@@ -295,11 +302,21 @@ mod tests {
         assert!(others.iter().all(Option::is_some), "a piece for each of as many as there is room for");
     }
 
+    #[test]
+    fn a_peer_has_one_piece_of_any_length() {
+        let buffers = Buffers::new(64 * MIB);
+        let large = |account| buffers.take(account, 16 * MIB).now_or_never();
+        let (stalled, other) = (Account::Upload(PeerId::random()), Account::Upload(PeerId::random()));
+        let _held = [large(stalled).expect("one"), large(other).expect("one for another")];
+        assert!(large(stalled).is_none() && large(other).is_none(), "no second one");
+        assert!(large(Account::Upload(PeerId::random())).is_some(), "two that stall leave room for a third");
+    }
+
     #[tokio::test]
     async fn who_waits_is_next_when_some_is_given_back() {
         let (buffers, peer) = (Buffers::new(4 * MIB), Account::Upload(PeerId::random()));
         let mut held = take_all(&buffers, peer);
-        assert_eq!(held.len(), 2, "half of it");
+        assert_eq!(held.len(), 1, "one piece");
         let mut waiting = Box::pin(buffers.take(peer, MIB));
         assert!(waiting.as_mut().now_or_never().is_none());
         held.pop();

@@ -177,6 +177,9 @@ impl State {
             self.limit = ((rate * QUEUED_FOR.as_secs_f64()) as usize).clamp(QUEUED_MIN, QUEUED_MAX);
             self.measured = now;
             self.sent = 0;
+        } else if self.queued == 0 && self.sent >= self.limit / 2 {
+            // It was well filled, and empty before a rate could be measured: the connection is faster than the limit says.
+            self.limit = (self.limit * 2).min(QUEUED_MAX);
         }
     }
 
