@@ -278,10 +278,9 @@ impl Announcer {
                 ResponseBody::Announced(outcomes) => {
                     self.inner.metrics.announced.inc_by(chunk.len() as u64);
                     for (record, outcome) in chunk.iter().zip(outcomes) {
-                        if matches!(outcome, Outcome::Refused(_)) {
+                        if !self.take_over(record, outcome).await {
                             lock(&self.inner.ledger).refuse(&scheduler, record, Instant::now() + REFUSED_FOR);
                         }
-                        self.take_over(record, outcome).await;
                     }
                 }
                 ResponseBody::NotOwner(_) => return Err("its configuration is another one".to_owned()),
@@ -291,8 +290,11 @@ impl Announcer {
         Ok(())
     }
 
-    async fn take_over(&self, record: &Record, outcome: Outcome) {
+    /// Does what a scheduler has decided on a record; false when it need not be told the record again soon, because it refuses
+    /// it, or says what cannot be.
+    async fn take_over(&self, record: &Record, outcome: Outcome) -> bool {
         let task = record.task();
+        let mut is_settled = true;
         let done = match (record, outcome) {
             (Record::Held(held), Outcome::Accepted(binding)) if binding != held.binding => {
                 self.merge(task, binding).await
@@ -304,12 +306,14 @@ impl Announcer {
                     Err(ObeyError::Store(error)) => Err(error),
                     Err(error @ ObeyError::Implausible(_)) => {
                         tracing::warn!(%task, %error, "a scheduler's word on a delete is not taken");
+                        is_settled = false;
                         Ok(())
                     }
                 }
             }
             (_, Outcome::Refused(reason)) => {
                 tracing::debug!(%task, reason, "a scheduler refuses a record");
+                is_settled = false;
                 Ok(())
             }
             _ => Ok(()),
@@ -317,6 +321,7 @@ impl Announcer {
         if let Err(error) = done {
             tracing::error!(%task, error = &error as &dyn std::error::Error, "cannot keep what a scheduler decided");
         }
+        is_settled
     }
 
     /// Takes over what an owner knows better about a binding of ours.

@@ -34,6 +34,8 @@ const WITHDRAWN_ABOVE: Duration = Duration::from_secs(20);
 const WITHDRAWN_AFTER: Duration = Duration::from_secs(3);
 /// A rate is known when it was measured for this long.
 const MEASURED_FOR: Duration = Duration::from_secs(1);
+/// A parent that sends again after so long a silence was paused.
+const PAUSED_AFTER: Duration = Duration::from_secs(5);
 /// A piece may be asked of a second parent, before the pieces that nobody was asked for, when the first parent has had it
 /// for this long and is slower than the second one by [`SLOW_FACTOR`].
 const SLOW_AFTER: Duration = Duration::from_secs(5);
@@ -357,7 +359,11 @@ impl PiecePicker {
     pub fn on_bytes(&mut self, peer: &PeerId, index: PieceIndex, bytes: u64, now: Instant) -> Receiving {
         self.last_progress = now;
         let Some(parent) = self.parents.get_mut(peer) else { return Receiving::Withdrawn };
-        parent.heard = Some(now);
+        let heard = parent.heard.replace(now);
+        if heard.is_some_and(|heard| now.saturating_duration_since(heard) >= PAUSED_AFTER) {
+            // A pause says nothing about the rate.
+            parent.meter.restart(now);
+        }
         if let Some(request) = parent.outstanding.get_mut(&index.get()) {
             request.received_bytes += bytes;
         }

@@ -31,6 +31,8 @@ const BUSY_MAX: Duration = Duration::from_secs(600);
 const TICK: Duration = Duration::from_millis(100);
 /// How often the scheduler hears how it goes.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
+/// How often it hears of a download in which nothing is new: it forgets those of which it hears nothing for a minute.
+const REPORT_AT_LEAST_EVERY: Duration = Duration::from_secs(20);
 /// How often the scheduler is asked for parents when there are none.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 /// How often what is held is made durable; what came since is fetched again after a crash.
@@ -149,7 +151,9 @@ struct Supervisor {
     spare: HashMap<PeerId, Parent>,
     /// Reports under way.
     reports: TaskTracker,
+    /// When it was looked last whether there is something to report.
     last_report: Instant,
+    last_sent: Instant,
     last_ask: Instant,
     last_checkpoint: Instant,
     held_at_checkpoint: u32,
@@ -167,6 +171,7 @@ impl Supervisor {
             spare: HashMap::new(),
             reports,
             last_report: now,
+            last_sent: now,
             last_ask: now,
             last_checkpoint: now,
             held_at_checkpoint: held,
@@ -324,9 +329,10 @@ impl Supervisor {
             let mut results = std::mem::take(&mut state.faults);
             results.extend(state.picker.take_results());
             results.truncate(damselfly_messages::scheduler::PARENTS_MAX);
-            if results.is_empty() && held == self.reported_held {
+            if results.is_empty() && held == self.reported_held && now - self.last_sent < REPORT_AT_LEAST_EVERY {
                 return;
             }
+            self.last_sent = now;
             self.reported_held = held;
             ReportPieceResult {
                 task: self.download.name.task_id(),
