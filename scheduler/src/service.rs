@@ -2,7 +2,10 @@
 //!
 //! One task owns the state; decoding runs in another one before it, notifications in tasks of their own behind it.
 
-use std::{collections::HashMap, time::Instant};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Instant,
+};
 
 use damselfly_messages::{
     membership::{Role, host_tags},
@@ -32,6 +35,8 @@ use crate::{
 
 /// Decoded requests that wait for the state; above it the network's inbox fills, and then the answer is *busy*.
 const DECODED: usize = 64;
+/// Hosts without an address to dial that are warned of.
+const UNREACHABLE_MAX: usize = 10_000;
 
 /// A request that waits for its reply.
 #[derive(Debug)]
@@ -57,6 +62,8 @@ pub(crate) struct Service {
     waiting: HashMap<AskId, Waiting>,
     asked: u64,
     started: Instant,
+    /// Hosts that have been warned of because they have no address that others may dial.
+    unreachable: HashSet<PeerId>,
 }
 
 impl Service {
@@ -68,8 +75,18 @@ impl Service {
         metrics: Metrics,
     ) -> Self {
         let notifier = Notifier::new(network.clone());
-        let (waiting, started) = (HashMap::new(), Instant::now());
-        Self { state, network, follower, policy, metrics, notifier, waiting, asked: 0, started }
+        Self {
+            state,
+            network,
+            follower,
+            policy,
+            metrics,
+            notifier,
+            waiting: HashMap::new(),
+            asked: 0,
+            started: Instant::now(),
+            unreachable: HashSet::new(),
+        }
     }
 
     /// Serves until the network ends.
@@ -150,12 +167,22 @@ impl Service {
     }
 
     /// Puts in where the host is seen, and takes out what its credential does not say.
-    fn check_heartbeat(&self, peer: PeerId, body: &mut RequestBody) {
+    fn check_heartbeat(&mut self, peer: PeerId, body: &mut RequestBody) {
         if let RequestBody::AnnounceHost(host) = body {
             let observed = self.network.remote_address(&peer);
             let announced = std::mem::take(&mut host.addresses);
             host.addresses = reachable(announced, observed.as_ref(), &self.policy);
+            let reachable = host.addresses.len();
             host.addresses.retain(|address| self.policy.allows_of_member(address));
+            if host.addresses.is_empty() && reachable > 0 && self.unreachable.len() < UNREACHABLE_MAX {
+                let is_news = self.unreachable.insert(peer);
+                if is_news {
+                    tracing::warn!(
+                        %peer,
+                        "the host is no parent for others: it announces names only, which [dial] member_names allows"
+                    );
+                }
+            }
             host.seed &= self.network.admission().roles(&peer).contains(Role::Seed);
             host.tags = host_tags(&self.network.admission().tags(&peer), &host.tags);
         }

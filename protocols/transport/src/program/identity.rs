@@ -112,7 +112,9 @@ fn risks_above(path: &Path) -> io::Result<Vec<String>> {
     for above in real.ancestors().skip(1).chain(written.ancestors().skip(1)) {
         let metadata = fs::symlink_metadata(above)?;
         let shown = above.display();
-        let is_shared = metadata.mode() & 0o022 != 0 && metadata.mode() & 0o1000 == 0;
+        // A user's private group has the user's number, and only that user in it.
+        let open_to = if metadata.gid() == metadata.uid() { 0o002 } else { 0o022 };
+        let is_shared = metadata.mode() & open_to != 0 && metadata.mode() & 0o1000 == 0;
         let risk = match metadata.uid() {
             owner if owner != us && owner != 0 => format!("{shown} belongs to user {owner}"),
             _ if !metadata.is_symlink() && is_shared => {
@@ -167,7 +169,10 @@ mod tests {
         let above = folder.path().join("above");
         let data = above.join("data");
         prepare_data_dir(&data).expect("made");
-        for (mode, is_risk) in [(0o755, false), (0o777, true), (0o775, true), (0o1777, false)] {
+        let metadata = fs::metadata(&above).expect("made");
+        // A private group has its user's number.
+        let is_shared_group = metadata.gid() != metadata.uid();
+        for (mode, is_risk) in [(0o755, false), (0o777, true), (0o775, is_shared_group), (0o1777, false)] {
             fs::set_permissions(&above, fs::Permissions::from_mode(mode)).expect("chmod");
             let risks = risks_above(&data).expect("looked");
             let told = risks.iter().any(|risk| risk.starts_with(&above.display().to_string()));

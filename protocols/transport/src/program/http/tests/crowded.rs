@@ -7,6 +7,9 @@ use super::{
     *,
 };
 
+/// One for all answers: there are as many at a time as there is room for.
+static LONG: &[u8] = &[b'x'; 8 << 20];
+
 /// A server with monitoring, `/change` that works at once, and `/slow` that answers when `finish` is cancelled.
 async fn server(finish: &CancellationToken) -> HttpServer {
     let finish = finish.clone();
@@ -14,7 +17,7 @@ async fn server(finish: &CancellationToken) -> HttpServer {
         finish.cancelled().await;
         "slow"
     });
-    let long = get(async || "x".repeat(8 << 20));
+    let long = get(async || LONG);
     let echo = post(async |body: String| body);
     let ready = Monitoring::new(Registry::default(), || Ok(()));
     let routes = monitoring(ready)
