@@ -17,7 +17,9 @@ use super::{
     scenarios::{CONVERGES_WITHIN, Figures, figures},
 };
 use crate::{
+    http,
     links::{proxy::Order, wire::Shape},
+    listing::metric,
     usage,
 };
 
@@ -31,6 +33,8 @@ const DELETED_LOOKED_AT: usize = 20;
 const WARM_AFTER: Duration = Duration::from_secs(600);
 /// And afterwards by so much, as a share.
 const GROWTH_MAX: f64 = 0.10;
+/// What a scheduler's records take.
+const STATE_BYTES: &str = "damselfly_scheduler_state_bytes";
 /// These are never killed, so that what they take can be compared.
 const LASTING: [&str; 6] = ["manager", "scheduler-1", "scheduler-2", "node-1", "node-2", "node-3"];
 
@@ -85,7 +89,7 @@ pub(super) async fn soak(harness: &mut Harness, time: Duration, seed: u64) -> an
         let names = to_look_at(harness, &mut deleted, &mut random);
         let settled = harness.converged_on(&names, &harness.users.all(), CONVERGES_WITHIN).await;
         longest = longest.max(settled.with_context(|| format!("{breaking:?} after {at} s"))?);
-        taken.look(harness, begun.elapsed())?;
+        taken.look(harness, begun.elapsed()).await?;
     }
     // All that was ever deleted, however long that takes.
     harness.converged(&harness.users.all(), time).await?;
@@ -262,14 +266,26 @@ impl User {
 struct Taken(BTreeMap<&'static str, Vec<Look>>);
 
 /// When it was, memory in bytes, descriptors.
+///
+/// Of schedulers without the memory of their records: each delete is kept for 30 days, within a bound, so that grows with what
+/// users do.
 type Look = (Duration, u64, u64);
 
 impl Taken {
-    fn look(&mut self, harness: &Harness, at: Duration) -> anyhow::Result<()> {
+    async fn look(&mut self, harness: &Harness, at: Duration) -> anyhow::Result<()> {
+        let (_, cluster) = harness.layout()?;
         for name in LASTING {
             let pid = harness.pid(name)?;
             let (memory, _) = usage::memory_bytes(pid)?;
-            self.0.entry(name).or_default().push((at, memory, usage::descriptors(pid)?));
+            let records = match cluster.schedulers.iter().find(|scheduler| scheduler.name == name) {
+                Some(scheduler) => {
+                    let shown = http::get(&scheduler.metrics).await?.body;
+                    metric(&shown, STATE_BYTES).with_context(|| format!("{name} shows no {STATE_BYTES}"))? as u64
+                }
+                None => 0,
+            };
+            let look = (at, memory.saturating_sub(records), usage::descriptors(pid)?);
+            self.0.entry(name).or_default().push(look);
         }
         Ok(())
     }
