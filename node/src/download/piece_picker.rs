@@ -29,7 +29,7 @@ const ANSWER_TARGET: Duration = Duration::from_millis(400);
 const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
 /// Requests that would take longer than this at the parent's measured rate are withdrawn: pieces that are complete soon are
 /// worth more than many that have only begun.
-const WITHDRAWN_ABOVE: Duration = Duration::from_secs(20);
+const WITHDRAWN_ABOVE: Duration = Duration::from_secs(8);
 /// Not before this time: a parent that only falters is not slow, and each withdrawal costs a stream.
 const WITHDRAWN_AFTER: Duration = Duration::from_secs(3);
 /// A rate is known when it was measured for this long.
