@@ -374,9 +374,13 @@ fn stalled(state: &State, now: Instant) -> Option<FetchError> {
     if since_progress < most {
         return None;
     }
-    Some(match has_sources {
-        true => FetchError::Stalled(most.as_secs()),
-        false => FetchError::NoSource(state.last_fault.clone()),
+    Some(match (has_sources, is_busy) {
+        (true, true) => FetchError::Stalled(most.as_secs()),
+        // They are connected, and as good as gone.
+        (true, false) => {
+            FetchError::NoSource(format!("none of its holders has sent anything for {} s", most.as_secs()))
+        }
+        (false, _) => FetchError::NoSource(state.last_fault.clone()),
     })
 }
 
