@@ -20,7 +20,7 @@ use crate::links::{proxy::Order, wire::Shape};
 const FILE_BYTES: usize = 100_000;
 const STALLED_BYTES: usize = 64 << 20;
 /// An export without a verified byte ends with the reason by then.
-const GIVES_UP_WITHIN: Duration = Duration::from_secs(30);
+const GIVES_UP_WITHIN: Duration = Duration::from_secs(40);
 /// Exit code of `dfcache`: no holder, or no scheduler, is reached.
 const UNREACHABLE: i32 = 8;
 
